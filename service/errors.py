@@ -1,0 +1,105 @@
+"""Every error a caller can meet, drawn as a tree, and one table from error to HTTP status and gRPC code.
+
+    ServiceError
+    ├── RequestError              the caller's fault
+    │   ├── MalformedRequest          the bytes do not form a request (JSON, lengths, datatypes, ranges)
+    │   ├── RequestMismatch           a good request that does not fit this model (names, datatypes, shapes, rows)
+    │   ├── PayloadTooLarge           over the limit on body bytes
+    │   ├── UnsupportedEncoding       a Content-Encoding that is not spoken here
+    │   ├── NotFound                  no such route, model or version
+    │   └── MethodNotAllowed          the route exists, the method does not
+    ├── Unavailable               nobody's fault now; trying again may help
+    │   ├── ModelNotReady             still loading, or UNAVAILABLE with a reason
+    │   └── QueueFull                 admission is bounded; carries retry_after_s
+    ├── InferenceFailed           the runtime refused a batch that had passed validation
+    └── ModelRejected             at load: this version must not serve, and why (never sent as an infer answer)
+
+Messages are for the person who reads them at night: they name the thing, what was found, what was expected, the next
+step. This file knows neither HTTP headers nor FastAPI; the transports translate through `STATUS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ServiceError(Exception):
+    """Base of the tree. `str(error)` is the text the caller sees."""
+
+
+class RequestError(ServiceError):
+    """The caller's fault: the same request will fail again."""
+
+
+class MalformedRequest(RequestError):
+    """The bytes do not form a request."""
+
+
+class RequestMismatch(RequestError):
+    """The request is well formed but does not fit the model."""
+
+
+class PayloadTooLarge(RequestError):
+    """The body is over the configured limit."""
+
+
+class UnsupportedEncoding(RequestError):
+    """The body is packed in a Content-Encoding that is not spoken here."""
+
+
+class NotFound(RequestError):
+    """No such route, model or version."""
+
+
+class MethodNotAllowed(RequestError):
+    """The route exists, but not for this method."""
+
+
+class Unavailable(ServiceError):
+    """Nobody's fault now; trying again may help."""
+
+
+class ModelNotReady(Unavailable):
+    """The model is loading, unloading, or UNAVAILABLE; the text says which and why."""
+
+
+class QueueFull(Unavailable):
+    """The scheduler's queue is full. `retry_after_s` is when a place is likely to be free."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class InferenceFailed(ServiceError):
+    """ONNX Runtime refused a batch that had passed validation."""
+
+
+class ModelRejected(ServiceError):
+    """Raised while loading: this version must not serve. The text becomes the reason of its UNAVAILABLE state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How an error is told on the wire: HTTP status (RFC 9110) and gRPC code (name in google.rpc.Code)."""
+
+    http: int
+    grpc: str
+
+
+STATUS: dict[type[ServiceError], Status] = {
+    ServiceError: Status(500, "INTERNAL"),
+    RequestError: Status(400, "INVALID_ARGUMENT"),
+    PayloadTooLarge: Status(413, "INVALID_ARGUMENT"),
+    UnsupportedEncoding: Status(415, "INVALID_ARGUMENT"),
+    NotFound: Status(404, "NOT_FOUND"),
+    MethodNotAllowed: Status(405, "UNIMPLEMENTED"),
+    Unavailable: Status(503, "UNAVAILABLE"),
+    # KServe's gRPC client retries UNAVAILABLE three times within 0.7 s; a full queue must not invite that storm.
+    QueueFull: Status(503, "RESOURCE_EXHAUSTED"),
+}
+
+
+def status_of(error: ServiceError) -> Status:
+    """The status of the nearest ancestor that has a row in `STATUS`."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
