@@ -1,0 +1,93 @@
+"""Edits alone: what shares a constant, who inherits a name, what the sweep takes along."""
+
+import numpy as np
+
+from tests.training.fold.models import build, constant, op_types
+from training.fold.edits import AppendAdd, BecomeGemm, SetOperand, apply, remove_identity, sweep
+
+
+def test_operands_of_the_same_origin_role_and_content_share_one_constant():
+    model = build(
+        "m (double[1] x) => (y) { a = Add (x, k) b = Add (a, k) c = Add (b, k) y = Add (c, k) }", k=np.ones(1)
+    )
+    first, second, third, last = model.graph
+    k = model.graph.initializers["k"]
+    two, three = np.array([2.0]), np.array([3.0])
+
+    apply(
+        model,
+        [
+            SetOperand(first, 1, two, k, "bias"),
+            SetOperand(second, 1, two.copy(), k, "bias"),
+            SetOperand(third, 1, three, k, "bias"),
+        ],
+    )
+
+    assert first.inputs[1] is second.inputs[1] is not third.inputs[1]
+    assert [constant(model, name).tolist() for name in ("k", "k_1", "k_2")] == [[1.0], [2.0], [3.0]]
+    assert last.inputs[1] is k
+
+
+def test_equal_bytes_of_another_shape_are_another_constant():
+    model = build("m (double[1,1] x) => (y) { a = Add (x, k) y = Add (a, k) }", k=np.ones(1))
+    first, second = model.graph
+    k = model.graph.initializers["k"]
+
+    apply(
+        model,
+        [SetOperand(first, 1, np.ones((1, 1)), k, "bias"), SetOperand(second, 1, np.ones(1), k, "bias")],
+    )
+
+    assert first.inputs[1] is not second.inputs[1]
+
+
+def test_a_matmul_becomes_a_gemm_in_its_place():
+    model = build("m (double[2,3] x) => (double[2,4] y) { [mm] y = MatMul (x, w) }", w=np.ones((3, 4)))
+    node = model.graph[0]
+
+    apply(model, [BecomeGemm(node), SetOperand(node, 2, np.zeros(4), model.graph.initializers["w"], "bias")])
+
+    assert (node.op_type, node.name, [v.name for v in node.inputs]) == ("Gemm", "mm", ["x", "w", "w_bias"])
+
+
+def test_an_appended_add_takes_over_the_output():
+    model = build("m (double[1,3,2] x) => (double[1,3,2] y) { [mm] y = MatMul (w, x) }", w=np.ones((3, 3)))
+    node = model.graph[0]
+
+    added = apply(model, [AppendAdd(node, np.zeros((3, 1)), model.graph.initializers["w"])])
+
+    assert op_types(model) == ["MatMul", "Add"]
+    assert model.graph.outputs[0] is added[node].outputs[0]
+    assert [v.name for v in added[node].inputs] == ["y_unshifted", "w_bias"]
+    assert str(model.graph.outputs[0].shape) == "[1,3,2]"
+
+
+def test_a_new_constant_gets_the_bias_name_of_its_weight():
+    model = build("m (double[1] x) => (y) { y = own.Op (x, conv_weight) }", conv_weight=np.ones(1))
+    node = model.graph[0]
+
+    apply(model, [SetOperand(node, 3, np.zeros(1), model.graph.initializers["conv_weight"], "bias")])
+
+    assert [None if v is None else v.name for v in node.inputs] == ["x", "conv_weight", None, "conv_bias"]
+
+
+def test_an_identity_leaves_with_its_input_taking_its_name():
+    model = build("m (double[1] x) => (double[1] y) { h = Neg (x) y = own.Same (h, k) }", k=np.ones(1))
+    same = model.graph[1]
+
+    left_over = remove_identity(same)
+
+    assert [v.name for v in left_over] == ["k"]
+    assert model.graph.outputs[0] is model.graph[0].outputs[0] and model.graph.outputs[0].name == "y"
+
+
+def test_the_sweep_takes_only_what_is_unread():
+    model = build(
+        "m (double[1] x) => (double[1] y) { a = Neg (k) b = Neg (a) c = Neg (a) y = Add (x, c) }", k=np.ones(1)
+    )
+    _, b, *_ = model.graph
+
+    sweep([b.outputs[0], model.graph.inputs[0], model.graph.outputs[0]])
+
+    assert [node.outputs[0].name for node in model.graph] == ["a", "c", "y"]
+    assert list(model.graph.initializers) == ["k"]

@@ -1,0 +1,169 @@
+"""What torch really exports, unoptimised: every BatchNormalization that a rule covers is gone, and torch agrees.
+
+The exporter writes a missing bias and the parameters of affine=False as Constant -> CastLike -> Expand(Shape(..)),
+where Shape and CastLike read the very tensor that is folded into.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from tests.training.fold.models import constant
+from tests.training.fold.oracle import evaluate
+from training.fold import Verdict, fold
+
+
+class SharedConv(nn.Module):
+    """One convolution, used twice, each time behind a BatchNorm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.bn1(self.conv(x)), self.bn2(self.conv(y))
+
+
+class MatMulParameter(nn.Module):
+    """A product with a bare parameter: MatMul and Add, as some models write their heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias, self.bn = (
+            nn.Parameter(torch.randn(6, 5)),
+            nn.Parameter(torch.randn(5)),
+            nn.BatchNorm1d(5),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(x @ self.weight + self.bias)
+
+
+CASES = {
+    "Conv1d": (nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)), [(2, 3, 8)]),
+    "Conv2d": (nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4)), [(2, 3, 8, 9)]),
+    "Conv2d without bias": (nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)), [(2, 3, 8, 9)]),
+    "Conv3d": (nn.Sequential(nn.Conv3d(3, 4, (1, 2, 3)), nn.BatchNorm3d(4)), [(2, 3, 4, 5, 6)]),
+    "depthwise": (nn.Sequential(nn.Conv2d(4, 8, 3, groups=4, bias=False), nn.BatchNorm2d(8)), [(2, 4, 8, 9)]),
+    "grouped": (nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)), [(2, 4, 8, 9)]),
+    "padding_mode": (
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4)), [(2, 3, 8, 9)]),
+    "ConvTranspose1d": (nn.Sequential(nn.ConvTranspose1d(4, 6, 3), nn.BatchNorm1d(6)), [(2, 4, 8)]),
+    "ConvTranspose2d groups=2": (
+        nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2), nn.BatchNorm2d(6)),
+        [(2, 4, 5, 6)]),
+    "ConvTranspose2d without bias": (
+        nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6)), [(2, 4, 5, 6)]),
+    "Linear": (nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5)), [(3, 6)]),
+    "Linear without bias": (nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5)), [(3, 6)]),
+    "MatMul of a parameter": (MatMulParameter(), [(3, 6)]),
+    "affine=False": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)), [(2, 3, 8, 9)]),
+    "affine=False, Linear": (nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5, affine=False)), [(3, 6)]),
+    "shared conv": (SharedConv(), [(2, 3, 8, 9), (2, 3, 7, 6)]),
+    "a small network": (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+            nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, eps=1e-3), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7), nn.BatchNorm1d(7), nn.Linear(7, 2)),
+        [(2, 3, 8, 9)]),
+}  # fmt: skip
+
+
+def settle(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Evaluation mode with statistics that are not mean 0, variance 1, which would hide almost every mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.running_mean.normal_(generator=generator)
+            part.running_var.uniform_(0.2, 2, generator=generator)
+            if part.affine:
+                with torch.no_grad():
+                    part.weight.normal_(generator=generator)
+                    part.bias.normal_(generator=generator)
+    return module.eval()
+
+
+def export(module: nn.Module, inputs: tuple[torch.Tensor, ...], **more) -> ir.Model:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecations
+        program = torch.onnx.export(module, inputs, dynamo=True, optimize=False, verbose=False, **more)
+    return program.model
+
+
+# Where the exporter's chains ask for a shape, the batch may be unknown: only the channels have to be.
+DYNAMIC = ["Conv2d without bias", "affine=False", "affine=False, Linear", "shared conv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [*((name, False) for name in CASES), *((name, True) for name in DYNAMIC)],
+    ids=[*CASES, *(f"{name}, dynamic batch" for name in DYNAMIC)],
+)
+def test_no_batchnorm_is_left_and_torch_agrees(name: str, dynamic: bool):
+    module, shapes = CASES[name]
+    inputs = tuple(torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in shapes)
+    expected = settle(module)(*inputs)
+    expected = [output.detach().numpy() for output in (expected if isinstance(expected, tuple) else (expected,))]
+    # Every input's batch by its own name: with one common name torch would have to prove the batches equal.
+    batches = tuple({0: torch.export.Dim(f"batch{i}")} for i in range(len(inputs)))
+    more = {"dynamic_shapes": batches} if dynamic else {}
+
+    folded, report = fold(export(module, inputs, **more))
+
+    assert report.summary()["found"] > 0 and {o.verdict for o in report.batchnorms} == {Verdict.FOLDED}, (
+        report.as_text()
+    )
+    assert "BatchNormalization" not in [node.op_type for node in folded.graph.all_nodes()]
+    feeds = {value.name or "": tensor.numpy() for value, tensor in zip(folded.graph.inputs, inputs, strict=True)}
+    for mine, theirs in zip(evaluate(folded, feeds), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_fold_without_changing_type(dtype: torch.dtype):
+    module = settle(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, eps=2**-17))).to(dtype)
+
+    folded, report = fold(export(module, (torch.randn(2, 3, 8, 9).to(dtype),)))
+
+    assert report.summary()["folded"] == 1
+    (conv,) = folded.graph
+    assert {value.dtype for value in conv.inputs} == {folded.graph.inputs[0].dtype}
+    again = nn.utils.fusion.fuse_conv_bn_eval(module[0].double(), module[1].double())
+    tolerance = 4 * torch.finfo(dtype).eps if dtype is torch.float64 else torch.finfo(dtype).eps / 2
+    np.testing.assert_allclose(
+        conv.inputs[1].const_value.numpy().astype(np.float64), again.weight.detach().numpy(), rtol=tolerance
+    )
+
+
+def test_a_linear_on_sequences_is_refused_though_its_sizes_agree():
+    """[N, T, F] with T = F: BatchNorm1d is along T, the Linear acts on F."""
+    module = settle(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)))
+
+    _, report = fold(export(module, (torch.randn(2, 5, 5),)))
+
+    assert [outcome.verdict for outcome in report.batchnorms] == [Verdict.KEPT]
+    assert "acts on axis 2" in report.batchnorms[0].reason
+
+
+def test_without_running_statistics_it_is_refused():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+
+    _, report = fold(export(module, (torch.randn(2, 3, 8, 9),)))
+
+    assert [outcome.verdict for outcome in report.batchnorms] == [Verdict.KEPT]
+    assert "is not constant" in report.batchnorms[0].reason
+
+
+def test_names_of_weights_are_the_modules():
+    module = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+
+    folded, _ = fold(export(module, (torch.randn(2, 3, 8, 9),)))
+
+    assert sorted(folded.graph.initializers) == ["0.bias", "0.weight"]
+    assert constant(folded, "0.weight").shape == (4, 3, 3, 3)

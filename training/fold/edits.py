@@ -1,0 +1,231 @@
+"""Edits of a graph, decided elsewhere: remove a node that became the identity, give operands new constants, sweep up.
+
+No arithmetic. Nothing is written in place: a constant that other nodes share stays as it is, and every distinct new
+content becomes one new initializer, which inherits the old one's name where the old one is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from training.fold.affine import Array
+
+
+@dataclass(frozen=True, eq=False)
+class SetOperand:
+    """Operand `index` of `node` becomes the constant `array` (in its storage dtype).
+
+    `origin` is the constant it was made from: edits with the same origin, role and content share one new constant.
+    """
+
+    node: ir.Node
+    index: int
+    array: Array
+    origin: ir.Value
+    role: str  # "weight" or "bias"
+
+
+@dataclass(frozen=True)
+class SetAttribute:
+    node: ir.Node
+    attribute: ir.Attr
+
+
+@dataclass(frozen=True)
+class BecomeGemm:
+    """A MatMul of two matrices turns into the Gemm that computes the same and can hold a bias; name and output stay."""
+
+    node: ir.Node
+
+
+@dataclass(frozen=True, eq=False)
+class AppendAdd:
+    """After `node`, a new Add of the constant `array`, which takes over the name of the node's output."""
+
+    node: ir.Node
+    array: Array
+    origin: ir.Value
+
+
+Edit = SetOperand | SetAttribute | BecomeGemm | AppendAdd
+
+
+def remove_identity(node: ir.Node) -> list[ir.Value]:
+    """Take a node out whose first output equals its first input by now; return what it read otherwise.
+
+    The tensor that stays carries the *output's* name, type, shape and annotations, because it holds the output's
+    numbers: a name in the graph never changes its meaning, and graph outputs keep theirs.
+    """
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None and node.graph is not None
+    y.replace_all_uses_with(x, replace_graph_outputs=True)
+    left_over = [value for value in node.inputs[1:] if value is not None]
+    node.graph.remove(node, safe=True)
+    _take_over_identity(x, y)
+    return left_over
+
+
+def apply(model: ir.Model, edits: Sequence[Edit]) -> dict[ir.Node, ir.Node]:
+    """Carry out `edits`; return the Add that was appended after a node, for each that got one."""
+    names = _Names(model)
+    added: dict[ir.Node, ir.Node] = {}
+    operands: list[SetOperand] = []
+    for edit in edits:
+        match edit:
+            case SetOperand():
+                operands.append(edit)
+            case SetAttribute():
+                edit.node.attributes.add(edit.attribute)
+            case BecomeGemm():
+                edit.node.op_type = "Gemm"
+            case AppendAdd():
+                added[edit.node] = _append_add(edit.node, names)
+                operands.append(SetOperand(added[edit.node], 1, edit.array, edit.origin, "bias"))
+    _set_operands(model, operands, names)
+    return added
+
+
+def sweep(values: Iterable[ir.Value]) -> None:
+    """Remove what nobody reads any more among `values`, and what only they were made from."""
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if value.uses() or value.is_graph_output() or value.is_graph_input():
+            continue
+        node = value.producer()
+        if value.is_initializer() and value.graph is not None and value.name is not None:
+            del value.graph.initializers[value.name]
+        elif node is not None and node.graph is not None and _is_unread(node):
+            pending += [operand for operand in node.inputs if operand is not None]
+            node.graph.remove(node, safe=True)
+
+
+def _is_unread(node: ir.Node) -> bool:
+    return not any(output.uses() or output.is_graph_output() for output in node.outputs)
+
+
+def _take_over_identity(value: ir.Value, model: ir.Value) -> None:
+    value.const_value = None
+    value.name = model.name
+    value.type = model.type if model.type is not None else value.type
+    value.shape = model.shape if model.shape is not None else value.shape
+    value.doc_string = model.doc_string
+    for mine, theirs in ((value.metadata_props, model.metadata_props), (value.meta, model.meta)):
+        mine.clear()
+        mine.update(theirs)
+
+
+def _append_add(node: ir.Node, names: _Names) -> ir.Node:
+    """The Add without its constant yet."""
+    before = node.outputs[0]
+    after = ir.Value(name=None)
+    add = ir.Node("", "Add", [before, None], outputs=[after], name=names.new(f"{node.name or before.name}_shift"))
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    add.replace_input_with(0, before)
+    _take_over_identity(after, before)
+    before.name = names.new(f"{after.name}_unshifted")
+    graph.insert_after(node, add)
+    return add
+
+
+def _set_operands(model: ir.Model, edits: list[SetOperand], names: _Names) -> None:
+    fresh: dict[object, tuple[ir.Value, str, ir.Value]] = {}  # what it is -> new value, the name it would like, origin
+    replaced: list[ir.Value] = []
+    shared = _shared_origins(edits)
+    for edit in edits:
+        key = (edit.origin, edit.role, _digest(edit.array)) if edit.origin in shared else edit
+        if edit.index >= len(edit.node.inputs):
+            edit.node.resize_inputs(edit.index + 1)
+        old = edit.node.inputs[edit.index]
+        if key not in fresh:
+            wish = old.name if old is not None else _bias_name(edit.origin.name)
+            fresh[key] = (_constant_value(edit.array), wish or edit.role, edit.origin)
+        edit.node.replace_input_with(edit.index, fresh[key][0])
+        if old is not None:
+            replaced.append(old)
+    homes = {origin: _home(origin, model) for _, _, origin in fresh.values()}
+    sweep(replaced)
+    names.forget_all_but(model)
+    for value, wish, origin in fresh.values():
+        _register(value, names.new(wish), homes[origin], as_node=model.ir_version < 4)
+
+
+def _shared_origins(edits: list[SetOperand]) -> set[ir.Value]:
+    """Constants that more than one node's new operand is made from: only their contents need comparing."""
+    nodes: dict[ir.Value, set[ir.Node]] = {}
+    for edit in edits:
+        nodes.setdefault(edit.origin, set()).add(edit.node)
+    return {origin for origin, users in nodes.items() if len(users) > 1}
+
+
+def _digest(array: Array) -> tuple[str, tuple[int, ...], bytes]:
+    return str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+
+
+def _constant_value(array: Array) -> ir.Value:
+    tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape))
+    return ir.Value(type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+
+
+def _home(origin: ir.Value, model: ir.Model) -> ir.Graph:
+    """The graph whose scope the origin is defined in: whoever saw the origin sees what is made from it."""
+    graph = origin.graph
+    return graph if isinstance(graph, ir.Graph) else model.graph
+
+
+def _register(value: ir.Value, name: str, graph: ir.Graph, *, as_node: bool) -> None:
+    """An initializer; below IR version 4 a Constant node, since initializers had to be graph inputs there."""
+    tensor = value.const_value
+    assert tensor is not None
+    if as_node:
+        constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name=name)
+        constant.outputs[0].name = name
+        constant.outputs[0].type, constant.outputs[0].shape = value.type, value.shape
+        value.replace_all_uses_with(constant.outputs[0])
+        graph.insert_before(graph[0], constant)
+    else:
+        value.name = name
+        graph.register_initializer(value)
+
+
+def _bias_name(weight: str | None) -> str:
+    weight = weight or "weight"
+    return f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight}_bias"
+
+
+class _Names:
+    """Every name in the model, values and nodes, in all scopes: a name that is new here shadows nothing."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken = _all_names(model)
+
+    def new(self, wish: str) -> str:
+        """`wish`, or `wish_1`, `wish_2`, ..., whichever is free; taken from then on."""
+        name, count = wish, 0
+        while name in self._taken:
+            count += 1
+            name = f"{wish}_{count}"
+        self._taken.add(name)
+        return name
+
+    def forget_all_but(self, model: ir.Model) -> None:
+        """Names whose owners are gone are free again."""
+        self._taken = _all_names(model)
+
+
+def _all_names(model: ir.Model) -> set[str]:
+    names: set[str | None] = set()
+    for graph in model.graphs():
+        names.update(graph.initializers)
+        names.update(value.name for value in (*graph.inputs, *graph.outputs))
+        for node in graph:
+            names.add(node.name)
+            names.update(output.name for output in node.outputs)
+    return {name for name in names if name}
