@@ -1,0 +1,403 @@
+"""The proof accepts exact folds, hostile ones too, and catches each classic mistake. Folds are made by hand here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from tests.training.graphs import Statistics, batch_norm, model, random
+from training.errors import UserError
+from training.samples import CannotMakeSamples
+from training.verify import VerificationFailed, VerifyReport, make_samples, run, verify
+
+Pair = tuple[ir.Model, ir.Model]
+node = helper.make_node
+
+
+def prove(pair: Pair) -> VerifyReport:
+    return verify(*pair, make_samples(pair[0]))
+
+
+# --- one original and its fold for each place where tools go wrong; `wrong` makes the classic mistake -------------------
+
+
+def conv_bn(
+    statistics: Statistics | None = None, *, wrong: Callable[[Any], Any] | None = None, dtype: Any = np.float32
+) -> Pair:
+    """Conv with zero padding, then BN. `wrong` changes the folded weights (a dict of w and b) or the statistics."""
+    s = statistics or Statistics.plausible(4)
+    w, b = random(1, 4, 3, 3, 3), random(2, 4)
+    conv = node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1])
+    shapes = {"inputs": {"x": [2, 3, 6, 5]}, "outputs": {"y": [2, 4, 6, 5]}, "dtype": dtype}
+    original = model([conv, batch_norm("c", "y", s.epsilon)], weights={"w": w, "b": b, **s.weights()}, **shapes)
+    folded = {"w": w * s.scale[:, None, None, None], "b": (b - s.mean) * s.scale + s.beta}
+    if wrong is not None:
+        folded = wrong((w, b, s, folded))
+    conv = node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])
+    return original, model([conv], weights=folded, **shapes)
+
+
+def folded_with(s: Statistics, w: Any, b: Any) -> dict[str, Any]:
+    return {"w": w * s.scale[:, None, None, None], "b": (b - s.mean) * s.scale + s.beta}
+
+
+def bn_before_padded_conv(*, naive: bool) -> Pair:
+    """BN, then a Conv with zero padding. Right: a map of shifts, added once. Naive: the shift as a bias."""
+    s, w = Statistics.plausible(3), random(1, 4, 3, 3, 3)
+    shapes = {"inputs": {"x": [1, 3, 5, 5]}, "outputs": {"y": [1, 4, 5, 5]}}
+    original = model(
+        [batch_norm("x", "n"), node("Conv", ["n", "w"], ["y"], pads=[1, 1, 1, 1])],
+        weights={"w": w, **s.weights()},
+        **shapes,
+    )
+    scaled = {"w": w * s.scale[None, :, None, None]}
+    if naive:
+        bias = np.einsum("oikl,i->o", w, s.shift)
+        nodes = [node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])]
+        return original, model(nodes, weights={**scaled, "b": bias}, **shapes)
+    plane = np.zeros((4, 5, 5))
+    ones = np.pad(np.ones((5, 5)), 1)
+    for k, m in np.ndindex(3, 3):
+        plane += np.einsum("oi,i->o", w[:, :, k, m], s.shift)[:, None, None] * ones[k : k + 5, m : m + 5]
+    nodes = [node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), node("Add", ["c", "plane"], ["y"])]
+    return original, model(nodes, weights={**scaled, "plane": plane}, **shapes)
+
+
+def conv_transpose_bn(*, wrong_axis: bool) -> Pair:
+    """ConvTranspose with two groups: output channel g * 2 + j is column j of group g's rows. All sizes coincide."""
+    s, w = Statistics.plausible(4), random(1, 4, 2, 3, 3)
+    shapes = {"inputs": {"x": [4, 4, 4, 4]}, "outputs": {"y": [4, 4, 6, 6]}}
+    original = model(
+        [node("ConvTranspose", ["x", "w"], ["c"], group=2), batch_norm("c", "y")],
+        weights={"w": w, **s.weights()},
+        **shapes,
+    )
+    right = (w.reshape(2, 2, 2, 3, 3) * s.scale.reshape(2, 1, 2, 1, 1)).reshape(w.shape)
+    folded = w * s.scale[:, None, None, None] if wrong_axis else right
+    nodes = [node("ConvTranspose", ["x", "w", "b"], ["y"], group=2)]
+    return original, model(nodes, weights={"w": folded, "b": s.shift}, **shapes)
+
+
+def gemm_bn(*, ignore_beta: bool) -> Pair:
+    """0.5 x W' + 2 C, then BN: C is scaled by beta before the mean goes off."""
+    s, w, c = Statistics.plausible(5), random(1, 5, 7), random(2, 5)
+    shapes = {"inputs": {"x": [3, 7]}, "outputs": {"y": [3, 5]}}
+    original = model(
+        [node("Gemm", ["x", "w", "c"], ["g"], alpha=0.5, beta=2.0, transB=1), batch_norm("g", "y")],
+        weights={"w": w, "c": c, **s.weights()},
+        **shapes,
+    )
+    bias = ((1.0 if ignore_beta else 2.0) * c - s.mean) * s.scale + s.beta
+    nodes = [node("Gemm", ["x", "w", "c"], ["y"], alpha=0.5, transB=1)]
+    return original, model(nodes, weights={"w": w * s.scale[:, None], "c": bias}, **shapes)
+
+
+def shared_weight(*, written_twice: bool) -> Pair:
+    """One weight, two convolutions, two BNs. Wrong: both scales end up in the one weight."""
+    a, b, w = Statistics.plausible(3, 1), Statistics.plausible(3, 2), random(1, 3, 3, 1, 1)
+    shapes = {"inputs": {"x": [2, 3, 4, 4]}, "outputs": {"y": [2, 3, 4, 4], "z": [2, 3, 4, 4]}}
+    original = model(
+        [
+            node("Conv", ["x", "w"], ["c"]),
+            batch_norm("c", "y", prefix="a_"),
+            node("Conv", ["x", "w"], ["d"]),
+            batch_norm("d", "z", prefix="b_"),
+        ],
+        weights={"w": w, **a.weights("a_"), **b.weights("b_")},
+        **shapes,
+    )
+    each = [w * s.scale[:, None, None, None] for s in (a, b)]
+    if written_twice:
+        each = [w * (a.scale * b.scale)[:, None, None, None]] * 2
+    weights = {"wa": each[0], "wb": each[1], "ba": a.shift, "bb": b.shift}
+    nodes = [node("Conv", ["x", "wa", "ba"], ["y"]), node("Conv", ["x", "wb", "bb"], ["z"])]
+    return original, model(nodes, weights=weights, **shapes)
+
+
+RIGHT: dict[str, Callable[[], Pair]] = {
+    "conv": conv_bn,
+    "conv in float16": lambda: conv_bn(dtype=np.float16),
+    "conv in float64": lambda: conv_bn(dtype=np.float64),
+    "conv in bfloat16": lambda: conv_bn(dtype=ml_dtypes.bfloat16),
+    "bn before a padded conv, as a map": lambda: bn_before_padded_conv(naive=False),
+    "conv transpose": lambda: conv_transpose_bn(wrong_axis=False),
+    "gemm with alpha and beta": lambda: gemm_bn(ignore_beta=False),
+    "shared weight, cloned": lambda: shared_weight(written_twice=False),
+    "nothing folded": lambda: (conv_bn()[0], conv_bn()[0]),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_an_exact_fold_is_proved(name: str) -> None:
+    report = prove(RIGHT[name]())
+    assert report.passed
+    figures = report.as_dict()
+    assert figures["algebra_error"] <= 1e-9
+    assert figures["outputs_compared"] >= 1000 or "float64 only" in figures["note"]
+
+
+WRONG: dict[str, Callable[[], Pair]] = {
+    "shift through zero padding as a bias": lambda: bn_before_padded_conv(naive=True),
+    "conv transpose: group axis": lambda: conv_transpose_bn(wrong_axis=True),
+    "gemm: beta ignored": lambda: gemm_bn(ignore_beta=True),
+    "shared weight written twice": lambda: shared_weight(written_twice=True),
+    "epsilon 1e-3 for 1e-5": lambda: conv_bn(wrong=lambda p: folded_with(replace(p[2], epsilon=1e-3), *p[:2])),
+    "epsilon 1.1e-5 for 1e-5": lambda: conv_bn(wrong=lambda p: folded_with(replace(p[2], epsilon=1.1e-5), *p[:2])),
+    "sign of the mean": lambda: conv_bn(wrong=lambda p: folded_with(replace(p[2], mean=-p[2].mean), *p[:2])),
+    "sign of gamma": lambda: conv_bn(wrong=lambda p: folded_with(replace(p[2], gamma=abs(p[2].gamma)), *p[:2])),
+    "bias not scaled": lambda: conv_bn(wrong=lambda p: {**p[3], "b": p[1] + p[2].shift}),
+    "bias dropped": lambda: conv_bn(wrong=lambda p: {**p[3], "b": p[2].shift}),
+    "two channels swapped": lambda: conv_bn(wrong=lambda p: {**p[3], "b": p[3]["b"][[1, 0, 2, 3]]}),
+    "in float16, epsilon 0.1": lambda: conv_bn(
+        dtype=np.float16, wrong=lambda p: folded_with(replace(p[2], epsilon=0.1), *p[:2])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_classic_mistake_is_caught_by_the_algebra(name: str) -> None:
+    with pytest.raises(VerificationFailed) as error:
+        prove(WRONG[name]())
+    message = str(error.value)
+    assert message.startswith("verification failed: output '")
+    assert "the folded graph is not the same function" in message
+    assert "\n" not in message
+    assert isinstance(error.value, UserError)
+    assert not error.value.report.passed
+    assert error.value.report.as_dict()["algebra_error"] > 1e-9
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("channel", range(4))
+def test_one_shift_off_by_a_millionth_is_caught(dtype: Any, channel: int) -> None:
+    def nudged(parts: Any) -> dict[str, Any]:
+        b = parts[3]["b"].copy()
+        b[channel] *= 1 + 1e-6
+        return {**parts[3], "b": b}
+
+    with pytest.raises(VerificationFailed, match="not the same function"):
+        prove(conv_bn(wrong=nudged, dtype=dtype))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_hostile_statistics_do_not_fail_the_algebra_of_an_exact_fold(seed: int) -> None:
+    """In float32 a mean of 1e4 deviations may lose accuracy, which is the other judgement's business."""
+    try:
+        report = prove(conv_bn(Statistics.hostile(4, seed)))
+    except VerificationFailed as failed:
+        assert "it is the same function, but loses accuracy" in str(failed)
+        report = failed.report
+    assert report.as_dict()["algebra_error"] <= 1e-9
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hostile_statistics_with_a_mistake_fail_the_algebra(seed: int) -> None:
+    s = Statistics.hostile(4, seed)
+    with pytest.raises(VerificationFailed, match="not the same function"):
+        prove(conv_bn(s, wrong=lambda p: folded_with(replace(s, mean=s.mean * (1 + 1e-3)), *p[:2])))
+
+
+def test_the_same_function_with_less_accuracy_fails_the_second_judgement() -> None:
+    """y = x W folded as (x + 1e4) W - 1e4 W: exact algebra, but float32 cancels four digits."""
+    w = random(1, 8, 8)
+    shapes = {"inputs": {"x": [4, 8]}, "outputs": {"y": [4, 8]}}
+    original = model([node("MatMul", ["x", "w"], ["y"])], weights={"w": w}, **shapes)
+    detour = [
+        node("Add", ["x", "far"], ["a"]),
+        node("MatMul", ["a", "w"], ["m"]),
+        node("Sub", ["m", "back"], ["y"]),
+    ]
+    far = np.full(8, 16384.0)
+    folded = model(detour, weights={"w": w, "far": far, "back": far @ w}, **shapes)
+    with pytest.raises(VerificationFailed) as error:
+        verify(original, folded, make_samples(original)[-2:])
+    assert "RMS error" in str(error.value)
+    assert "it is the same function, but loses accuracy" in str(error.value)
+    figures = error.value.report.as_dict()
+    assert figures["algebra_error"] <= 1e-9
+    assert figures["rounding_ratio"] > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": {"z": [2, 3, 6, 5]}}, "the graph's inputs changed: ('x'"),
+        ({"inputs": {"x": ["n", 3, 6, 5]}}, "the graph's inputs changed: ('x'"),
+        ({"outputs": {"y": [2, 4, 6, None]}}, "the graph's outputs changed: ('y'"),
+        ({"outputs": {"y": [2, 4, 6, 5], "w": [4, 3, 3, 3]}}, "the graph's outputs changed"),
+        ({"output_dtype": np.float64}, "the graph's outputs changed: ('y', 'FLOAT'"),
+    ],
+    ids=["name", "shape", "output shape", "another output", "type"],
+)
+def test_inputs_and_outputs_may_not_change(change: dict[str, Any], message: str) -> None:
+    original, _ = conv_bn()
+    shapes = {"inputs": {"x": [2, 3, 6, 5]}, "outputs": {"y": [2, 4, 6, 5]}, **change}
+    conv = node("Conv", [next(iter(shapes["inputs"])), "w"], ["y"], pads=[1, 1, 1, 1])
+    folded = model([conv], weights={"w": random(1, 4, 3, 3, 3)}, **shapes)
+    with pytest.raises(VerificationFailed) as error:
+        verify(original, folded, make_samples(original))
+    assert message in str(error.value)
+
+
+def test_a_folded_graph_that_onnx_runtime_refuses_is_a_failure() -> None:
+    """Evaluates in float64, but the weight's type does not fit the input's."""
+    original, folded = conv_bn()
+    exact = random(1, 4, 3, 3, 3) * Statistics.plausible(4).scale[:, None, None, None]
+    folded.graph.initializers["w"].const_value = ir.tensor(exact, name="w")
+    with pytest.raises(VerificationFailed, match="ONNX Runtime runs the original but not the folded graph: "):
+        verify(original, folded, make_samples(original))
+
+
+# --- outputs that are not real numbers, or not finite -----------------------------------------------------------------
+
+
+def classifier(shift: float, *, wrong: int = 0) -> Pair:
+    """MatMul, BN, ArgMax; in the folded graph the columns of MatMul are rolled by `wrong`."""
+    s, w = Statistics.plausible(5), random(3, 6, 5) + shift
+    shapes = {"inputs": {"x": [50, 6]}, "outputs": {"y": [50]}, "output_dtype": np.int64}
+    arg = node("ArgMax", ["n"], ["y"], axis=1, keepdims=0)
+    original = model(
+        [node("MatMul", ["x", "w"], ["m"]), batch_norm("m", "n"), arg], weights={"w": w, **s.weights()}, **shapes
+    )
+    weights = {"w": np.roll(w * s.scale, wrong, 1), "b": s.shift}
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Add", ["m", "b"], ["n"]), arg]
+    return original, model(nodes, weights=weights, **shapes)
+
+
+def test_an_argmax_output_is_compared_for_equality() -> None:
+    report = prove(classifier(0.0))
+    assert report.outputs_compared >= 1000
+    with pytest.raises(VerificationFailed, match="values differ in float64, and no rounding explains it"):
+        prove(classifier(0.0, wrong=1))
+
+
+def test_an_argmax_may_differ_where_the_graph_itself_is_undecided() -> None:
+    """Two equal columns before folding; after it they differ by rounding, and either may win."""
+    s = Statistics(np.array([0.7, 0.7]), np.zeros(2), np.full(2, 0.3), np.full(2, 0.9))
+    w = np.repeat(random(3, 6, 1), 2, 1)
+    shapes = {"inputs": {"x": [50, 6]}, "outputs": {"y": [50]}, "output_dtype": np.int64}
+    arg = node("ArgMax", ["n"], ["y"], axis=1, keepdims=0)
+    original = model(
+        [node("MatMul", ["x", "w"], ["m"]), batch_norm("m", "n"), arg], weights={"w": w, **s.weights()}, **shapes
+    )
+    weights = {"w": w * s.scale, "b": s.shift + np.array([0.0, 1e-8])}
+    folded = model([node("MatMul", ["x", "w"], ["m"]), node("Add", ["m", "b"], ["n"]), arg], weights=weights, **shapes)
+    report = prove((original, folded))
+    assert report.outputs[0].decided_by_rounding > 0
+
+
+def test_the_same_infinities_and_nan_are_equal_and_others_are_not() -> None:
+    shapes = {"inputs": {"x": [2, 4]}, "outputs": {"y": [2, 4]}}
+
+    def divided(by: list[float]) -> ir.Model:
+        return model([node("Div", ["x", "d"], ["y"])], weights={"d": np.array(by)}, **shapes)
+
+    assert prove((divided([0.0, 1.0, 2.0, 0.0]), divided([0.0, 1.0, 2.0, 0.0]))).passed
+    with pytest.raises(VerificationFailed):
+        prove((divided([0.0, 1.0, 2.0, 0.0]), divided([0.0, 0.0, 2.0, 0.0])))
+
+
+def test_an_overflow_that_the_original_does_not_have_is_a_failure() -> None:
+    """1e4 x stays finite, (1e38 x) / 1e34 does not, and in float64 both are the same."""
+    shapes = {"inputs": {"x": [2, 600]}, "outputs": {"y": [2, 600]}}
+    original = model([node("Mul", ["x", "k"], ["y"])], weights={"k": np.array(1e4)}, **shapes)
+    detour = [node("Mul", ["x", "big"], ["b"]), node("Div", ["b", "back"], ["y"])]
+    folded = model(detour, weights={"big": np.array(1e38), "back": np.array(1e34)}, **shapes)
+    with pytest.raises(VerificationFailed, match="not finite, where the original is"):
+        prove((original, folded))
+
+
+# --- the oracle, the count, the report --------------------------------------------------------------------------------
+
+
+def test_when_onnx_runtime_cannot_run_the_original_the_report_says_float64_only() -> None:
+    """It has no double Conv on the CPU."""
+    report = prove(conv_bn(dtype=np.float64))
+    assert report.oracle == "float64 only"
+    assert report.note.startswith("the proof is float64 only: ONNX Runtime cannot run the original (")
+    assert report.as_dict()["rounding_ratio"] is None
+
+
+def test_at_least_a_thousand_outputs_are_compared_even_if_one_sample_is_given() -> None:
+    original, folded = gemm_bn(ignore_beta=False)
+    report = verify(original, folded, make_samples(original)[-1:])
+    assert report.outputs_compared >= 1000
+    assert report.rounding is not None
+    assert report.rounding.elements == report.outputs_compared
+    assert report.samples == 1 + -(-(1000 - 15) // 15)
+
+
+def test_real_inputs_come_first_and_are_cast_to_the_graphs_types() -> None:
+    original, folded = conv_bn()
+    real = {"x": np.arange(180).reshape(2, 3, 6, 5)}
+    report = verify(original, folded, make_samples(original, [real]))
+    assert report.passed
+    with pytest.raises(VerificationFailed, match=r"sample 1 \(held-out 0\)"):
+        verify(original, WRONG["bias dropped"]()[1], make_samples(original, [real]))
+
+
+def test_no_samples_and_samples_that_do_not_fit_are_refused() -> None:
+    original, folded = conv_bn()
+    with pytest.raises(CannotMakeSamples, match="at least one sample"):
+        verify(original, folded, [])
+    with pytest.raises(CannotMakeSamples, match=r"number 0: input 'x': shape \[1\] does not fit \[2, 3, 6, 5\]"):
+        verify(original, folded, [{"x": np.zeros(1)}])
+
+
+def test_the_report_is_plain_json_and_readable_text() -> None:
+    report = prove(conv_bn())
+    figures = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    wanted = {"algebra_error", "rounding_ratio", "max_abs_error", "max_rel_error", "samples", "oracle"}
+    assert wanted <= set(figures)
+    assert 0 < figures["rounding_ratio"] < 1.5
+    assert 0 < figures["max_abs_error"] < 1e-1
+    assert 0 < figures["max_rel_error"] < 1e-5
+    assert figures["samples"] == report.samples
+    assert figures["oracle"].startswith("float64, onnxruntime ")
+    assert figures["rounding"]["elements"] == figures["outputs_compared"]
+    assert report.as_text().startswith(f"verified: {report.samples} samples")
+
+
+def test_a_failed_report_is_plain_json_too() -> None:
+    """The error of an infinite difference has no JSON number."""
+    shapes = {"inputs": {"x": [2, 4]}, "outputs": {"y": [2, 4]}}
+    pair = [model([node(kind, ["x"], ["y"])], weights={}, **shapes) for kind in ("Neg", "Reciprocal")]
+    with pytest.raises(VerificationFailed) as error:
+        verify(pair[0], pair[1], make_samples(pair[0]))
+    assert json.loads(json.dumps(error.value.report.as_dict(), allow_nan=False))["passed"] is False
+    assert error.value.report.as_text().startswith("NOT verified: output 'y'")
+
+
+def test_the_proof_does_not_change_either_graph() -> None:
+    original, folded = conv_bn()
+    before = [ir.serde.serialize_model(m).SerializeToString() for m in (original, folded)]
+    verify(original, folded, make_samples(original))
+    assert [ir.serde.serialize_model(m).SerializeToString() for m in (original, folded)] == before
+
+
+def test_run_answers_with_the_model_unoptimised() -> None:
+    original, _ = conv_bn()
+    x = random(5, 2, 3, 6, 5)
+    assert run(original, {"x": x})["y"].dtype == np.float32
+    with pytest.raises(UserError, match="ONNX Runtime cannot run the model: "):
+        run(conv_bn(dtype=np.float64)[0], {"x": x})
+
+
+def test_importing_the_proof_does_not_import_onnx_runtime_and_running_it_turns_telemetry_off() -> None:
+    code = (
+        "import os, sys; from training import verify; assert 'onnxruntime' not in sys.modules;"
+        "verify._runtime(); assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'; assert 'torch' not in sys.modules"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -1,0 +1,22 @@
+"""The table from operator to NumPy function: what the evaluator can do by itself. Default domain only."""
+
+from __future__ import annotations
+
+from training.reference.convolution import CONVOLUTION
+from training.reference.elementwise import ELEMENTWISE
+from training.reference.linear import LINEAR
+from training.reference.op import OperatorFunction
+from training.reference.pooling import POOLING
+from training.reference.reductions import REDUCTIONS
+from training.reference.resizing import RESIZING
+from training.reference.shaping import SHAPING
+
+OPERATORS: dict[str, OperatorFunction] = {
+    **CONVOLUTION,
+    **LINEAR,
+    **POOLING,
+    **ELEMENTWISE,
+    **REDUCTIONS,
+    **RESIZING,
+    **SHAPING,
+}

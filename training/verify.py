@@ -1,0 +1,313 @@
+"""The proof that folding changed nothing, in two judgements, and one of the two doors to ONNX Runtime.
+
+*Algebra*: both graphs in float64 (`algebra`): the same function, up to one rounding of each new weight.
+*Rounding*: both graphs in their own precision, in ONNX Runtime with its optimisations off (it would fold the original
+too), against the float64 oracle of the original: the folded graph must not be less accurate than the original was.
+The rules of folding are not known here: the proof reads two graphs and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from training.algebra import BOUND, Algebra, Finding, decided_by_rounding, difference, largest, spacing
+from training.errors import UserError
+from training.reference import evaluate
+from training.reference.op import Array
+from training.samples import CannotMakeSamples, Sample, check_sample, make_samples, more_like
+from training.verify_report import FLOAT64_ONLY, OutputReport, Rounding, VerificationFailed, VerifyReport
+
+__all__ = ["CannotMakeSamples", "VerificationFailed", "VerifyReport", "make_samples", "run", "verify"]
+
+ROUNDING_FACTOR = 1.5  # times the original's own error
+ROUNDING_FLOOR_ULP = 4.0  # plus this many units in the last place of the output's scale
+MINIMUM_OUTPUTS = 1000  # numbers to take the error over; fewer make the ratio a matter of luck
+_IN_MEMORY_BYTES = 1 << 30  # above, the session reads a temporary file: protobuf ends at 2 GiB
+
+
+def verify(original: ir.Model, folded: ir.Model, samples: Sequence[Mapping[str, Array]]) -> VerifyReport:
+    """Prove that `folded` computes what `original` computes.
+
+    Args:
+        original, folded: Neither is changed.
+        samples: Full sets of inputs by name, from `make_samples` or one's own; cast to the graph's input types. When
+            they give fewer than `MINIMUM_OUTPUTS` numbers, more are drawn that resemble them (rounding judgement only).
+
+    Raises:
+        VerificationFailed: The graphs do not agree; carries the report.
+        CannotMakeSamples: `samples` is empty, or one does not fit the graph's inputs.
+        training.reference.UnsupportedOperator: The oracle cannot evaluate a node, so that nothing can be proved.
+    """
+    if not samples:
+        raise CannotMakeSamples("verify needs at least one sample; make_samples(model) makes some")
+    proof = _Proof(original, folded)
+    if mismatch := _interface_mismatch(original, folded):
+        raise VerificationFailed(proof.report(mismatch))
+    checked = [check_sample(original, s, getattr(s, "label", f"number {i}")) for i, s in enumerate(samples)]
+    proof.judge_algebra(checked)
+    proof.judge_rounding()
+    return proof.report("")
+
+
+def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """What ONNX Runtime answers on the CPU, in the model's own precision, graph optimisation off.
+
+    `inputs` are cast to the graph's types. Raises UserError when it cannot run the model or these inputs.
+    """
+    try:
+        with _session(model) as session:
+            return _run(session, check_sample(model, inputs, "inputs"))
+    except _CannotRun as error:
+        raise UserError(f"ONNX Runtime cannot run the model: {error}") from error
+
+
+def _interface_mismatch(original: ir.Model, folded: ir.Model) -> str:
+    """Names, types and shapes of inputs and outputs are a promise to whoever uses the file."""
+    for what in ("inputs", "outputs"):
+        before, after = (
+            [(v.name, str(v.type), str(v.shape)) for v in getattr(model.graph, what)] for model in (original, folded)
+        )
+        if before != after:
+            lost = next((pair for pair in zip(before, after, strict=False) if pair[0] != pair[1]), (before, after))
+            return f"the graph's {what} changed: {lost[0]} became {lost[1]}"
+    return ""
+
+
+@dataclass
+class _Proof:
+    """Gathers findings sample by sample; raises as soon as one does not hold."""
+
+    original: ir.Model
+    folded: ir.Model
+    samples: list[Sample] = field(default_factory=list)
+    oracles: list[dict[str, Array]] = field(default_factory=list)
+    findings: dict[str, list[Finding]] = field(default_factory=dict)
+    apart: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # folded - original: absolute, of scale
+    undecided: dict[str, int] = field(default_factory=dict)
+    rounding: dict[str, Rounding] = field(default_factory=dict)
+    total: Rounding | None = None
+    oracle: str = FLOAT64_ONLY
+    note: str = ""
+
+    def judge_algebra(self, samples: Sequence[Sample]) -> None:
+        """First judgement; keeps the oracle's answers for the second."""
+        algebra = Algebra(self.original, self.folded)
+        for sample in samples:
+            expected = evaluate(self.original, sample)
+            self._remember(sample, expected)
+            found = algebra.judge(sample, expected)
+            for finding in found:
+                self.findings.setdefault(finding.output, []).append(finding)
+            worst = max(found, key=lambda finding: finding.relative, default=None)
+            if worst is not None and not worst.holds:
+                raise VerificationFailed(self.report(_algebra_failure(worst, len(self.samples), sample.label)))
+
+    def _remember(self, sample: Sample, expected: dict[str, Array]) -> None:
+        self.samples.append(sample)
+        self.oracles.append(expected)
+
+    def judge_rounding(self) -> None:
+        """Second judgement; skipped, with a note, when ONNX Runtime cannot run the original. One session at a time."""
+        try:
+            with _session(self.original) as session:
+                before = [_run(session, sample) for sample in self.samples]
+                for sample in self._further():
+                    self._remember(sample, evaluate(self.original, sample))
+                    before.append(_run(session, sample))
+        except _CannotRun as error:
+            self.note = f"the proof is float64 only: ONNX Runtime cannot run the original ({error})"
+            return
+        self.oracle = f"float64, onnxruntime {_runtime().__version__}"
+        try:
+            with _session(self.folded) as session:
+                after = [_run(session, sample) for sample in self.samples]
+        except _CannotRun as error:
+            raise VerificationFailed(
+                self.report(f"ONNX Runtime runs the original but not the folded graph: {error}")
+            ) from error
+        self._judge_runs(before, after)
+
+    def _further(self) -> Iterator[Sample]:
+        """As many more samples as `MINIMUM_OUTPUTS` asks for."""
+        per_sample = sum(array.size for array in self.oracles[0].values())
+        have = sum(array.size for oracle in self.oracles for array in oracle.values())
+        if have < MINIMUM_OUTPUTS and per_sample:
+            yield from islice(more_like(self.samples, seed=0), -(-(MINIMUM_OUTPUTS - have) // per_sample))
+
+    def _judge_runs(self, before: Sequence[Mapping[str, Array]], after: Sequence[Mapping[str, Array]]) -> None:
+        sums = [np.zeros(3)]
+        for name in self.oracles[0]:
+            expected = [oracle[name] for oracle in self.oracles]
+            runs = list(zip(expected, (run[name] for run in before), (run[name] for run in after), strict=True))
+            for number, (_, old, new) in enumerate(runs):
+                if old.shape != new.shape or old.dtype != new.dtype:
+                    was, became = (f"{run.dtype}{list(run.shape)}" for run in (old, new))
+                    raise VerificationFailed(self.report(f"{self._place(name, number)}: {was} became {became}"))
+            if expected[0].dtype.kind in "fc":
+                sums.append(self._judge_numbers(name, runs))
+            else:
+                self._judge_decisions(name, runs)
+        self.total = _rounding(sum(sums))
+        if not self.total.holds:
+            raise VerificationFailed(self.report(_rounding_failure("all outputs together", self.total)))
+
+    def _judge_numbers(self, name: str, runs: Sequence[tuple[Array, Array, Array]]) -> Array:
+        """Returns [sum of squares of the original's error, of the folded one's, elements], in ulps of the scale.
+
+        The scale of a sample is its largest magnitude, but not less than the median sample's: the error of an answer
+        that cancels to nothing is judged by what the graph usually answers.
+        """
+        scales = [largest(expected) for expected, _, _ in runs]
+        usual = float(np.median(scales))
+        total = np.zeros(3)
+        for number, ((expected, old, new), scale) in enumerate(zip(runs, scales, strict=True)):
+            finite = np.isfinite(expected) & np.isfinite(old)  # where the original overflows, nothing is promised
+            if not np.isfinite(new[finite]).all():
+                text = f"{self._place(name, number)}: not finite, where the original is"
+                raise VerificationFailed(self.report(text))
+            unit = float(spacing(np.array(max(scale, usual)), old.dtype))
+            wide = [run[finite].astype(expected.dtype) for run in (old, new)]
+            errors = [difference(run, expected[finite]) / unit for run in wide]
+            total += [float((errors[0] ** 2).sum()), float((errors[1] ** 2).sum()), finite.sum()]
+            apart = float(difference(*wide).max(initial=0.0))
+            self.apart.setdefault(name, []).append((apart, apart / max(scale, usual) if apart else 0.0))
+        self.rounding[name] = _rounding(total)
+        if not self.rounding[name].holds:
+            raise VerificationFailed(self.report(_rounding_failure(f"output {name!r}", self.rounding[name])))
+        return total
+
+    def _judge_decisions(self, name: str, runs: Sequence[tuple[Array, Array, Array]]) -> None:
+        """Integers, bools, strings: as the oracle, unless the original errs there too or the graph is undecided."""
+        for number, (expected, old, new) in enumerate(runs):
+            wrong = (new != expected) & (old == expected)
+            if not wrong.any():
+                continue
+            explained = decided_by_rounding(self.folded, self.samples[number], name, new, wrong)
+            self.undecided[name] = self.undecided.get(name, 0) + int(explained.sum())
+            if rest := int((wrong & ~explained).sum()):
+                text = f"{self._place(name, number)}: {rest} of {new.size} values differ, and no rounding explains it"
+                raise VerificationFailed(self.report(text))
+
+    def _place(self, name: str, number: int) -> str:
+        return f"output {name!r}, sample {number + 1} ({self.samples[number].label})"
+
+    def report(self, failure: str) -> VerifyReport:
+        """What is known so far."""
+        return VerifyReport(
+            outputs=tuple(self._output_report(name) for name in (self.oracles[0] if self.oracles else ())),
+            samples=len(self.samples),
+            outputs_compared=sum(array.size for oracle in self.oracles for array in oracle.values()),
+            oracle=self.oracle,
+            rounding=self.total,
+            note=self.note,
+            failure=failure,
+        )
+
+    def _output_report(self, name: str) -> OutputReport:
+        findings = self.findings.get(name, [])
+        apart = self.apart.get(name) or [(f.error, f.error / f.scale if f.scale else 0.0) for f in findings]
+        return OutputReport(
+            name=name,
+            algebra_error=max((f.relative for f in findings), default=0.0),
+            condition=max((f.condition for f in findings), default=1.0),
+            max_abs_error=max((a for a, _ in apart), default=0.0),
+            max_rel_error=max((r for _, r in apart), default=0.0),
+            decided_by_rounding=sum(f.decided_by_rounding for f in findings) + self.undecided.get(name, 0),
+            rounding=self.rounding.get(name),
+        )
+
+
+def _rounding(sums: Any) -> Rounding:
+    old, new, elements = (float(value) for value in sums)
+    original, folded = ((total / elements) ** 0.5 if elements else 0.0 for total in (old, new))
+    return Rounding(original, folded, ROUNDING_FACTOR * original + ROUNDING_FLOOR_ULP, int(elements))
+
+
+def _algebra_failure(finding: Finding, number: int, label: str) -> str:
+    place = f"output {finding.output!r}, sample {number} ({label})"
+    if not finding.scale and not finding.tolerance:
+        return f"{place}: shape, type or {finding.error:g} values differ in float64, and no rounding explains it"
+    return (
+        f"{place}: error {finding.error:.3g} in float64 is above {finding.tolerance:.3g} = {BOUND:g} * scale "
+        f"{finding.scale:.3g} * condition {finding.condition:.3g}; the folded graph is not the same function"
+    )
+
+
+def _rounding_failure(what: str, rounding: Rounding) -> str:
+    return (
+        f"{what}: the folded graph's RMS error of {rounding.folded_ulp:.3g} ulp is above {rounding.bound_ulp:.3g} ulp "
+        f"= {ROUNDING_FACTOR:g} * the original's {rounding.original_ulp:.3g} + {ROUNDING_FLOOR_ULP:g}, over "
+        f"{rounding.elements} numbers; it is the same function, but loses accuracy"
+    )
+
+
+# --- the door to ONNX Runtime -------------------------------------------------------------------------------------
+
+
+class _CannotRun(Exception):
+    """ONNX Runtime refuses the graph or a run of it; the text is its reason, on one line."""
+
+
+def _runtime() -> Any:
+    """Imported late, because the import takes a while, and with telemetry off: the proof opens no connection."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+class _session:  # noqa: N801  used as a function: `with _session(model) as session`
+    """A session on the CPU without graph optimisation, closed (and its weights freed) at the end of the block."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._session: Any = None
+
+    def __enter__(self) -> Any:
+        ort = _runtime()
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4  # errors arrive as exceptions; no second copy on the terminal
+        with tempfile.TemporaryDirectory(prefix="foldtrain-verify-") as folder:
+            try:
+                source = _loadable(self._model, Path(folder))
+                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
+                raise _CannotRun(_one_line(error)) from error
+        return self._session
+
+    def __exit__(self, *_: object) -> None:
+        self._session = None
+
+
+def _loadable(model: ir.Model, folder: Path) -> bytes | str:
+    """The model as bytes, or, when large, as a file with external weights in `folder`."""
+    copy = model.clone()
+    weights = [v.const_value for graph in copy.graphs() for v in graph.initializers.values()]
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) > _IN_MEMORY_BYTES:
+        path = folder / "model.onnx"
+        ir.save(copy, path, external_data="weights")
+        return str(path)
+    ir.external_data.load_to_model(copy)
+    return ir.serde.serialize_model(copy).SerializeToString()
+
+
+def _run(session: Any, sample: Mapping[str, Array]) -> dict[str, Array]:
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, dict(sample)), strict=True))
+    except Exception as error:  # as above
+        raise _CannotRun(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
