@@ -9,6 +9,7 @@ ONNX Runtime's type strings as returned by `InferenceSession.get_inputs()[i].typ
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -54,9 +55,12 @@ DATATYPES: dict[str, Datatype] = {
 BY_ORT_TYPE: dict[str, Datatype] = {row.ort_type: row for row in DATATYPES.values()}
 
 
+_LENGTH = struct.Struct("<I")
+
+
 def pack_bytes(elements: Iterable[bytes]) -> bytes:
     """BYTES elements to the wire: each is a 4-byte little-endian length, then its bytes."""
-    return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
+    return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
 
 
 def unpack_bytes(buffer: memoryview, count: int) -> npt.NDArray[np.object_]:
@@ -67,14 +71,16 @@ def unpack_bytes(buffer: memoryview, count: int) -> npt.NDArray[np.object_]:
     # A hostile count must not make us allocate: every element takes at least its 4 length bytes.
     if count * 4 > len(buffer):
         raise ValueError(f"{len(buffer)} bytes cannot hold {count} elements of at least 4 bytes each")
+    # One copy up front: every element becomes a `bytes` of its own anyway, and slicing bytes is twice as fast.
+    data = bytes(buffer)
     elements = np.empty(count, dtype=object)
     offset = 0
     for position in range(count):
         start = offset + 4
-        end = start + int.from_bytes(buffer[offset:start], "little")
-        if start > len(buffer) or end > len(buffer):
-            raise ValueError(f"element {position} ends at byte {max(start, end)}, but there are {len(buffer)} bytes")
-        elements[position] = bytes(buffer[start:end])
+        end = start + _LENGTH.unpack_from(data, offset)[0] if start <= len(data) else start
+        if end > len(data):
+            raise ValueError(f"element {position} ends at byte {end}, but there are {len(data)} bytes")
+        elements[position] = data[start:end]
         offset = end
     if offset != len(buffer):
         raise ValueError(f"{len(buffer) - offset} bytes are left over after {count} elements")

@@ -103,3 +103,18 @@ STATUS: dict[type[ServiceError], Status] = {
 def status_of(error: ServiceError) -> Status:
     """The status of the nearest ancestor that has a row in `STATUS`."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+_EXCERPT_CHARACTERS = 60
+
+
+def excerpt(text: str) -> str:
+    """A caller's own words, cut to a length that a message can carry: a refusal must not grow with the request."""
+    if len(text) <= _EXCERPT_CHARACTERS:
+        return text
+    return f"{text[:_EXCERPT_CHARACTERS]}... ({len(text)} characters)"
+
+
+def quoted(name: str) -> str:
+    """A name that a caller chose, in quotes, control characters made visible."""
+    return excerpt(repr(name))

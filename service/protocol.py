@@ -13,7 +13,10 @@ from typing import Any
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-"""A tensor's values: the datatype's dtype, C order, the tensor's shape. May be a read-only view of the request body."""
+"""A tensor's values: the datatype's dtype, C order, the tensor's shape.
+
+May be a view of the request body: then it may be read-only, and start at an address that is no multiple of its item
+size (`flags.aligned` False), because the protocol packs tensors without gaps."""
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -100,6 +103,38 @@ class ServerMetadata:
     name: str
     version: str
     extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLive:
+    """The answer to `GET /v2/health/live`. KServe's client reads these three bodies, tritonclient only the status."""
+
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReady:
+    """The answer to `GET /v2/health/ready`. `live` too: the specification's own example shows it there."""
+
+    ready: bool
+    live: bool = True
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReady:
+    """The answer to `GET /v2/models/{name}[/versions/{version}]/ready`."""
+
+    name: str
+    ready: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorResponse:
+    """The body of every answer that is not a success."""
+
+    error: str
 
 
 SERVER_EXTENSIONS: tuple[str, ...] = ("binary_tensor_data", "parameters")

@@ -162,14 +162,22 @@ class VersionReport(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class VersionDirectory:
-    """One version on disk. Paths may not exist yet, except `model_path` when it comes from discovery."""
+    """One version on disk. None of the files needs to exist.
+
+    A single file served outside a repository has another `model_file`; nothing beside such a file belongs to it.
+    """
 
     path: Path
     version: int
+    model_file: str = MODEL_FILE
+
+    @property
+    def stands_alone(self) -> bool:
+        return self.model_file != MODEL_FILE
 
     @property
     def model_path(self) -> Path:
-        return self.path / MODEL_FILE
+        return self.path / self.model_file
 
     @property
     def report_path(self) -> Path:
@@ -221,7 +229,9 @@ def read_config(model_directory: Path) -> ModelConfig:
 
 def read_report(version: VersionDirectory) -> VersionReport | None:
     """`report.json` of a version; None when there is none (made by hand). Raises ModelRejected when invalid."""
-    return _read(version.report_path, VersionReport) if version.report_path.exists() else None
+    if version.stands_alone or not version.report_path.exists():
+        return None
+    return _read(version.report_path, VersionReport)
 
 
 def to_json(value: BaseModel) -> str:

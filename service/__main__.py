@@ -1,0 +1,92 @@
+"""The command `foldserve`: read settings, configure logging, hand over to the server.
+
+What cannot work at all (a bad value, a missing folder, a taken port) is one line and exit code 2 before anything is
+served. A bad model in a good repository is not such a case: it becomes UNAVAILABLE, and the others are served.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from service.settings import PROGRAM, Settings, SettingsError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    _leave_on_signals()
+    try:
+        settings = Settings.from_command_line(sys.argv[1:] if argv is None else argv, os.environ)
+        check_paths(settings)
+    except SettingsError as error:
+        return _refuse(error)
+    configure_logging(settings.log_level)
+    # Late: --help and a bad value answer without importing the server.
+    from service.server import CannotServe, run
+
+    try:
+        return run(settings)
+    except CannotServe as error:
+        return _refuse(error)
+
+
+def check_paths(settings: Settings) -> None:
+    """What is to be served is there and can be read. Raises SettingsError."""
+    try:
+        if settings.model is not None:
+            with settings.model.open("rb"):
+                return
+        next(settings.model_repository.iterdir(), None)
+    except FileNotFoundError as error:
+        if settings.model is not None:
+            raise SettingsError(f"--model: there is no file {str(settings.model)!r}") from error
+        raise SettingsError(
+            f"--model-repository: there is no folder {str(settings.model_repository)!r}; "
+            f"name one with --model-repository DIR, or a single file with --model FILE"
+        ) from error
+    except OSError as error:
+        name, path = _what_to_serve(settings)
+        raise SettingsError(f"{name}: {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def configure_logging(level: str) -> None:
+    """One line an event on stderr; times in UTC, as in ISO 8601."""
+    handler = logging.StreamHandler()
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # uvicorn tells its own start and stop in four lines; we tell ours.
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _leave_on_signals() -> None:
+    """Until the server listens to signals itself there is nothing to finish: exit at once, and well. As process 1 of a
+    container the kernel would not even let us die of a SIGTERM without a handler."""
+
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is Python's
+        # Not SystemExit: raised at any line, it ends up in code that takes it for an error of its own (pydantic's
+        # schema builder does).
+        os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+
+
+def _what_to_serve(settings: Settings) -> tuple[str, Path]:
+    return ("--model", settings.model) if settings.model else ("--model-repository", settings.model_repository)
+
+
+def _refuse(error: Exception) -> int:
+    print(f"{PROGRAM}: error: {error}", file=sys.stderr)  # noqa: T201 - a command line speaks on stderr
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

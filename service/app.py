@@ -1,0 +1,157 @@
+"""Composition root: registry, routes, documentation, and one form for every error.
+
+Makes the parts and ties them together; what a request means is decided elsewhere. The lifespan begins loading the
+models in the background and yields at once, so that liveness answers while they load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import __version__
+from service.encode import encode_error
+from service.errors import ServiceError
+from service.http_api import INFER_PATHS, Answer, add_routes, answer_error, make_answer
+from service.openapi import describe_infer
+from service.registry import ModelState, Registry
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_DESCRIPTION = "Serves folded ONNX models over the Open Inference Protocol v2, in JSON and with binary tensors."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application that serves what `settings` name. Touches no disk and starts nothing before its lifespan does."""
+    return build_app(Registry(settings), settings.max_body_bytes)
+
+
+def build_app(registry: Registry, max_body_bytes: int) -> FastAPI:
+    """As `create_app`, around a registry that somebody else made."""
+    app: FastAPI = FastAPIOffline(
+        title="Foldserve",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=_lifespan(registry),
+        redoc_url=None,
+        # A redirect from /v2/ to /v2 would be an answer that no client of the protocol expects.
+        redirect_slashes=False,
+        # Swagger's page would otherwise show a badge from validator.swagger.io.
+        swagger_ui_parameters={"validatorUrl": None},
+    )
+    add_routes(app, registry, max_body_bytes)
+    _document_infer(app, registry)
+    _tell_every_error_alike(app)
+    app.add_middleware(HeadAsGet)
+    return app
+
+
+def _lifespan(registry: Registry) -> Any:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(registry.load_all())
+        loading.add_done_callback(_log_failure)
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await registry.close()
+
+    return lifespan
+
+
+def _log_failure(loading: asyncio.Task[None]) -> None:
+    """`load_all` tells each model's failure itself; when it fails as a whole, no model becomes ready: here is why."""
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        log.error("loading the models failed unexpectedly", exc_info=error)
+
+
+# --- documentation ------------------------------------------------------------------------------------------------
+
+
+def _document_infer(app: FastAPI, registry: Registry) -> None:
+    derive = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        """Not cached beyond FastAPI's own part: the examples follow the models that are READY now."""
+        ready = dict.fromkeys(status.name for status in registry.states() if status.state is ModelState.READY)
+        return describe_infer(derive(), INFER_PATHS, [registry.metadata(name) for name in ready])
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def _tell_every_error_alike(app: FastAPI) -> None:
+    """{"error": text}, application/json: the framework's own errors included, or tritonclient cannot read them."""
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    # Starlette raises it again behind the answer, so that the HTTP server logs its traceback.
+    app.add_exception_handler(Exception, _answer_service_error)
+
+
+async def _answer_service_error(_: Request, error: Exception) -> Response:
+    return _to_response(answer_error(error))
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code == 404:
+        text = f"there is no {request.method} {request.url.path} here; /docs lists every route"
+    elif error.status_code == 405:
+        headers["allow"] = _with_head(headers.get("allow", "GET"))
+        text = f"{request.url.path} does not take {request.method}, only {headers['allow']}"
+    pairs = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())
+    return _to_response(make_answer(error.status_code, encode_error(text), *pairs))
+
+
+def _with_head(allow: str) -> str:
+    """Every GET route answers HEAD as well, see `HeadAsGet`."""
+    methods = sorted({method.strip() for method in allow.split(",")} | ({"HEAD"} if "GET" in allow else set()))
+    return ", ".join(methods)
+
+
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return _to_response(make_answer(422, encode_error(f"{request.method} {request.url.path}: {found}")))
+
+
+def _to_response(answer: Answer) -> Response:
+    response = Response(answer.body, answer.status)
+    response.raw_headers = list(answer.headers)
+    return response
+
+
+# --- HEAD ---------------------------------------------------------------------------------------------------------
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without the body (RFC 9110, 9.3.2), for every route alike; FastAPI's routes take GET only."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_without_body)

@@ -1,0 +1,49 @@
+"""Joins requests into one batch along axis 0 and splits the result back to the owners.
+
+Pure NumPy: no clock, no queue, no model. Law: split(join(xs), rows of xs) = xs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from service.errors import InferenceFailed
+from service.protocol import Array
+
+
+def join(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """One mapping whose tensors hold the rows of all parts, in order. A single part passes through uncopied.
+
+    parts: at least one; all with the same names, and for each name the same dtype and the same shape behind axis 0.
+    Raises ValueError or TypeError when they do not agree: the scheduler's group key must have kept them apart.
+    """
+    first, *others = parts
+    if not others:
+        return dict(first)
+    if any(part.keys() != first.keys() for part in others):
+        raise ValueError(f"parts of one batch name different tensors: {[sorted(part) for part in parts]}")
+    # casting="no": a silent promotion would hand the model another datatype than it declared.
+    return {name: np.concatenate([part[name] for part in parts], casting="no") for name in first}
+
+
+def split(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[dict[str, Array]]:
+    """For each owner, in order, its rows of every output, as views. `rows[i]` is how many rows owner i contributed.
+
+    Raises InferenceFailed when axis 0 of an output is not the rows of the batch.
+    """
+    total = sum(rows)
+    for name, array in outputs.items():
+        if array.ndim == 0 or array.shape[0] != total:
+            raise InferenceFailed(
+                f"output {name!r} has shape {list(array.shape)} for a batch of {total} rows: its first dimension does "
+                f"not count rows, so the model cannot be batched; set max_batch_size to 0 in its config.json"
+            )
+    if len(rows) == 1:
+        return [dict(outputs)]
+    ends = np.cumsum(rows).tolist()
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for count, end in zip(rows, ends, strict=True)
+    ]

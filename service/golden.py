@@ -1,0 +1,198 @@
+"""Golden samples: inputs beside a model file, and what the unfolded source model answered to them.
+
+Reads golden.npz (layout: repository.py) and judges whether a run on this very machine reproduces it. Knows no session:
+the function that runs the model is passed in, and so is how many rows it takes at once.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from service.datatypes import DATATYPES
+from service.errors import InferenceFailed, ModelRejected
+from service.protocol import Array, TensorMetadata
+from service.repository import (
+    GOLDEN_FILE,
+    GOLDEN_INPUT_PREFIX,
+    GOLDEN_OUTPUT_PREFIX,
+    GoldenRecord,
+    VersionDirectory,
+)
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+# Largest difference allowed where no report says it, as a part of the output's own scale (its largest finite
+# magnitude, at least 0.01: what is meant to be zero carries the rounding of larger things). Other datatypes must agree
+# exactly. These are judgements, not bounds: rounding of a deep network lies far below, a wrong weight far above. A
+# report's tolerance, measured at publishing, always goes first.
+RELATIVE_TOLERANCE = {"FP16": 1e-2, "FP32": 1e-4, "FP64": 1e-9}
+_SMALLEST_SCALE = 0.01
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GoldenSamples:
+    """inputs, outputs: by tensor name, samples along axis 0. tolerance: by output name, absolute."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    tolerance: Mapping[str, float]
+
+    @property
+    def rows(self) -> int:
+        """Length of axis 0, 1 when an input has none."""
+        return min(len(array) if array.ndim else 1 for array in self.inputs.values())
+
+
+def read_golden(
+    version: VersionDirectory,
+    record: GoldenRecord | None,
+    inputs: Sequence[TensorMetadata],
+    outputs: Sequence[TensorMetadata],
+) -> GoldenSamples | None:
+    """The golden samples of a version, None when it has none and no report promises any.
+
+    Raises ModelRejected when the file is missing though promised, damaged, or does not fit the model.
+    """
+    if version.stands_alone or not version.golden_path.exists():
+        if record is not None:
+            raise ModelRejected(f"{GOLDEN_FILE} is missing, but report.json promises {record.samples} golden samples")
+        return None
+    arrays = _read_arrays(version)
+    samples = GoldenSamples(
+        inputs={tensor.name: _array(arrays, GOLDEN_INPUT_PREFIX, tensor) for tensor in inputs},
+        outputs={
+            tensor.name: _array(arrays, GOLDEN_OUTPUT_PREFIX, tensor)
+            for tensor in outputs
+            if GOLDEN_OUTPUT_PREFIX + tensor.name in arrays
+        },
+        tolerance=record.tolerance if record else {},
+    )
+    known = {GOLDEN_INPUT_PREFIX + name for name in samples.inputs} | {
+        GOLDEN_OUTPUT_PREFIX + name for name in samples.outputs
+    }
+    if strangers := sorted(arrays.keys() - known):
+        raise ModelRejected(f"{GOLDEN_FILE}: {strangers[0]!r} is no input or output of the model")
+    if not samples.outputs or not samples.inputs or not samples.rows:
+        raise ModelRejected(f"{GOLDEN_FILE} holds no samples: it needs every input and at least one output")
+    counts = {array.shape[:1] for array in samples.inputs.values()}
+    if len(counts) > 1:
+        raise ModelRejected(f"{GOLDEN_FILE}: inputs hold different numbers of samples")
+    return samples
+
+
+def check_golden(samples: GoldenSamples, run: Run, rows_at_once: int) -> str:
+    """Runs the samples, `rows_at_once` at a time, and returns the verdict in words for the log.
+
+    Raises ModelRejected, naming output, sample, difference and tolerance, when they are not reproduced.
+    """
+    answers = []
+    for start in range(0, samples.rows, rows_at_once):
+        piece = {name: array[start : start + rows_at_once] if array.ndim else array
+                 for name, array in samples.inputs.items()}  # fmt: skip
+        try:
+            answers.append(run(piece))
+        except InferenceFailed as error:
+            raise ModelRejected(f"golden check: the model fails on its own golden samples: {error}") from error
+    worst = 0.0
+    for name, expected in samples.outputs.items():
+        actual = _rejoined([answer[name] for answer in answers])
+        difference = difference_of(actual, expected)
+        tolerance = samples.tolerance.get(name, default_tolerance(expected))
+        # Written so that a NaN on either side is a failure.
+        if not float(np.max(difference, initial=0.0)) <= tolerance:
+            raise ModelRejected(_told(name, actual, expected, difference, tolerance))
+        worst = max(worst, float(np.max(difference, initial=0.0)))
+    return f"{samples.rows} samples, largest difference {worst:.2g}"
+
+
+def difference_of(actual: Array, expected: Array) -> Array:
+    """Absolute difference of each element, in float64. Equal infinities and NaN in the same place count as equal;
+    shapes or datatypes that differ, and BYTES or special values that do not match, count as infinite."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return np.full(expected.shape or (1,), np.inf)
+    if actual.dtype == object:
+        return np.where(actual == expected, 0.0, np.inf)
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # inf - inf, which the next line decides
+        difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    return np.where(np.isnan(difference), np.inf, difference)
+
+
+def default_tolerance(expected: Array) -> float:
+    """The absolute tolerance for an output that no report speaks about. Zero unless it is floating point."""
+    if expected.dtype.kind != "f":
+        return 0.0
+    values = np.abs(expected[np.isfinite(expected)].astype(np.float64))
+    relative = next(RELATIVE_TOLERANCE[name] for name in RELATIVE_TOLERANCE if DATATYPES[name].dtype == expected.dtype)
+    return relative * float(np.max(values, initial=_SMALLEST_SCALE))
+
+
+def _read_arrays(version: VersionDirectory) -> dict[str, Array]:
+    try:
+        # Opened here, because numpy.load leaves a file open that it opened and then refuses.
+        with version.golden_path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ModelRejected(f"{GOLDEN_FILE} is a single array; it must be an archive made by numpy.savez")
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError) as error:
+        raise ModelRejected(f"{GOLDEN_FILE} cannot be read: {_one_line(error)}") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ModelRejected(f"{GOLDEN_FILE} is damaged: {_one_line(error)}") from error
+
+
+def _array(arrays: Mapping[str, Array], prefix: str, tensor: TensorMetadata) -> Array:
+    key = prefix + tensor.name
+    if key not in arrays:
+        raise ModelRejected(f"{GOLDEN_FILE} has no {key!r}; it holds {', '.join(sorted(arrays)) or 'nothing'}")
+    array = arrays[key]
+    if tensor.datatype == "BYTES":
+        array = _bytes_array(array)
+    dtype = DATATYPES[tensor.datatype].dtype
+    if array.dtype != dtype:
+        raise ModelRejected(f"{GOLDEN_FILE}: {key!r} has dtype {array.dtype}, the model's {tensor.datatype} is {dtype}")
+    # Axis 0 counts samples and may be longer than one request's.
+    inner = zip(array.shape[1:], tensor.shape[1:], strict=False)
+    if array.ndim != len(tensor.shape) or any(have != want for have, want in inner if want != -1):
+        raise ModelRejected(
+            f"{GOLDEN_FILE}: {key!r} has shape {list(array.shape)}, which does not fit the model's {list(tensor.shape)}"
+        )
+    return array
+
+
+def _bytes_array(array: Array) -> Array:
+    """Strings cannot be stored as objects without pickle; they come as NumPy's fixed-width text or bytes."""
+    if array.dtype.kind not in "SU":
+        return array
+    encoded = np.char.encode(cast("np.typing.NDArray[np.str_]", array), "utf-8") if array.dtype.kind == "U" else array
+    return encoded.astype(object)
+
+
+def _rejoined(pieces: Sequence[Array]) -> Array:
+    return pieces[0] if len(pieces) == 1 or not pieces[0].ndim else np.concatenate(pieces)
+
+
+def _told(name: str, actual: Array, expected: Array, difference: Array, tolerance: float) -> str:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return (
+            f"golden check: output {name!r} is {actual.dtype}{list(actual.shape)}, "
+            f"the golden answer is {expected.dtype}{list(expected.shape)}"
+        )
+    place = np.unravel_index(int(np.argmax(difference)), difference.shape)
+    sample = int(place[0]) if place else 0
+    return (
+        f"golden check: output {name!r} differs from the golden answer by {float(np.max(difference)):.3g} at sample "
+        f"{sample}, allowed is {tolerance:.3g}; the file, or this machine, does not compute what was published"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]

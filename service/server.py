@@ -1,0 +1,138 @@
+"""The door to uvicorn: sockets, signals, drain.
+
+Sockets are bound here, before anything heavy is imported: a port that is taken is told at once, and connections that
+come early wait in the backlog instead of being refused. SIGTERM and SIGINT stop the server in order: no new
+connections, requests in flight finish (for at most `drain_limit_s`), models close, exit code 0.
+Knows nothing of routes, and of models only whether there is any hope; the application is made by `service.app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+
+from service import __version__
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Longer than the idle time of common load balancers (60 s), so that they close a connection rather than we: the other
+# way round a request sent in that instant is lost.
+_KEEP_ALIVE_S = 75
+# Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
+_BACKLOG = 2048
+
+
+class CannotServe(Exception):
+    """There is nothing to listen on, or nothing to serve. `str(error)` is one line."""
+
+
+def run(settings: Settings) -> int:
+    """Serves until a signal ends it; returns the exit code.
+
+    Raises CannotServe when the address is not to be had, and later when the only model turns out not to be servable.
+    """
+    sockets = listen(settings.host, settings.port)
+    # Late: importing the application takes most of the start-up time, and the port is ours already.
+    from service.app import build_app
+    from service.registry import Registry
+
+    registry = Registry(settings)
+    config = uvicorn.Config(
+        build_app(registry, settings.max_body_bytes),
+        http="httptools",
+        loop="auto" if sys.platform == "win32" else "uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,  # __main__ has configured logging
+        access_log=False,
+        # No `Server:` header: it tells an attacker what to try, and every answer would carry it.
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.drain_limit_s,
+        # Whoever sits in front of us is not known here; a forged X-Forwarded-For must not be believed.
+        proxy_headers=False,
+        backlog=_BACKLOG,
+    )
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_telling)
+    server = _Server(config, registry.why_hopeless)
+    log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock) for sock in sockets))
+    server.listen_to_signals()
+    server.run(sockets=sockets)
+    if server.gave_up:
+        raise CannotServe(server.gave_up)
+    log.info("stopped")
+    return 0 if server.started else 1
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for every address of `host`, all with the same port. Raises CannotServe."""
+    sockets: list[socket.socket] = []
+    try:
+        # A name may have several addresses: localhost is both ::1 and 127.0.0.1.
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sock = socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            # Lets a restarted server listen at once; on Linux it does not let two servers share a port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            chosen = sockets[0].getsockname()[1] if len(sockets) > 1 else port
+            sock.bind((address[0], chosen, *address[2:]))
+            # Now rather than in uvicorn: two servers can bind one port, only one of them can listen on it.
+            sock.listen(_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        for sock in sockets:
+            sock.close()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CannotServe(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+    return sockets
+
+
+class _Server(uvicorn.Server):
+    """uvicorn closes its listeners first when told to exit; a grace period (not ready, but serving on) goes into
+    `handle_exit`, before `should_exit` is set."""
+
+    def __init__(self, config: uvicorn.Config, why_hopeless: Callable[[], str]) -> None:
+        super().__init__(config)
+        self._why_hopeless = why_hopeless
+        self.gave_up = ""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; true ends serving."""
+        self.gave_up = self._why_hopeless()
+        return await super().on_tick(counter) or bool(self.gave_up)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        log.info("%s: finishing requests in flight", signal.Signals(sig).name)
+        super().handle_exit(sig, frame)
+
+    def listen_to_signals(self) -> None:
+        """Before the event loop runs, so that there is no moment without a handler."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises the signal again after a clean stop, so that the process dies of it; we exit 0."""
+        yield
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """uvicorn logs a traceback for each request that the end of the drain cut off, after a line that counts them."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if sock.family == socket.AF_INET6 else f"http://{host}:{port}"

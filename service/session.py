@@ -1,0 +1,188 @@
+"""The service's only door to ONNX Runtime: options, providers, run, input and output metadata.
+
+Speaks NumPy and the protocol's datatypes outside, ONNX Runtime's types inside; knows no request, no batch, no queue.
+ONNX Runtime is imported at the first session rather than with this file, so that liveness does not wait for it.
+External data of an ONNX file is resolved by ONNX Runtime itself, which refuses absolute paths, `..` and symlinks that
+leave the model's folder (checked by a test, because we rely on it).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from service.datatypes import BY_ORT_TYPE, DATATYPES
+from service.errors import InferenceFailed, ModelRejected, RequestMismatch
+from service.protocol import Array
+
+# ONNX Runtime's own log level 4, fatal. Everything below is either advice that nobody serving can act on, or an error
+# that reaches us as an exception and is told once, by us, to whom it concerns.
+_LOG_FATAL = 4
+
+# Provider options that differ from ONNX Runtime's defaults (its CUDA Execution Provider page). use_tf32: rounds factors
+# to 11 bits, which golden tolerances rightly refuse. cudnn_conv_algo_search: the default, EXHAUSTIVE, stops the first
+# request of every new shape for hundreds of milliseconds, and batching makes new shapes. Unsure: not yet run on a GPU.
+_PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
+
+_STATUS_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed:\s*)?")
+_SOURCE_LOCATION = re.compile(r"\S+\.(?:cc|cpp|cu|h|hpp):\d+ ")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTensor:
+    """An input or output as the model file declares it.
+
+    dims: an int is fixed, a str is the file's symbol for a free dimension, None is free without a name.
+    ONNX Runtime reports a tensor of unknown rank as rank 0, so `dims == ()` may mean either.
+    """
+
+    name: str
+    datatype: str
+    dims: tuple[int | str | None, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The protocol's form: -1 for a free dimension."""
+        return tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in self.dims)
+
+
+@cache
+def _runtime() -> ModuleType:
+    # Official builds since 1.29 report usage over the network unless this is set before the import.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    onnxruntime.set_default_logger_severity(_LOG_FATAL)
+    module: ModuleType = onnxruntime
+    return module
+
+
+class Session:
+    """One loaded model file. `run` may be called from several threads at once; ONNX Runtime's Run keeps no state."""
+
+    inputs: tuple[SessionTensor, ...]
+    outputs: tuple[SessionTensor, ...]
+    providers: tuple[str, ...]
+    """What runs the model, as ONNX Runtime reports it. The CPU is always last: it takes nodes that no other can."""
+
+    def __init__(self, path: Path, *, providers: tuple[str, ...], intra_op_threads: int) -> None:
+        """Loads and optimises `path`. Raises ModelRejected when it cannot be loaded exactly as asked."""
+        _check_available(providers)
+        # Path, not bytes: external data is found relative to it.
+        shown_folder = f"{path.parent}{os.sep}"
+        try:
+            self._session = _runtime().InferenceSession(
+                os.fspath(path),
+                sess_options=_options(intra_op_threads),
+                providers=list(providers),
+                provider_options=[dict(_PROVIDER_OPTIONS.get(name, {})) for name in providers],
+                # Off: on failure it would try again on the CPU and say so only on the console.
+                enable_fallback=0,
+            )
+        except Exception as error:  # the binding raises its own types, RuntimeError, ValueError and TypeError
+            raise ModelRejected(
+                f"{path.name} cannot be loaded by ONNX Runtime: {_first_line(error).replace(shown_folder, '')}"
+            ) from error
+        self.providers = tuple(self._session.get_providers())
+        if missing := [name for name in providers if name not in self.providers]:
+            raise ModelRejected(
+                f"{path.name}: execution provider {', '.join(missing)} was requested but could not start (a library or "
+                f"device it needs is missing); running are {', '.join(self.providers)}"
+            )
+        self.inputs = tuple(_tensor("input", node) for node in self._session.get_inputs())
+        self.outputs = tuple(_tensor("output", node) for node in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs for one feed, by name in the model's order. BYTES elements are `bytes` on both sides.
+
+        Blocks for as long as the model computes. Raises RequestMismatch when a BYTES element is not UTF-8 (ONNX strings
+        are text) or when shapes that the declarations leave free do not go together, InferenceFailed otherwise, both
+        with ONNX Runtime's words.
+        """
+        feed = {
+            name: _to_text(name, array) if array.dtype == object else _aligned(array) for name, array in inputs.items()
+        }
+        try:
+            values = self._session.run(None, feed)
+        except _runtime().capi.onnxruntime_pybind11_state.InvalidArgument as error:
+            # Kernels say INVALID_ARGUMENT of shapes and dimensions. The model has run before, so it is this request.
+            raise RequestMismatch(f"the model cannot take these inputs: {_first_line(error)}") from error
+        except Exception as error:  # as above; also UnicodeDecodeError for an output string that is not text
+            raise InferenceFailed(f"ONNX Runtime: {_first_line(error)}") from error
+        return {
+            tensor.name: _to_bytes(value) if tensor.datatype == "BYTES" else value
+            for tensor, value in zip(self.outputs, values, strict=True)
+        }
+
+
+def _options(intra_op_threads: int) -> Any:
+    options = _runtime().SessionOptions()
+    # Explicit, also because ONNX Runtime's automatic choice pins threads to cores it may not have (cpuset).
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = _runtime().ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _LOG_FATAL
+    # Spinning threads win microseconds on an idle machine and take the event loop's core on a busy one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def _check_available(providers: tuple[str, ...]) -> None:
+    available = _runtime().get_available_providers()
+    if missing := [name for name in providers if name not in available]:
+        raise ModelRejected(
+            f"execution provider {', '.join(missing)} is not in this build of ONNX Runtime; "
+            f"available are {', '.join(available)}"
+        )
+
+
+def _tensor(kind: str, node: Any) -> SessionTensor:
+    row = BY_ORT_TYPE.get(node.type)
+    if row is None:
+        raise ModelRejected(
+            f"{kind} {node.name!r} has type {node.type}, which cannot travel in the protocol; "
+            f"known are {', '.join(BY_ORT_TYPE)}"
+        )
+    return SessionTensor(node.name, row.name, tuple(node.shape))
+
+
+def _aligned(array: Array) -> Array:
+    """ONNX Runtime computes on NumPy's memory in place; a view of a request body may start at any address."""
+    return array if array.flags.aligned else array.copy()
+
+
+def _to_text(name: str, array: Array) -> Array:
+    text = np.empty(array.size, dtype=object)
+    for position, element in enumerate(array.ravel()):
+        try:
+            text[position] = element.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RequestMismatch(
+                f"input {name!r}: element {position} is not UTF-8 ({error.reason} at byte {error.start}); "
+                f"this model's strings are text"
+            ) from error
+    return text.reshape(array.shape)
+
+
+def _to_bytes(array: Array) -> Array:
+    packed = np.empty(array.size, dtype=DATATYPES["BYTES"].dtype)
+    packed[:] = [element.encode("utf-8") for element in array.ravel()]
+    return packed.reshape(array.shape)
+
+
+def _first_line(error: Exception) -> str:
+    """ONNX Runtime's message without its status prefix and the places in its own source."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _SOURCE_LOCATION.sub("", _STATUS_PREFIX.sub("", lines[0])).strip()

@@ -1,0 +1,118 @@
+"""Runs a model before anybody asks: finds inputs that it accepts, and whether its axis 0 is really rows.
+
+The first run of a shape allocates memory and picks kernels; a caller should not wait for that. Without golden samples
+the inputs are made up from the declared shapes, with a guess for each free dimension.
+Knows no session: the function that runs the model is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from service.datatypes import DATATYPES
+from service.errors import InferenceFailed, RequestMismatch
+from service.golden import GoldenSamples, Run, default_tolerance, difference_of
+from service.protocol import Array, TensorMetadata
+
+Feed = Callable[[int], dict[str, Array]]
+"""Inputs with so many rows; a first dimension that is fixed keeps its own length."""
+
+# Sizes for free dimensions behind the first, tried in this order: 32 survives the five halvings of a usual image
+# network, 224 is what many demand without saying so, the small ones are for models that multiply by the size.
+_FREE_SIZES = (32, 224, 8, 1)
+
+# In one row of all inputs together; 256 MiB of FP32. A guess must not take the machine's memory.
+_MOST_ELEMENTS = 1 << 26
+
+# Two kernels may be chosen for two batch sizes, so rows need not agree bit for bit. Rows that see each other differ
+# by far more than this multiple of the default golden tolerance.
+_ROUNDING_SLACK = 10
+
+
+def golden_feed(samples: GoldenSamples, fixed_rows: int | None) -> Feed:
+    """Feeds golden samples, repeated as often as needed; `fixed_rows` of them where axis 0 is not for us to choose."""
+
+    def feed(rows: int) -> dict[str, Array]:
+        chosen = np.arange(fixed_rows or rows) % samples.rows
+        return {name: array[chosen] if array.ndim else array for name, array in samples.inputs.items()}
+
+    return feed
+
+
+def find_feed(inputs: Sequence[TensorMetadata], run: Run) -> tuple[Feed | None, str]:
+    """Made-up inputs that the model accepts with one row, and an empty text; or None, and why there are none."""
+    refusal = "one row of it would be too large"
+    for size in _FREE_SIZES[:1] if _are_fixed(inputs) else _FREE_SIZES:
+        if _elements(inputs, size) > _MOST_ELEMENTS:
+            continue
+        # Rows that differ can show interference; zeros are the values that the fewest models refuse (think of indices).
+        for rows_differ in (True, False):
+            feed = _made_up(inputs, size, rows_differ)
+            try:
+                run(feed(1))
+            except (InferenceFailed, RequestMismatch) as error:
+                refusal = str(error)
+            else:
+                return feed, ""
+    return None, refusal
+
+
+def shapes_leave_no_guess(inputs: Sequence[TensorMetadata]) -> bool:
+    """Whether inputs were made up from fixed dimensions alone, so that a refusal speaks against the model."""
+    return _are_fixed(inputs) and _elements(inputs, 0) <= _MOST_ELEMENTS
+
+
+def rows_interfere(feed: Feed, run: Run) -> str:
+    """Runs two rows together and one by one. An empty text when the answers agree, otherwise what differs.
+
+    Raises InferenceFailed when one of the runs fails.
+    """
+    both = feed(2)
+    together = run(both)
+    alone = [run({name: array[row : row + 1] for name, array in both.items()}) for row in (0, 1)]
+    for name, expected in together.items():
+        pieces = [answer[name] for answer in alone]
+        if any(piece.shape[:1] != (1,) for piece in pieces) or expected.shape[:1] != (2,):
+            shapes = [list(array.shape) for array in (expected, *pieces)]
+            return f"output {name!r} has shape {shapes[0]} for two rows, {shapes[1]} and {shapes[2]} for one"
+        difference = float(np.max(difference_of(np.concatenate(pieces), expected), initial=0.0))
+        if not difference <= _ROUNDING_SLACK * default_tolerance(expected):
+            return f"output {name!r} of two rows together differs from one by one by {difference:.3g}"
+    return ""
+
+
+def _are_fixed(inputs: Sequence[TensorMetadata]) -> bool:
+    return all(-1 not in tensor.shape[1:] for tensor in inputs)
+
+
+def _elements(inputs: Sequence[TensorMetadata], free_size: int) -> int:
+    return sum(math.prod(_shape(tensor, 1, free_size)) for tensor in inputs)
+
+
+def _made_up(inputs: Sequence[TensorMetadata], free_size: int, rows_differ: bool) -> Feed:
+    def feed(rows: int) -> dict[str, Array]:
+        random = np.random.default_rng(0)
+        return {tensor.name: _values(tensor, _shape(tensor, rows, free_size), rows_differ, random) for tensor in inputs}
+
+    return feed
+
+
+def _shape(tensor: TensorMetadata, rows: int, free_size: int) -> tuple[int, ...]:
+    sizes = (rows, *[free_size] * len(tensor.shape))
+    return tuple(size if dim == -1 else dim for dim, size in zip(tensor.shape, sizes, strict=False))
+
+
+def _values(tensor: TensorMetadata, shape: tuple[int, ...], rows_differ: bool, random: np.random.Generator) -> Array:
+    """Floats in [0, 1); whole numbers and booleans are 0 in even rows and 1 in odd ones; BYTES are empty."""
+    dtype = DATATYPES[tensor.datatype].dtype
+    if tensor.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    if not rows_differ or not shape:
+        return np.zeros(shape, dtype)
+    if dtype.kind == "f":
+        return random.random(shape).astype(dtype)
+    parity = (np.arange(shape[0]) % 2).reshape(-1, *[1] * (len(shape) - 1))
+    return np.broadcast_to(parity, shape).astype(dtype)

@@ -1,0 +1,142 @@
+"""Flags, variables, defaults and the README's table: one definition, one order of precedence, one line per mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import __version__
+from service.settings import Settings, SettingsError, readme_table
+
+
+def read(*argv: str, **environ: str) -> Settings:
+    return Settings.from_command_line(argv, environ)
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert read() == Settings()
+    assert Settings().model_repository == Path("models")
+    assert Settings().providers == ("CPUExecutionProvider",)
+
+
+ALL = [
+    pytest.param("model_repository", "r", Path("r"), id="path"),
+    pytest.param("model", "m.onnx", Path("m.onnx"), id="optional-path"),
+    pytest.param("host", "::", "::", id="text"),
+    pytest.param("port", "0", 0, id="number-at-its-minimum"),
+    pytest.param("port", "65535", 65535, id="number-at-its-maximum"),
+    pytest.param("providers", "CUDAExecutionProvider, CPUExecutionProvider,",
+                 ("CUDAExecutionProvider", "CPUExecutionProvider"), id="names"),
+    pytest.param("intra_op_threads", "3", 3, id="threads"),
+    pytest.param("max_body_bytes", "1_000", 1000, id="number-with-underscore"),
+    pytest.param("drain_limit_s", "0", 0, id="seconds"),
+    pytest.param("log_level", "debug", "debug", id="choice"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "value"), ALL)
+def test_every_knob_is_a_flag_and_a_variable(name: str, text: str, value: Any) -> None:
+    assert getattr(read(f"--{name.replace('_', '-')}", text), name) == value
+    assert getattr(read(**{f"FOLDSERVE_{name.upper()}": text}), name) == value
+
+
+def test_the_table_above_misses_no_knob() -> None:
+    tested = {case.values[0] for case in ALL} | {"strict_readiness"}
+    assert tested == {knob.name for knob in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "strict"),
+    [
+        pytest.param([], {}, True, id="default"),
+        pytest.param(["--no-strict-readiness"], {}, False, id="flag-off"),
+        pytest.param(["--strict-readiness"], {"FOLDSERVE_STRICT_READINESS": "0"}, True, id="flag-beats-variable"),
+        pytest.param([], {"FOLDSERVE_STRICT_READINESS": "off"}, False, id="off"),
+        pytest.param([], {"FOLDSERVE_STRICT_READINESS": "False"}, False, id="capitals"),
+        pytest.param([], {"FOLDSERVE_STRICT_READINESS": "yes"}, True, id="yes"),
+        pytest.param([], {"FOLDSERVE_STRICT_READINESS": ""}, True, id="empty-is-unset"),
+    ],
+)
+def test_a_switch_has_two_flags_and_a_variable(argv: Sequence[str], environ: Mapping[str, str], strict: bool) -> None:
+    assert read(*argv, **environ).strict_readiness is strict
+
+
+def test_a_flag_beats_a_variable() -> None:
+    assert read("--port", "1", FOLDSERVE_PORT="2").port == 1
+
+
+def test_a_flag_for_one_file_beats_a_variable_for_a_repository() -> None:
+    settings = read("--model", "m.onnx", FOLDSERVE_MODEL_REPOSITORY="r")
+    assert settings.model == Path("m.onnx")
+    assert read("--model-repository", "r", FOLDSERVE_MODEL="m.onnx").model is None
+
+
+def test_a_kubernetes_service_link_is_not_a_port() -> None:
+    assert read(FOLDSERVE_PORT="tcp://10.0.0.1:8000").port == 8000
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "words"),
+    [
+        pytest.param(["--port", "x"], {}, ["--port", "'x'", "whole number"], id="not-a-number"),
+        pytest.param(["--port", "65536"], {}, ["--port", "65536", "65535"], id="above"),
+        pytest.param(["--port", "-1"], {}, ["--port", "-1", "0"], id="below"),
+        pytest.param([], {"FOLDSERVE_PORT": "1e3"}, ["FOLDSERVE_PORT", "'1e3'"], id="variable"),
+        pytest.param(["--max-body-bytes", "0"], {}, ["--max-body-bytes", "minimum of 1"], id="zero-bytes"),
+        pytest.param([], {"FOLDSERVE_STRICT_READINESS": "2"}, ["FOLDSERVE_STRICT_READINESS", "'2'"], id="switch"),
+        pytest.param(["--log-level", "loud"], {}, ["--log-level", "'loud'", "debug, info"], id="choice"),
+        pytest.param(["--providers", ","], {}, ["--providers", "names nothing"], id="no-provider"),
+        pytest.param(["--host", " "], {}, ["--host", "empty"], id="empty-text"),
+        pytest.param(["--prot", "1"], {}, ["--prot"], id="unknown-flag"),
+        pytest.param(["--por", "1"], {}, ["--por"], id="abbreviation"),
+        pytest.param(["models"], {}, ["models"], id="stray-word"),
+        pytest.param(["--port"], {}, ["--port", "expected one argument"], id="missing-value"),
+        pytest.param(
+            ["--model", "m", "--model-repository", "r"], {}, ["--model and --model-repository"], id="both-flags"
+        ),
+        pytest.param(
+            [],
+            {"FOLDSERVE_MODEL": "m", "FOLDSERVE_MODEL_REPOSITORY": "r"},
+            ["FOLDSERVE_MODEL and FOLDSERVE_MODEL_REPOSITORY"],
+            id="both-variables",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_knob_and_value(
+    argv: Sequence[str], environ: Mapping[str, str], words: Sequence[str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(*argv, **environ)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_ranges_hold_for_values_made_in_python() -> None:
+    with pytest.raises(SettingsError, match="port: 70000"):
+        Settings(port=70000)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_print_and_end_well(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read(flag)
+    assert caught.value.code == 0
+    assert (__version__ if flag == "--version" else "--model-repository DIR") in capsys.readouterr().out
+
+
+def test_help_and_readme_table_show_every_knob_with_variable_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    table = readme_table()
+    assert table.count("\n") == 2 + len(dataclasses.fields(Settings))
+    for knob in dataclasses.fields(Settings):
+        assert f"[FOLDSERVE_{knob.name.upper()}]" in shown
+        assert f"`FOLDSERVE_{knob.name.upper()}`" in table
+    assert "`--[no-]strict-readiness`" in table
+    assert "`--max-body-bytes N` | `FOLDSERVE_MAX_BODY_BYTES` | `67108864`" in table

@@ -1,0 +1,127 @@
+"""Inputs made up for a model, and whether two of its rows see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.datatypes import DATATYPES
+from service.errors import InferenceFailed
+from service.golden import GoldenSamples
+from service.protocol import TensorMetadata
+from service.warm_up import Feed, find_feed, golden_feed, rows_interfere, shapes_leave_no_guess
+
+IMAGE = (TensorMetadata("x", "FP32", (-1, 3, -1, -1)),)
+ROWS = (TensorMetadata("x", "FP32", (-1, 4)),)
+
+
+def found(inputs: Sequence[TensorMetadata], run: Any) -> tuple[Feed, str]:
+    feed, refusal = find_feed(inputs, run)
+    assert feed is not None
+    return feed, refusal
+
+
+@pytest.mark.parametrize("datatype", sorted(DATATYPES))
+def test_made_up_inputs_have_the_declared_datatype_and_shape(datatype: str) -> None:
+    tensors = (TensorMetadata("x", datatype, (-1, 4)), TensorMetadata("fixed", datatype, (1, 2)))
+    feed, refusal = found(tensors, lambda inputs: {})
+    assert refusal == ""
+    made = feed(5)
+    assert (made["x"].dtype, made["x"].shape) == (DATATYPES[datatype].dtype, (5, 4))
+    assert made["fixed"].shape == (1, 2)
+
+
+def test_rows_of_made_up_numbers_differ() -> None:
+    for datatype in ("FP32", "INT64", "BOOL"):
+        feed, _ = found((TensorMetadata("x", datatype, (-1, 4)),), lambda inputs: {})
+        assert (feed(2)["x"][0] != feed(2)["x"][1]).any()
+
+
+def test_free_sizes_are_tried_until_the_model_accepts_one() -> None:
+    tried = []
+
+    def only_224(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        tried.append(inputs["x"].shape[2])
+        if inputs["x"].shape[2:] != (224, 224):
+            raise InferenceFailed("wrong size")
+        return {}
+
+    feed, refusal = found(IMAGE, only_224)
+    assert refusal == ""
+    assert feed(2)["x"].shape == (2, 3, 224, 224)
+    assert tried[-1] == 224
+
+
+def test_indices_fall_back_to_zero() -> None:
+    def only_zero(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if inputs["i"].any():
+            raise InferenceFailed("index out of range")
+        return {}
+
+    feed, refusal = found((TensorMetadata("i", "INT64", (2, 3)),), only_zero)
+    assert refusal == ""
+    assert not feed(1)["i"].any()
+
+
+def test_when_nothing_is_accepted_the_last_refusal_is_told() -> None:
+    def never(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        raise InferenceFailed("no")
+
+    assert find_feed(IMAGE, never) == (None, "no")
+
+
+def test_a_guess_never_takes_the_machine_s_memory() -> None:
+    """Five free dimensions of 224 would be hundreds of gigabytes; and a fixed one may be as large as it likes."""
+    tried = []
+
+    def never(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        tried.append(inputs["x"].shape)
+        raise InferenceFailed("no")
+
+    assert find_feed((TensorMetadata("x", "UINT8", (-1,) * 6),), never)[0] is None
+    assert max(max(shape) for shape in tried) == 32
+    huge = (TensorMetadata("x", "FP32", (-1, 10**6, 10**6)),)
+    assert find_feed(huge, never) == (None, "one row of it would be too large")
+    assert not shapes_leave_no_guess(huge)
+
+
+def test_golden_samples_are_repeated_as_often_as_needed() -> None:
+    golden = GoldenSamples({"x": np.array([[1], [2], [3]])}, {}, {})
+    assert golden_feed(golden, None)(5)["x"].ravel().tolist() == [1, 2, 3, 1, 2]
+    assert golden_feed(golden, None)(1)["x"].ravel().tolist() == [1]
+    assert golden_feed(golden, 2)(64)["x"].ravel().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        pytest.param(lambda x: 2 * x, "", id="elementwise"),
+        pytest.param(lambda x: x * (1 + 1e-6 * len(x)), "", id="rounding-that-depends-on-the-batch"),
+        pytest.param(lambda x: x - x.mean(axis=0), "differs from one by one", id="batch-mean"),
+        pytest.param(lambda x: 1e-3 * np.cumsum(x, axis=0), "differs from one by one", id="small-numbers"),
+        pytest.param(lambda x: np.cumsum(x, axis=0), "differs from one by one", id="running-sum"),
+        pytest.param(lambda x: x[::-1], "differs from one by one", id="reversed-rows"),
+        pytest.param(lambda x: x.sum(axis=0), "has shape [4] for two rows", id="rows-summed-away"),
+        pytest.param(lambda x: np.repeat(x, 2, axis=0), "has shape [4, 4] for two rows", id="two-rows-from-one"),
+        pytest.param(lambda x: x.sum(), "has shape [] for two rows", id="scalar"),
+    ],
+)
+def test_rows_that_see_each_other_are_noticed(model: Any, told: str) -> None:
+    feed, _ = found(ROWS, lambda inputs: {})
+    reason = rows_interfere(feed, lambda inputs: {"y": np.asarray(model(inputs["x"]), np.float32)})
+    assert told in reason
+    assert bool(reason) == bool(told)
+
+
+def test_a_model_that_fails_for_two_rows_says_so() -> None:
+    def one_row(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if len(inputs["x"]) > 1:
+            raise InferenceFailed("one at a time")
+        return inputs
+
+    feed, _ = found(ROWS, one_row)
+    with pytest.raises(InferenceFailed, match="one at a time"):
+        rows_interfere(feed, one_row)
