@@ -1,0 +1,43 @@
+"""Real handwritten digits: the 1,797 images that ship inside scikit-learn (no download).
+
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository (1998): 32x32 bitmaps
+whose 4x4 blocks were counted, hence 8x8 pixels from 0 (no ink) to 16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from training.datasets.dataset import Dataset, Examples, InputDescription
+from training.errors import UserError
+
+INPUT = InputDescription(
+    name="image",
+    description="grey image of one handwritten digit, rows from the top, raw pixel values: 0 is paper, 16 is ink",
+    minimum=0.0,
+    maximum=16.0,
+)
+
+
+def load(test_fraction: float, split_seed: int) -> Dataset:
+    """Inputs float32 [rows, 1, 8, 8]; every class has the same share in both parts, and the seed decides who is where.
+
+    Raises UserError when the fraction leaves a part with fewer images than there are classes.
+    """
+    bunch = load_digits()
+    images = bunch.images.astype(np.float32)[:, np.newaxis]
+    labels = bunch.target.astype(np.int64)
+    try:
+        train, test = train_test_split(
+            np.arange(len(labels)), test_size=test_fraction, random_state=split_seed, stratify=labels
+        )
+    except ValueError as error:
+        raise UserError(f"data.test_fraction={test_fraction} cannot split {len(labels)} digits: {error}") from None
+    return Dataset(
+        input=INPUT,
+        classes=tuple(str(name) for name in bunch.target_names),
+        train=Examples(images[train], labels[train]),
+        test=Examples(images[test], labels[test]),
+    )

@@ -1,0 +1,178 @@
+"""From recipe to published version. The file to read first: `build` is the whole path of one model, step by step.
+
+Each step lives in the file of its name. Here is only their order, and what must hold before anything is published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from training import datasets, verify
+from training.datasets.dataset import Dataset
+from training.errors import UserError
+from training.export import export
+from training.fold import FoldReport, fold
+from training.fold.files import SOURCE_SHA256
+from training.golden import make_golden
+from training.publish import LABELS_FILE, Draft, check_destination, config_for, publish
+from training.recipe import Recipe
+from training.train import TrainReport, logits, train
+from training.verify_report import VerifyReport
+
+OUTPUT = "logits"
+VERIFY_ROWS = 60
+
+
+class ChecksFailed(UserError):
+    """The model was built, but is not what its recipe promises. Nothing was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What was published, where, and the reports of the steps that led there."""
+
+    recipe: Recipe
+    path: Path
+    train: TrainReport
+    fold: FoldReport
+    verify: VerifyReport
+    batchnorms_left: int
+
+    def as_text(self) -> str:
+        """The summary for a terminal."""
+        folded = self.fold.summary()
+        accuracy = (
+            f"{self.train.test_accuracy:.2%} of {self.train.n_test} held-out images "
+            f"(training images: {self.train.train_accuracy:.2%}), trained in {self.train.seconds:.1f} s"
+        )
+        fold_line = (
+            f"{folded['found']} BatchNormalization found, {folded['folded']} folded, {self.batchnorms_left} left; "
+            f"{folded['nodes_before']} nodes before, {folded['nodes_after']} after"
+        )
+        lines = (f"published {self.path}", f"accuracy: {accuracy}", f"folded: {fold_line}", self.verify.as_text())
+        return "\n".join([*lines, f"serve it: foldserve --model-repository {self.path.parents[1]}"])
+
+
+def build(
+    recipe: Recipe,
+    repository: Path,
+    *,
+    replace: int | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> BuildResult:
+    """Train, export, fold, verify and publish `recipe` as the next version of its name, or in place of `replace`.
+
+    `announce` is told of each step before it begins. Raises UserError or FoldError; nothing is published then.
+    """
+    check_destination(repository, recipe.name, replace)  # now, not after the training
+
+    announce(f"train    {recipe.name}: {recipe.architecture.family} on {recipe.data.source}, {recipe.epochs} epochs")
+    dataset = datasets.load(recipe.data.source, recipe.data.test_fraction, recipe.data.split_seed)
+    module, train_report = train(recipe, dataset)
+    _require_accuracy(recipe, train_report)
+
+    announce("export   torch module to ONNX")
+    source = export(module, {dataset.input.name: torch.from_numpy(dataset.test.inputs[:2])}, [OUTPUT])
+    source_sha256 = _mark_with_hash(source)
+
+    announce("fold     BatchNorm into the weights before it")
+    folded, fold_report = fold(source)
+
+    announce("verify   folded against unfolded")
+    batchnorms_left = _require_folded(recipe, folded, fold_report)
+    verify_report = verify.verify(source, folded, _samples(source, dataset))
+    _require_same_answers(module, folded, dataset)
+
+    announce("publish  a new version, whole or not at all")
+    draft = Draft(
+        config=_describe(folded, recipe, dataset),
+        model=folded,
+        golden=make_golden(source, folded, {dataset.input.name: dataset.test.first_of_each_class()}),
+        reports={
+            "source": {"sha256": source_sha256},
+            "train": train_report.as_dict(),
+            "fold": fold_report.as_dict(),
+            "verify": verify_report.as_dict(),
+        },
+        labels=dataset.classes,
+    )
+    version = publish(repository, draft, replace=replace)
+    return BuildResult(recipe, version.path, train_report, fold_report, verify_report, batchnorms_left)
+
+
+def _require_accuracy(recipe: Recipe, report: TrainReport) -> None:
+    if report.test_accuracy < recipe.minimum_test_accuracy:
+        raise ChecksFailed(
+            f"recipe {recipe.name!r} reached {report.test_accuracy:.2%} of {report.n_test} held-out images, but asks "
+            f"for {recipe.minimum_test_accuracy:.2%}; nothing was published. Train longer, or publish it all the same "
+            f"with --set minimum_test_accuracy={math.floor(100 * report.test_accuracy) / 100:g}"
+        )
+
+
+def _mark_with_hash(source: ir.Model) -> str:
+    """The hash of the unfolded graph, also left where `fold` finds it and writes it into the folded file."""
+    source_sha256 = hashlib.sha256(ir.to_proto(source).SerializeToString()).hexdigest()
+    source.meta[SOURCE_SHA256] = source_sha256
+    return source_sha256
+
+
+def _require_folded(recipe: Recipe, folded: ir.Model, report: FoldReport) -> int:
+    """How many BatchNormalization nodes are left; counted in the graph, whatever the report says."""
+    left = sum(node.op_type == "BatchNormalization" for node in folded.graph.all_nodes())
+    if left > recipe.batchnorms_left:
+        reasons = "; ".join(f"{outcome.name}: {outcome.reason}" for outcome in report.batchnorms if outcome.reason)
+        raise ChecksFailed(
+            f"{left} BatchNormalization are left in {recipe.name!r}, its recipe allows {recipe.batchnorms_left}; "
+            f"nothing was published: {reasons}"
+        )
+    return left
+
+
+def _samples(source: ir.Model, dataset: Dataset) -> list[Any]:
+    """All held-out inputs, then what real data never show: zeros, hot border pixels, large values, noise."""
+    pieces = np.array_split(dataset.test.inputs, -(-len(dataset.test) // VERIFY_ROWS))
+    return list(verify.make_samples(source, [{dataset.input.name: piece} for piece in pieces]))
+
+
+def _require_same_answers(module: nn.Module, folded: ir.Model, dataset: Dataset) -> None:
+    """The folded file in ONNX Runtime must choose torch's class for every held-out input, not just nearly every."""
+    expected = logits(module, dataset.test.inputs).argmax(dim=1).numpy()
+    answered = verify.run(folded, {dataset.input.name: dataset.test.inputs})[OUTPUT].argmax(axis=1)
+    differing = np.flatnonzero(answered != expected)
+    if differing.size:
+        first = differing[0]
+        raise ChecksFailed(
+            f"{differing.size} of {len(expected)} held-out inputs get another class than from torch; the first is "
+            f"number {first}: {dataset.classes[answered[first]]!r}, torch says {dataset.classes[expected[first]]!r}"
+        )
+
+
+def _describe(folded: ir.Model, recipe: Recipe, dataset: Dataset) -> Any:
+    about: dict[str, dict[str, Any]] = {
+        dataset.input.name: {
+            "description": dataset.input.description,
+            "minimum": dataset.input.minimum,
+            "maximum": dataset.input.maximum,
+        },
+        OUTPUT: {
+            "description": "one score a class, in the order of labels.txt; the largest wins",
+            "labels": LABELS_FILE,
+        },
+    }
+    return config_for(
+        folded,
+        name=recipe.name,
+        description=recipe.description,
+        max_batch_size=recipe.max_batch_size,
+        about=about,
+    )
