@@ -111,7 +111,7 @@ _REQUEST_PARAMETERS: dict[str, type] = {"binary_data_output": bool, "priority": 
 _INPUT_PARAMETERS: dict[str, type] = {"binary_data_size": int}
 _OUTPUT_PARAMETERS: dict[str, type] = {"binary_data": bool}
 _UNSUPPORTED_PARAMETERS = ("classification", "shared_memory_region")
-_PARAMETERKINDS = (bool, int, float, str)
+_PARAMETER_KINDS = (bool, int, float, str)
 
 
 def _parameters(owner: dict[str, Json], where: str, known: Mapping[str, type]) -> dict[str, Json]:
@@ -121,7 +121,7 @@ def _parameters(owner: dict[str, Json], where: str, known: Mapping[str, type]) -
     for name, value in given.items():
         if value is None:
             continue
-        expected = (known[name],) if name in known else _PARAMETERKINDS
+        expected = (known[name],) if name in known else _PARAMETER_KINDS
         if type(value) not in expected:
             raise MalformedRequest(
                 f"{where}: parameter {quoted(name)} is {kind_of(value)}, "
@@ -154,18 +154,17 @@ class _BinaryPart:
         left_bytes = len(self._view) - self._offset
         if size_bytes > left_bytes:
             raise MalformedRequest(
-                f"{where}: binary_data_size is {size_bytes}, but only {left_bytes} of the "
+                f"{where}: binary_data_size is {shown(size_bytes)}, but only {left_bytes} of the "
                 f"{len(self._view)} bytes behind the JSON are left"
             )
         self._offset += size_bytes
         return self._view[self._offset - size_bytes : self._offset]
 
     def finish(self) -> None:
-        left_bytes = len(self._view) - self._offset
-        if left_bytes:
+        if self._offset != len(self._view):
             raise MalformedRequest(
-                f"{left_bytes} bytes are left over behind the last binary input; {HEADER_LENGTH} and "
-                f"the inputs' binary_data_size must add up to the length of the body"
+                f"there are {len(self._view)} bytes behind the JSON, but the binary inputs take {self._offset}; "
+                f"{HEADER_LENGTH} and the inputs' binary_data_size must add up to the length of the body"
             )
 
 
@@ -227,11 +226,11 @@ def _elements_from_bytes(
 ) -> Array:
     """The next tensor of the binary part, flat."""
     if size_bytes < 0:
-        raise MalformedRequest(f"{where}: binary_data_size is {size_bytes}, expected 0 or more")
+        raise MalformedRequest(f"{where}: binary_data_size is {shown(size_bytes)}, expected 0 or more")
     count = math.prod(shape)
     if datatype.name != "BYTES" and size_bytes != count * datatype.item_bytes:
         raise MalformedRequest(
-            f"{where}: binary_data_size is {size_bytes}, but shape {list(shape)} of {datatype.name} "
+            f"{where}: binary_data_size is {shown(size_bytes)}, but shape {list(shape)} of {datatype.name} "
             f"takes {count * datatype.item_bytes} bytes"
         )
     buffer = binary.take(size_bytes, where)

@@ -32,6 +32,7 @@ from service.errors import (
     quoted,
     status_of,
 )
+from service.openapi import TAG
 from service.protocol import (
     SERVER_EXTENSIONS,
     ErrorResponse,
@@ -296,7 +297,7 @@ def add_routes(app: FastAPI, registry: Registry, max_body_bytes: int) -> None:
             response_model_exclude_none=True,
             summary=read.summary,
             operation_id=read.handler,
-            tags=["Open Inference Protocol v2"],
+            tags=[TAG],
             responses=_documented_errors(read),
         )
     infer_route = InferRoute(registry, max_body_bytes)

@@ -150,6 +150,10 @@ class Registry:
             return False
         return states == {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
 
+    def is_settled(self) -> bool:
+        """Whether everything that was found has been loaded or given up."""
+        return self._scanned and all(status.state is not ModelState.LOADING for status in self.states())
+
     def why_hopeless(self) -> str:
         """Why no request will ever be answered: the single file that was to be served is UNAVAILABLE. Otherwise empty.
 

@@ -6,11 +6,14 @@ element of a tensor and knows no bytes, no session, no scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
+from itertools import islice
 
 from service.datatypes import DATATYPES
 from service.errors import RequestMismatch, quoted
 from service.protocol import InferenceRequest, InputTensor, ModelMetadata, TensorMetadata
+
+_NAMES_SHOWN = 10
 
 
 def validate_request(request: InferenceRequest, metadata: ModelMetadata, max_batch_size: int) -> int:
@@ -26,12 +29,14 @@ def validate_request(request: InferenceRequest, metadata: ModelMetadata, max_bat
     return _count_rows(request.inputs, metadata.name, max_batch_size) if max_batch_size else 1
 
 
-def _check_input_names(given: Iterable[str], metadata: ModelMetadata) -> None:
+def _check_input_names(given: Collection[str], metadata: ModelMetadata) -> None:
     expected = [tensor.name for tensor in metadata.inputs]
-    given = set(given)
     if missing := [name for name in expected if name not in given]:
-        raise RequestMismatch(f"input {missing[0]!r} is missing; model {metadata.name!r} takes {_names(expected)}")
-    if unexpected := sorted(given.difference(expected)):
+        raise RequestMismatch(
+            f"input {missing[0]!r} is missing; model {metadata.name!r} takes {_names(expected)}, "
+            f"the request has {_names(given)}"
+        )
+    if unexpected := [name for name in given if name not in expected]:
         raise RequestMismatch(
             f"input {quoted(unexpected[0])} is unknown to model {metadata.name!r}, which takes {_names(expected)}"
         )
@@ -95,5 +100,6 @@ def _count_rows(inputs: tuple[InputTensor, ...], model: str, max_batch_size: int
     return rows
 
 
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
+def _names(names: Collection[str]) -> str:
+    shown = ", ".join(quoted(name) for name in islice(names, _NAMES_SHOWN)) or "none"
+    return f"{shown} and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else shown

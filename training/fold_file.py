@@ -94,8 +94,9 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
 def read_samples(path: Path) -> dict[str, Array]:
     """The arrays of an .npz, by name. Pickled objects are refused. Raises CannotFoldFile."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise CannotFoldFile(f"{path}: is a single array, expected an .npz with one array for each input")
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

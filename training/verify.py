@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from training.algebra import BOUND, Algebra, Finding, decided_by_rounding, difference, largest, spacing
 from training.errors import UserError
-from training.reference import evaluate
+from training.reference import evaluate, is_float, widen
 from training.reference.op import Array
 from training.samples import CannotMakeSamples, Sample, check_sample, make_samples, more_like
 from training.verify_report import FLOAT64_ONLY, OutputReport, Rounding, VerificationFailed, VerifyReport
@@ -163,27 +163,38 @@ class _Proof:
     def _judge_numbers(self, name: str, runs: Sequence[tuple[Array, Array, Array]]) -> Array:
         """Returns [sum of squares of the original's error, of the folded one's, elements], in ulps of the scale.
 
-        The scale of a sample is its largest magnitude, but not less than the median sample's: the error of an answer
-        that cancels to nothing is judged by what the graph usually answers.
+        The scale is the output's largest magnitude in any sample, larger by as much as a sample's inputs are larger.
+        Not each sample's own: an answer that happens to cancel, or of which a ReLU left little, carries the error of what
+        is gone, and one such sample would decide the whole sum by luck.
         """
-        scales = [largest(expected) for expected, _, _ in runs]
-        usual = float(np.median(scales))
+        stretches = self._stretches()
+        per_input = max(largest(expected) / stretch for (expected, _, _), stretch in zip(runs, stretches, strict=True))
         total = np.zeros(3)
-        for number, ((expected, old, new), scale) in enumerate(zip(runs, scales, strict=True)):
+        for number, ((expected, old, new), stretch) in enumerate(zip(runs, stretches, strict=True)):
+            scale = per_input * stretch
             finite = np.isfinite(expected) & np.isfinite(old)  # where the original overflows, nothing is promised
             if not np.isfinite(new[finite]).all():
                 text = f"{self._place(name, number)}: not finite, where the original is"
                 raise VerificationFailed(self.report(text))
-            unit = float(spacing(np.array(max(scale, usual)), old.dtype))
+            unit = float(spacing(np.array(scale), old.dtype))
             wide = [run[finite].astype(expected.dtype) for run in (old, new)]
             errors = [difference(run, expected[finite]) / unit for run in wide]
             total += [float((errors[0] ** 2).sum()), float((errors[1] ** 2).sum()), finite.sum()]
             apart = float(difference(*wide).max(initial=0.0))
-            self.apart.setdefault(name, []).append((apart, apart / max(scale, usual) if apart else 0.0))
+            self.apart.setdefault(name, []).append((apart, apart / scale if scale else 0.0))
         self.rounding[name] = _rounding(total)
         if not self.rounding[name].holds:
             raise VerificationFailed(self.report(_rounding_failure(f"output {name!r}", self.rounding[name])))
         return total
+
+    def _stretches(self) -> list[float]:
+        """How many times the median sample's largest input each sample has; at least 1."""
+        inputs = [
+            max((largest(widen(array)) for array in sample.values() if is_float(array.dtype)), default=0.0)
+            for sample in self.samples
+        ]
+        usual = float(np.median(inputs)) or 1.0
+        return [max(value / usual, 1.0) for value in inputs]
 
     def _judge_decisions(self, name: str, runs: Sequence[tuple[Array, Array, Array]]) -> None:
         """Integers, bools, strings: as the oracle, unless the original errs there too or the graph is undecided."""

@@ -41,7 +41,7 @@ class OutputReport:
 
     `algebra_error` is in units of scale times condition, to be compared with 1e-9; `condition` is the largest that was
     needed. `max_abs_error` is folded against original as both run in their own precision (in float64 when ONNX Runtime
-    cannot run them), `max_rel_error` the same over the largest magnitude of the output in that sample.
+    cannot run them), `max_rel_error` the same over the output's scale in that sample.
     `decided_by_rounding` counts integers and bools that differ where the graph itself is undecided.
     """
 

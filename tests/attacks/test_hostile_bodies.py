@@ -137,7 +137,7 @@ ATTACKS = (
     Attack(
         "second-request-behind-the-first",
         "what is left over behind the last tensor is not ignored",
-        "bytes are left over behind the last binary input",
+        "there are 80 bytes behind the JSON, but the binary inputs take 0",
         claim([1, 2], data=[1, 2]),
         tail=claim([1, 2], data=[3, 4]),
         header="json",
@@ -165,6 +165,15 @@ ATTACKS = (
         "int() of many digits is quadratic in Python: the parsers refuse such a number first",
         "the body is not JSON",
         claim([1], data=[0]).replace(b"[0]", b"[NaN, " + b"9" * 1_000_000 + b"]"),
+    ),
+    Attack(
+        "size-of-4000-digits",
+        "a refusal quotes only the beginning of what it was sent",
+        "... (4000 characters), but shape [1] of FP32 takes 4 bytes",
+        claim([1], parameters={"binary_data_size": 1, "other": float("nan")}).replace(
+            b": 1,", b": " + b"9" * 4000 + b","
+        ),
+        header="json",
     ),
     Attack(
         "endless-name",

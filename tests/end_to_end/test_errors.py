@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -97,13 +98,13 @@ def test_error_is_json_that_says_what_is_wrong(case: Case, service: Foldserve) -
         assert word in message["error"]
 
 
-@pytest.mark.parametrize(("tail_bytes", "told"), [(0, "0 of the 0"), (255, "255"), (257, "1 bytes are left over")])
-def test_binary_tail_that_does_not_match_its_header_is_refused(tail_bytes: int, told: str, service: Foldserve) -> None:
+@pytest.mark.parametrize("tail_bytes", [0, 255, 257])
+def test_binary_tail_of_another_length_is_refused_with_both_numbers(tail_bytes: int, service: Foldserve) -> None:
     declared = {key: value for key, value in tensor(parameters={"binary_data_size": 256}).items() if key != "data"}
     header = body(declared)
     answer = service.request("POST", INFER, header + bytes(tail_bytes), {HEADER_BYTES: str(len(header))})
     assert answer.status == 400
-    assert told in answer.json()["error"]
+    assert {"256", str(tail_bytes)} <= set(re.findall(r"\d+", answer.json()["error"]))
 
 
 @pytest.mark.parametrize(

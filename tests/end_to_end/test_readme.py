@@ -54,7 +54,7 @@ def command(example: Example, code: str) -> list[str]:
     if example.language == "console":
         code = "\n".join(line.removeprefix("$ ") for line in code.splitlines() if line.startswith("$ "))
     if example.language == "python":
-        return [sys.executable, "-W", "error", "-c", code]
+        return [sys.executable, "-c", code]
     return ["bash", "-euo", "pipefail", "-c", code]
 
 

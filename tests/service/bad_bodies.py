@@ -256,10 +256,13 @@ def binary(tail: bytes, datatype: str = "UINT8", shape: list[int] | None = None,
     return head + tail, len(head)
 
 
-LEFT_OVER = (
-    "left over behind the last binary input; Inference-Header-Content-Length and the inputs' binary_data_size must "
-    "add up to the length of the body"
-)
+def left_over(there: int, taken: int) -> str:
+    return (
+        f"there are {there} bytes behind the JSON, but the binary inputs take {taken}; Inference-Header-Content-Length "
+        f"and the inputs' binary_data_size must add up to the length of the body"
+    )
+
+
 GOOD_BODY = bad_request()
 
 BAD_BINARY = {
@@ -301,8 +304,8 @@ BAD_BINARY = {
         binary(b"\x01"),
         "input 'x': binary_data_size is 2, but only 1 of the 1 bytes behind the JSON are left",
     ),
-    "tail-too-long": (binary(b"\x01\x02\x03"), "1 bytes are " + LEFT_OVER),
-    "tail-behind-json-inputs": ((GOOD_BODY + b"..", len(GOOD_BODY)), "2 bytes are " + LEFT_OVER),
+    "tail-too-long": (binary(b"\x01\x02\x03"), left_over(3, 2)),
+    "tail-behind-json-inputs": ((GOOD_BODY + b"..", len(GOOD_BODY)), left_over(2, 0)),
     "bool-that-is-2": (
         binary(b"\x01\x02", "BOOL"),
         "input 'x': element 1 is byte 2; a BOOL is 0 or 1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import socket
 import threading
@@ -113,6 +114,25 @@ def test_a_server_with_a_bad_model_is_live_though_not_ready_and_serves_the_good_
         assert running.get("/v2/models/good/ready").status == 200
 
 
+@pytest.mark.parametrize(
+    "received",
+    [
+        pytest.param(b"HELLO\r\n\r\n", id="no-request-line"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="tls"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="http-2-without-tls"),
+        pytest.param(b"GET / HTTP/1.1\r\nno colon\r\n\r\n", id="header"),
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: ten\r\n\r\n", id="length"),
+    ],
+)
+def test_bytes_that_are_no_http_are_refused_in_json(received: bytes, service: Foldserve) -> None:
+    with connect(service) as sock:
+        sock.sendall(received)
+        answer = read_answer(sock)
+        assert (answer.status, answer.getheader("content-type")) == (400, "application/json")
+        assert "RFC 9112" in json.load(answer)["error"]
+    assert service.get("/v2/health/live").status == 200
+
+
 # --- stopping -----------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +199,16 @@ def test_no_request_is_lost_when_the_server_stops_under_load(service: Foldserve)
     # A connection still in the kernel's backlog when the listener closes is reset: nobody had accepted it. At most one
     # each; a grace period before closing will spare them, too.
     assert len(lost) <= len(clients), lost
+
+
+def test_stopping_does_not_wait_for_a_model_that_loads(repository: Path) -> None:
+    """Reading a pipe that nobody writes to takes for ever, as a load of many gigabytes seems to."""
+    (repository / "linear" / "1" / "report.json").unlink()
+    os.mkfifo(repository / "linear" / "1" / "report.json")
+    with foldserve("--model-repository", repository, wait="live") as running:
+        running.wait_until(lambda: "LOADING" in running.get("/v2/health/ready").body.decode(), "loading")
+        assert running.stop() == 0
+        assert running.log().rstrip().endswith("stopped")
 
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.3, 0.4])

@@ -71,14 +71,22 @@ ASK_FOR_BINARY = "request it in binary, with parameters.binary_data true (or bin
 @pytest.mark.parametrize(
     ("asked", "model", "message"),
     [
-        pytest.param(request(), RESNET, "input 'x' is missing; model 'resnet' takes 'x'", id="input-missing"),
+        pytest.param(
+            request(), RESNET,
+            "input 'x' is missing; model 'resnet' takes 'x', the request has none", id="input-missing",
+        ),
         pytest.param(
             request(tensor("a", [1, 2])), PAIR,
-            "input 'b' is missing; model 'pair' takes 'a', 'b'", id="second-input-missing",
+            "input 'b' is missing; model 'pair' takes 'a', 'b', the request has 'a'", id="second-input-missing",
         ),
         pytest.param(
             request(tensor("X", [1, 3, 224, 224])), RESNET,
-            "input 'x' is missing; model 'resnet' takes 'x'", id="input-in-upper-case",
+            "input 'x' is missing; model 'resnet' takes 'x', the request has 'X'", id="input-in-upper-case",
+        ),
+        pytest.param(
+            request(*(tensor(f"x{number}", [1]) for number in range(12))), FIXED,
+            "input 'x' is missing; model 'fixed' takes 'x', the request has 'x0', 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', "
+            "'x7', 'x8', 'x9' and 2 more", id="many-names",
         ),
         pytest.param(
             request(IMAGE, tensor("mask", [1])), RESNET,

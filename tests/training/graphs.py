@@ -1,4 +1,4 @@
-"""Graphs of the proof's tests: an original with a BatchNormalization, and its fold by hand, right or wrong on purpose."""
+"""What the proof's tests make their graphs of: nodes and weights by hand, BatchNormalizations mild and hostile."""
 
 from __future__ import annotations
 

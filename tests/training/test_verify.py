@@ -29,7 +29,7 @@ def prove(pair: Pair) -> VerifyReport:
     return verify(*pair, make_samples(pair[0]))
 
 
-# --- one original and its fold for each place where tools go wrong; `wrong` makes the classic mistake -------------------
+# --- one original and its fold for each place where tools go wrong; `wrong` makes the classic mistake ---------------
 
 
 def conv_bn(

@@ -50,7 +50,7 @@ class _Folding:
     model: ir.Model
     stored: dict[ir.Node, _Stored] = field(default_factory=dict)
     names: dict[ir.Node, str] = field(default_factory=dict)
-    sinks: dict[ir.Node, tuple[ir.Node, ...]] = field(default_factory=dict)  # by BatchNormalization
+    sinks: dict[ir.Node, tuple[ir.Node, ...]] = field(default_factory=dict)  # of a BatchNormalization, in graph order
     reasons: dict[ir.Node, str] = field(default_factory=dict)
     added: dict[ir.Node, ir.Node] = field(default_factory=dict)
 
@@ -71,10 +71,11 @@ class _Folding:
         sinks = self.sinks.get(node)
         if sinks is None:
             return BatchNormOutcome(self.names[node], Verdict.KEPT, (), self.reasons[node])
-        extra = [self.added[sink] for sink in sinks if sink in self.added]
-        into = tuple(label(sink) for sink in (*sinks, *extra))
-        if extra:
-            return BatchNormOutcome(self.names[node], Verdict.REDUCED, into, f"{describe(sinks[0])} holds no bias")
+        into = tuple(label(sink) for sink in sinks)
+        direct = sinks[-1]  # the one that took the shift; those behind it took the scale alone
+        if direct in self.added:
+            into += (label(self.added[direct]),)
+            return BatchNormOutcome(self.names[node], Verdict.REDUCED, into, f"{describe(direct)} holds no bias")
         return BatchNormOutcome(self.names[node], Verdict.FOLDED, into, "")
 
     def _fold(self, node: ir.Node, known: Known) -> bool:

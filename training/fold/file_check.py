@@ -6,7 +6,7 @@ nothing that onnx-ir would drop without a word. Reads no weight, folds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -31,7 +31,10 @@ def check_file(proto: onnx.ModelProto, folder: Path) -> None:
         raise UnsoundFile("is not an ONNX model: it holds no graph")
     if proto.training_info:
         raise UnsoundFile("holds training_info, which folding would lose: export the model for inference")
-    for tensor in _tensor_protos(proto.graph):
+    for function in proto.functions:
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _node_tensors(function.node)):
+            raise UnsoundFile(f"has external data inside local function '{function.name}', which is not supported")
+    for tensor in _graph_tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(tensor, folder)
         else:
@@ -42,18 +45,22 @@ def check_file(proto: onnx.ModelProto, folder: Path) -> None:
     _check_convolutions(inferred.graph)
 
 
-def _tensor_protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Every dense tensor, in attributes and subgraphs too."""
     if graph.sparse_initializer:
         # onnx-ir 1.1 drops them without a word when it reads a model.
         raise UnsoundFile(f"has a sparse initializer in graph '{graph.name}', which is not supported: make it dense")
     yield from graph.initializer
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
         for subgraph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            yield from _tensor_protos(subgraph)
+            yield from _graph_tensors(subgraph)
 
 
 def _check_external(tensor: onnx.TensorProto, folder: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +23,9 @@ from training.fold.edits import AppendAdd, BecomeGemm, Edit, SetAttribute, SetOp
 from training.fold.graph import describe, is_standard, may_change
 from training.fold.refusal import Refusal
 from training.fold.shapes import Shapes
+
+# Overflow is judged by its result (see _finite) and not announced by NumPy on the way.
+_overflow_is_refused = np.errstate(over="ignore", invalid="ignore")
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,18 @@ class Linear:
     def inner(self) -> Sink | None:
         return None
 
+    @_overflow_is_refused
     def edits(self, affine: Affine) -> tuple[Edit, ...] | Refusal:
         """`W' = s * W` along the channels, `b' = A(factor * b)`; an absent b stays absent where b' would be 0."""
         old = self.weight.array
-        with np.errstate(over="ignore", invalid="ignore"):  # judged by its result, in _finite
-            weight = weights.round_once(self.scale_weight(weights.widen(old), affine.scale), old.dtype)
+        weight = weights.round_once(self.scale_weight(weights.widen(old), affine.scale), old.dtype)
         if not _finite(weight):
             return Refusal(f"folded weight of {describe(self.node)} is not finite in {old.dtype}")
         edits: tuple[Edit, ...] = (SetOperand(self.node, self.weight.index, weight, self.weight.value, "weight"),)
         if self.bias is None and not np.any(affine.shift):
             return edits
         old_bias = np.zeros(1) if self.bias is None else weights.widen(self.bias.array) * self.bias_factor
-        bias = _folded(self.fold_bias, old_bias, affine, old.dtype)
+        bias = weights.round_once(self.fold_bias(old_bias, affine), old.dtype)
         if not _finite(bias):
             return Refusal(f"folded bias of {describe(self.node)} is not finite in {old.dtype}")
         origin = self.weight.value if self.bias is None else self.bias.value
@@ -92,10 +94,11 @@ class AddConstant:
     fold_constant: Callable[[Float64s, Affine], Float64s]
     inner: Sink
 
+    @_overflow_is_refused
     def edits(self, affine: Affine) -> tuple[Edit, ...] | Refusal:
         """`k' = A(k)`."""
         old = self.constant.array
-        constant = _folded(self.fold_constant, weights.widen(old), affine, old.dtype)
+        constant = weights.round_once(self.fold_constant(weights.widen(old), affine), old.dtype)
         if not _finite(constant):
             return Refusal(f"folded constant of {describe(self.node)} is not finite in {old.dtype}")
         return (SetOperand(self.node, self.constant.index, constant, self.constant.value, "bias"),)
@@ -333,13 +336,6 @@ def _gemm_broadcast(opset: int) -> tuple[ir.Attr, ...]:
 
 def _along_axis(values: Float64s, affine: Affine, axis: int) -> Float64s:
     return affine(values, axis)
-
-
-def _folded(
-    fold: Callable[[Float64s, Affine], Float64s], values: Float64s, affine: Affine, dtype: np.dtype[Any]
-) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):  # judged by its result, in _finite
-        return weights.round_once(fold(values, affine), dtype)
 
 
 def _finite(array: Array) -> bool:

@@ -94,6 +94,29 @@ class TestChains:
         ] * 2
         assert_same_function(model, folded)
 
+    def test_only_the_one_whose_shift_needed_the_add_is_reduced(self):
+        """bn1 leaves an Add behind the MatMul; bn2's shift goes into the Add that was there."""
+        rng = rng_of(5)
+        model = build(
+            """m (double[2,6,5] x) => (double[2,7,5] y) {
+                [mm] h = MatMul (w, x) [bn1] p = BatchNormalization (h, g1, b1, m1, v1)
+                [sum] q = Add (p, k) [bn2] y = BatchNormalization (q, g2, b2, m2, v2)
+            }""",
+            w=rng.normal(size=(7, 6)),
+            k=rng.normal(size=(7, 1)),
+            **{f"{key}1": part for key, part in statistics(rng, 7).items()},
+            **{f"{key}2": part for key, part in statistics(rng, 7).items()},
+        )
+
+        folded, report = fold(model)
+
+        assert [(o.verdict, o.into) for o in report.batchnorms] == [
+            (Verdict.REDUCED, ("mm", "mm_shift")),
+            (Verdict.FOLDED, ("mm", "sum")),
+        ]
+        assert op_types(folded) == ["MatMul", "Add", "Add"]
+        assert_same_function(model, folded)
+
     def test_one_that_stays_keeps_the_ones_behind_it(self):
         model = build(
             """m (double[2,4] x) => (double[2,4] y) {

@@ -78,6 +78,17 @@ def relu(source: str, target: str):
     return helper.make_node("Relu", [source], [target], name=f"to_{target}")
 
 
+def external_in_a_function() -> onnx.ModelProto:
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 17, "own" : 1]>
+        m (float[2] x) => (float[2] y) { y = own.f (x) }
+        <domain: "own", opset_import: ["" : 17]>
+        f (a) => (b) { k = Constant <value = float[1] {1.0}> () b = Add (a, k) }"""
+    )
+    model.functions[0].node[0].attribute[0].t.CopyFrom(external("w.bin").graph.initializer[0])
+    return model
+
+
 NO_FUNCTION_ENDS = onnx.parser.parse_model(
     """<ir_version: 9, opset_import: ["" : 17, "own" : 1]>
     m (float[2] x) => (float[2] y) { y = own.f (x) }
@@ -139,6 +150,10 @@ BROKEN = {
     "external data of another length": (
         external("w.bin", length=400),
         "432 bytes are needed from offset 0, length says 400"),
+    "external data in a function": (
+        external_in_a_function(),
+        "has external data inside local function 'f', which is not supported",
+    ),
     "an offset below zero": (
         external("w.bin", offset=-4),
         "432 bytes are needed from offset -4"),

@@ -380,6 +380,13 @@ def test_a_shift_of_zero_adds_no_bias():
     assert_same_function(model, folded)
 
 
+def test_a_mean_alone_is_a_shift_too():
+    model = Case("", [2, 3, 8], "[op] h = Conv (x, w)", [2, 4, 6], {"w": (4, 3, 3)}).model()
+    model.graph.initializers["b"].const_value = ir.tensor(np.zeros(4), name="b")
+
+    assert_same_function(model, fold(model)[0])
+
+
 def test_a_matmul_of_unknown_rank_is_refused():
     """Rank 2 has to be proved: with x of rank 3 the weight would act on another axis."""
     model = build(

@@ -1,0 +1,134 @@
+"""The float64 judgement's parts: spacing, differences, perturbations, and the tolerance they add up to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import helper
+
+from tests.training.graphs import model, random
+from training.algebra import Algebra, Finding, decided_by_rounding, difference, perturbed, spacing
+from training.reference import evaluate
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=lambda d: d.__name__)
+def test_spacing_is_numpys_for_its_own_types(dtype: Any) -> None:
+    values = np.array([0.0, 1.0, 1.5, -3.0, 1023.0, 6e-5, 1e-7, 1e-30, 3e4]).astype(dtype)
+    np.testing.assert_array_equal(
+        spacing(values.astype(float), np.dtype(dtype)), np.abs(np.spacing(values)).astype(float)
+    )
+
+
+def test_spacing_of_bfloat16_has_eight_bits() -> None:
+    values = np.array([1.0, 1.99, 2.0, -256.0])
+    assert spacing(values, np.dtype(ml_dtypes.bfloat16)).tolist() == [2.0**-7, 2.0**-7, 2.0**-6, 2.0]
+
+
+def test_difference_treats_equal_infinities_and_nan_as_equal_and_unequal_ones_as_infinitely_far() -> None:
+    a = np.array([1.0, np.inf, np.inf, np.nan, np.nan, -np.inf])
+    b = np.array([3.0, np.inf, -np.inf, np.nan, 1.0, 5.0])
+    assert difference(a, b).tolist() == [2.0, 0.0, np.inf, 0.0, np.inf, np.inf]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unit"),
+    [(np.float16, 2.0**-11), (ml_dtypes.bfloat16, 2.0**-8), (np.float32, 2.0**-24), (np.float64, 2.0**-53)],
+)
+def test_a_perturbation_has_the_unit_roundoff_of_the_type_as_its_deviation(dtype: Any, unit: float) -> None:
+    stored = np.full(20000, 1.0).astype(dtype)
+    moved = perturbed(0)(stored) - 1.0
+    assert abs(moved.std() / unit - 1) < 0.1  # in float64 the moved value itself is rounded to the grid
+    assert abs(moved.mean()) < 0.1 * unit
+
+
+def test_a_perturbation_is_repeatable_and_leaves_integers_alone() -> None:
+    w = random(0, 50).astype(np.float32)
+    assert (perturbed(3)(w) == perturbed(3)(w)).all()
+    assert (perturbed(3)(w) != perturbed(4)(w)).any()
+    whole = np.arange(5)
+    assert perturbed(3)(whole) is whole
+
+
+def test_a_float16_subnormal_moves_by_its_absolute_spacing() -> None:
+    """Below 6e-5 a relative half ulp would be far too little: 1e-7 has only one bit."""
+    tiny = np.full(1000, 1e-7).astype(np.float16)
+    assert abs((perturbed(0)(tiny) - tiny.astype(float)).std() / (2.0**-25) - 1) < 0.1
+
+
+def linear(w: Any, dtype: Any = np.float32) -> Any:
+    shapes = {"inputs": {"x": [4, 8]}, "outputs": {"y": [4, 3]}}
+    return model([helper.make_node("MatMul", ["x", "w"], ["y"])], weights={"w": w}, dtype=dtype, **shapes)
+
+
+def judged(original: Any, folded: Any, x: Any) -> Finding:
+    (finding,) = Algebra(original, folded).judge({"x": x}, evaluate(original, {"x": x}))
+    return finding
+
+
+def test_a_graph_without_new_constants_gets_no_allowance() -> None:
+    w = random(0, 8, 3)
+    finding = judged(linear(w), linear(w), random(1, 4, 8))
+    assert finding.error == 0
+    assert finding.condition == 1
+
+
+def test_the_tolerance_grows_with_the_coarseness_of_the_storage_type() -> None:
+    w, x = np.random.default_rng(0).standard_normal((8, 3)), random(1, 4, 8)
+    exact = linear(w, np.float64)
+    conditions = []
+    for dtype in (np.float32, np.float16):
+        mixed = linear(w.astype(dtype), np.float64)
+        mixed.graph.initializers["w"].const_value = linear(w, dtype).graph.initializers["w"].const_value
+        finding = judged(exact, mixed, x)
+        assert finding.holds
+        conditions.append(finding.condition)
+    assert 10 < conditions[0] < 3000
+    assert 2.0**12 < conditions[1] / conditions[0] < 2.0**14
+
+
+def test_an_error_of_a_few_dozen_units_in_one_weight_does_not_hold() -> None:
+    w, x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32).astype(float), random(1, 4, 8)
+    x[:, 0] = 4.0
+    wrong = w.copy()
+    wrong[0, 1] *= 1 + 100 * 2.0**-24
+    assert judged(linear(w), linear(w), x).holds
+    assert not judged(linear(w), linear(wrong), x).holds
+
+
+def test_a_channel_is_not_excused_by_the_noise_of_another() -> None:
+    """The output's scale is one figure, but each channel has its own response: a thousandfold one does not help."""
+    r = np.random.default_rng(0)
+    w = r.standard_normal((8, 3)) * np.array([1.0, 1.0, 1e3])
+    right = w.astype(np.float32).astype(float)
+    wrong = right.copy()
+    wrong[:, 0] *= 1 + 3e-5
+    original = linear(w, np.float64)
+    for candidate, holds in ((right, True), (wrong, False)):
+        folded = linear(w, np.float64)
+        folded.graph.initializers["w"].const_value = linear(candidate).graph.initializers["w"].const_value
+        assert judged(original, folded, r.standard_normal((4, 8))).holds is holds
+
+
+def test_a_shape_or_kind_of_output_that_differs_never_holds() -> None:
+    original = linear(random(0, 8, 3))
+    shapes = {"inputs": {"x": [4, 8]}, "outputs": {"y": [4, 3]}}
+    weights = {"w": random(0, 8, 2)}
+    folded = model([helper.make_node("MatMul", ["x", "w"], ["y"])], weights=weights, **shapes)
+    assert not judged(original, folded, random(1, 4, 8)).holds
+
+
+def test_a_decision_is_the_roundings_only_where_the_margin_is_small() -> None:
+    """Greater(x, 1): at 1 + 1e-8 rounding in float32 decides, at 1.001 it does not."""
+    graph = model(
+        [helper.make_node("Greater", ["x", "one"], ["y"])],
+        inputs={"x": [2]},
+        outputs={"y": [2]},
+        weights={"one": np.ones(1)},
+        output_dtype=np.bool_,
+    )
+    x = np.array([1.0, 1.001], dtype=np.float32)
+    wanted, asked = np.array([True, False]), np.array([True, True])
+    assert decided_by_rounding(graph, {"x": x}, "y", wanted, asked).tolist() == [True, False]

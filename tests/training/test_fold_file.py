@@ -1,0 +1,315 @@
+"""`foldtrain fold` as a function: a verified file and its report, or an error in one line and nothing written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+import training.fold_file
+from tests.training.graphs import Statistics, batch_norm, model, random
+from training.errors import UserError
+from training.fold import FoldError, fold
+from training.fold_file import CannotFoldFile, fold_file, parse_input_shape, read_samples
+from training.reference import UnsupportedOperator
+from training.samples import CannotMakeSamples
+from training.verify import VerificationFailed, make_samples, verify
+
+node = helper.make_node
+
+
+def conv_bn(height: Any = 6, statistics: Statistics | None = None, dtype: Any = np.float32) -> ir.Model:
+    s = statistics or Statistics.plausible(4)
+    return model(
+        [node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], name="conv"), batch_norm("c", "y")],
+        inputs={"x": [2, 3, height, 5]},
+        outputs={"y": [2, 4, height, 5]},
+        weights={"w": random(1, 4, 3, 3, 3), **s.weights()},
+        dtype=dtype,
+    )
+
+
+def saved(graph: ir.Model, path: Path) -> Path:
+    ir.save(graph, path)
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_folded_verified_file_and_its_report_are_written(tmp_path: Path) -> None:
+    source, target, report = saved(conv_bn(), tmp_path / "in.onnx"), tmp_path / "out.onnx", tmp_path / "report.json"
+    result = fold_file(source, target, report=report)
+    folded = onnx.load(target)
+    onnx.checker.check_model(folded)
+    assert [n.op_type for n in folded.graph.node] == ["Conv"]
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert told == result.as_dict()
+    assert told["batchnorms"] == [{"name": "bn_y", "verdict": "folded", "into": ["conv"], "reason": ""}]
+    assert told["summary"]["folded"] == 1
+    assert told["verify"]["passed"] is True
+    assert told["verify"]["algebra_error"] <= 1e-9
+    text = result.as_text()
+    assert "1 folded" in text
+    assert "verified: " in text
+    assert text.endswith(f"wrote {target}")
+    assert names(tmp_path) == {"in.onnx", "out.onnx", "report.json"}
+
+
+def test_in_and_out_may_be_the_same_path(tmp_path: Path) -> None:
+    path = saved(conv_bn(), tmp_path / "model.onnx")
+    fold_file(path, path)
+    assert [n.op_type for n in onnx.load(path).graph.node] == ["Conv"]
+    before = path.read_bytes()
+    again = fold_file(path, path)  # nothing is left to fold: the file is not touched by the second pass
+    assert again.fold.summary()["found"] == 0
+    assert path.read_bytes() == before
+
+
+def test_a_file_in_which_nothing_folds_comes_out_byte_for_byte(tmp_path: Path) -> None:
+    kept = model(
+        [node("Relu", ["x"], ["r"]), batch_norm("r", "y")],
+        inputs={"x": [2, 3, 4, 4]},
+        outputs={"y": [2, 3, 4, 4]},
+        weights=Statistics.plausible(3).weights(),
+    )
+    source, target = saved(kept, tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    result = fold_file(source, target, report=tmp_path / "r.json")
+    assert target.read_bytes() == source.read_bytes()
+    assert result.as_dict()["summary"]["kept"] == 1
+    assert result.as_dict()["verify"]["note"] == "nothing was folded; the file is a copy"
+    assert "nothing was folded" in result.as_text()
+
+
+def test_symbolic_sizes_come_from_the_option_or_from_real_samples(tmp_path: Path) -> None:
+    source, target = saved(conv_bn("h"), tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    assert fold_file(source, target, input_shapes={"x": [2, 3, 9, 5]}).verify.passed
+    np.savez(tmp_path / "real.npz", x=random(3, 8, 3, 7, 5))
+    result = fold_file(source, target, samples=tmp_path / "real.npz")
+    assert result.verify.samples >= 4  # of two rows each
+
+
+def replaced(*, wrong: Callable[[ir.Model], None]) -> Callable[[ir.Model], Any]:
+    """The real fold, and then a mistake."""
+
+    def mistaken(source: ir.Model) -> Any:
+        folded, report = fold(source)
+        wrong(folded)
+        return folded, report
+
+    return mistaken
+
+
+def _double_a_bias(folded: ir.Model) -> None:
+    bias = folded.graph[0].inputs[2]
+    assert bias is not None
+    assert bias.const_value is not None
+    bias.const_value = ir.tensor(bias.const_value.numpy() * 2, name=bias.name)
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["files exist", "files do not exist"])
+def test_a_fold_that_cannot_be_proved_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, present: bool
+) -> None:
+    source, target, report = saved(conv_bn(), tmp_path / "in.onnx"), tmp_path / "out.onnx", tmp_path / "r.json"
+    if present:
+        target.write_bytes(b"old model")
+        report.write_bytes(b"old report")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(training.fold_file, "fold", replaced(wrong=_double_a_bias))
+    with pytest.raises(VerificationFailed, match="the folded graph is not the same function"):
+        fold_file(source, target, report=report)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("failing", [1, 2], ids=["model", "report"])
+def test_a_disk_that_refuses_leaves_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Neither file is moved to its place before both are complete."""
+    calls = 0
+
+    def refuses(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        raise OSError(28, "No space left on device", str(path))
+
+    target, report = tmp_path / "out.onnx", tmp_path / "r.json"
+    target.write_bytes(b"old model")
+    if failing == 1:
+        source = saved(conv_bn(), tmp_path / "in.onnx")
+        monkeypatch.setattr(training.fold_file, "write_model", lambda model, path: refuses(path))
+    else:
+        source = saved(conv_bn(), tmp_path / "in.onnx")
+        monkeypatch.setattr(training.fold_file, "sync", refuses)
+    with pytest.raises(CannotFoldFile, match="cannot be written: No space left on device"):
+        fold_file(source, target, report=report)
+    assert calls == 1
+    assert target.read_bytes() == b"old model"
+    assert names(tmp_path) == {"in.onnx", "out.onnx"}
+
+
+def bad_paths(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    return {
+        "missing folder": ({"target": folder / "no" / "out.onnx"}, "the folder"),
+        "target is a folder": ({"target": folder}, "is a folder, expected the name of a file"),
+        "report is a folder": ({"report": folder}, "is a folder, expected the name of a file"),
+        "report is the model": ({"report": folder / "out.onnx"}, "is the model's own path"),
+        "report is the source": ({"report": folder / "in.onnx"}, "is the model's own path"),
+        "samples missing": ({"samples": folder / "none.npz"}, "cannot be read as .npz samples: No such file"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_paths(Path()))
+def test_a_bad_path_is_one_line_and_writes_nothing(tmp_path: Path, case: str) -> None:
+    source = saved(conv_bn(), tmp_path / "in.onnx")
+    arguments, message = bad_paths(tmp_path)[case]
+    with pytest.raises(CannotFoldFile) as error:
+        fold_file(source, **{"target": tmp_path / "out.onnx", **arguments})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, UserError)
+    assert names(tmp_path) == {"in.onnx"}
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"not a model", b"\x08\x08"], ids=["missing", "empty", "text", "truncated"]
+)
+def test_a_source_that_is_no_model_is_one_line_and_writes_nothing(tmp_path: Path, content: bytes | None) -> None:
+    source = tmp_path / "in.onnx"
+    if content is not None:
+        source.write_bytes(content)
+    before = names(tmp_path)
+    with pytest.raises(FoldError) as error:
+        fold_file(source, tmp_path / "out.onnx", report=tmp_path / "r.json")
+    assert str(error.value).startswith(str(source))
+    assert "\n" not in str(error.value)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"x,y\n1,2\n"], ids=["empty", "broken zip", "csv"])
+def test_samples_that_are_no_npz_are_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "real.npz"
+    path.write_bytes(content)
+    with pytest.raises(CannotFoldFile, match=r"cannot be read as \.npz samples") as error:
+        read_samples(path)
+    assert "\n" not in str(error.value)
+
+
+def test_samples_with_pickles_or_without_names_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(CannotFoldFile, match=r"cannot be read as \.npz samples"):
+        read_samples(tmp_path / "pickled.npz")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(CannotFoldFile, match=r"is a single array, expected an \.npz"):
+        read_samples(tmp_path / "one.npy")
+
+
+def test_samples_for_another_model_are_refused(tmp_path: Path) -> None:
+    source = saved(conv_bn(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "real.npz", x=np.zeros((4, 3, 7, 7)))
+    with pytest.raises(
+        CannotMakeSamples, match=r"held-out 0: input 'x': shape \[2, 3, 7, 7\] does not fit \[2, 3, 6, 5\]"
+    ):
+        fold_file(source, tmp_path / "out.onnx", samples=tmp_path / "real.npz")
+    assert names(tmp_path) == {"in.onnx", "real.npz"}
+
+
+def test_a_fold_next_to_an_operator_nobody_knows_is_not_written_unproved(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [
+            node("Conv", ["x", "w"], ["c"]),
+            node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["b"], name="bn"),
+            node("Warp", ["b"], ["y"], domain="com.example", name="warp"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 5, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 3, 3])],
+        [
+            onnx.numpy_helper.from_array(array.astype(np.float32), name)
+            for name, array in {"w": random(0, 4, 3, 3, 3), **Statistics.plausible(4).weights()}.items()
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "in.onnx")
+    with pytest.raises(UnsupportedOperator, match=r"node 'warp': operator 'Warp' of domain 'com\.example'"):
+        fold_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    assert names(tmp_path) == {"in.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("x=1,3,8,8", ("x", (1, 3, 8, 8))), ("in:0=2, 5", ("in:0", (2, 5))), ("a=b=7", ("a=b", (7,))), ("s=", ("s", ()))],
+)
+def test_an_input_shape_is_parsed(text: str, expected: Any) -> None:
+    assert parse_input_shape(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "=1,2", "x=1,,2", "x=1,-2", "x=0", "x=1x2", "x=٣"])
+def test_an_input_shape_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(CannotFoldFile, match="expected NAME=SIZES, as in x=1,3,224,224"):
+        parse_input_shape(text)
+
+
+# --- the engine and the proof together --------------------------------------------------------------------------------
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> ir.Model:
+    """A linear operator of some kind and type, then a BatchNormalization, then now and then a ReLU."""
+    kind = draw(st.sampled_from(["Conv", "ConvTranspose", "Gemm", "MatMul"]))
+    groups, each, seed = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(0, 999))
+    channels = groups * each
+    statistics = Statistics.plausible(channels, seed)
+    dtype = draw(st.sampled_from([np.float32, np.float64, np.float16]))
+    weights = dict(statistics.weights())
+    if kind in ("Gemm", "MatMul"):
+        shapes, trans = {"x": [4, 5]}, draw(st.integers(0, 1)) if kind == "Gemm" else 0
+        weights["w"] = random(seed, *((channels, 5) if trans else (5, channels)))
+        attributes: dict[str, Any] = {"transB": trans, "alpha": 0.5} if kind == "Gemm" else {}
+        out: list[Any] = [4, channels]
+    else:
+        shapes, out = {"x": [2, channels, 6, 5]}, [2, channels, None, None]
+        weights["w"] = random(seed, channels, each, 3, 2)
+        attributes = {"group": groups, "strides": [2, 1], "pads": [1, 0, 1, 1]}
+    inputs = ["x", "w"]
+    if kind != "MatMul" and draw(st.booleans()):
+        weights["b"] = random(seed + 1, channels)
+        inputs.append("b")
+    nodes = [
+        node(kind, inputs, ["c"], name="linear", **attributes),
+        batch_norm("c", "n" if draw(st.booleans()) else "y"),
+    ]
+    if nodes[1].output[0] == "n":
+        nodes.append(node("Relu", ["n"], ["y"]))
+    return model(nodes, inputs=shapes, outputs={"y": out}, weights=weights, dtype=dtype)
+
+
+@given(pairs())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_the_engine_folds_is_proved(original: ir.Model) -> None:
+    folded, report = fold(original)
+    assert report.changed
+    assert verify(original, folded, make_samples(original)).passed
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_the_engine_folds_of_hostile_statistics_is_the_same_function(seed: int) -> None:
+    original = conv_bn(statistics=Statistics.hostile(4, seed))
+    folded, _ = fold(original)
+    try:
+        figures = verify(original, folded, make_samples(original)).as_dict()
+    except VerificationFailed as failed:
+        assert "loses accuracy" in str(failed)
+        figures = failed.report.as_dict()
+    assert figures["algebra_error"] <= 1e-9
