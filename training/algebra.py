@@ -266,7 +266,8 @@ def _constants(model: ir.Model) -> Iterator[Array]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value.numpy()
-    for body in (model.graph, *model.functions.values()):
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
         for node in ir.traversal.RecursiveGraphIterator(body):
             if node.op_type == "Constant" and "value" in node.attributes and not node.attributes["value"].is_ref():
                 yield node.attributes["value"].as_tensor().numpy()

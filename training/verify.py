@@ -164,8 +164,8 @@ class _Proof:
         """Returns [sum of squares of the original's error, of the folded one's, elements], in ulps of the scale.
 
         The scale is the output's largest magnitude in any sample, larger by as much as a sample's inputs are larger.
-        Not each sample's own: an answer that happens to cancel, or of which a ReLU left little, carries the error of what
-        is gone, and one such sample would decide the whole sum by luck.
+        Not each sample's own: an answer that happens to cancel, or of which a ReLU left little, carries the error of
+        what is gone, and one such sample would decide the whole sum by luck.
         """
         stretches = self._stretches()
         per_input = max(largest(expected) / stretch for (expected, _, _), stretch in zip(runs, stretches, strict=True))

@@ -100,6 +100,8 @@ class VerifyReport:
 
     def as_text(self) -> str:
         """A few lines for a terminal."""
+        if self.passed and not self.outputs:
+            return f"not verified: {self.note}"
         figures = self.as_dict()
         lines = [
             f"verified: {self.samples} samples, {self.outputs_compared} outputs compared; oracle: {self.oracle}"

@@ -13,6 +13,7 @@ import os
 import platform
 import socket
 import struct
+import subprocess
 import sys
 
 # From linux/prctl.h, linux/seccomp.h, linux/audit.h and linux/bpf_common.h; system call numbers from asm/unistd.h.
@@ -24,12 +25,15 @@ SYSTEM_CALLS = {  # machine: (audit architecture, socket, connect)
 }
 LOAD, JUMP_EQUAL, MASK, RETURN = 0x20, 0x15, 0x54, 0x06
 OFFSET_NUMBER, OFFSET_ARCHITECTURE, OFFSET_ARGUMENTS = 0, 4, 16  # of struct seccomp_data; arguments are 8 bytes each
+NOT_PERMITTED = 77
 SOCKET_TYPE_MASK = 0xF  # socket(2): SOCK_NONBLOCK and SOCK_CLOEXEC are or-ed into the type
 
 
 def supported() -> bool:
-    """Whether this machine has the filter's system calls in the table."""
-    return sys.platform == "linux" and platform.machine() in SYSTEM_CALLS
+    """Whether the table knows this machine, and the kernel (or a sandbox around us) lets a process filter itself."""
+    if sys.platform != "linux" or platform.machine() not in SYSTEM_CALLS:
+        return False
+    return subprocess.run([sys.executable, __file__, "true"], check=False).returncode != NOT_PERMITTED
 
 
 def filter_program(machine: str) -> bytes:
@@ -71,5 +75,9 @@ def forbid_outbound_connections() -> None:
 
 
 if __name__ == "__main__":
-    forbid_outbound_connections()
+    try:
+        forbid_outbound_connections()
+    except OSError as error:
+        print(error, file=sys.stderr)
+        sys.exit(NOT_PERMITTED)
     os.execvp(sys.argv[1], sys.argv[1:])

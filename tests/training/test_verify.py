@@ -394,6 +394,12 @@ def test_run_answers_with_the_model_unoptimised() -> None:
         run(conv_bn(dtype=np.float64)[0], {"x": x})
 
 
+def test_a_model_too_large_for_one_message_reaches_onnx_runtime_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.verify._IN_MEMORY_BYTES", 0)
+    report = prove(conv_bn())
+    assert report.oracle.startswith("float64, onnxruntime")
+
+
 def test_importing_the_proof_does_not_import_onnx_runtime_and_running_it_turns_telemetry_off() -> None:
     code = (
         "import os, sys; from training import verify; assert 'onnxruntime' not in sys.modules;"

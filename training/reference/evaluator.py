@@ -56,7 +56,9 @@ class _Run:
             raise EvaluationFailed(f"the graph has no input {unknown[0]!r}; it has {sorted(by_name)}")
         for name, value in by_name.items():
             if name in inputs:
-                self.arrays[value] = widen(np.asarray(inputs[name]))
+                array = widen(np.asarray(inputs[name]))
+                is_real = value.dtype is not None and value.dtype.is_floating_point()
+                self.arrays[value] = array.astype(np.float64) if is_real and array.dtype.kind in "iub" else array
             elif value.const_value is None:
                 raise EvaluationFailed(f"no array is given for the graph's input {name!r}")
 
@@ -154,7 +156,7 @@ def _resolved(node: ir.Node, parameters: Mapping[str, ir.Attr]) -> dict[str, ir.
     for name, attribute in node.attributes.items():
         if not attribute.is_ref():
             found[name] = attribute
-        elif attribute.ref_attr_name in parameters:
+        elif attribute.ref_attr_name is not None and attribute.ref_attr_name in parameters:
             found[name] = parameters[attribute.ref_attr_name]
     return found
 
@@ -210,7 +212,7 @@ def _loop(
         flag, *values = run.subgraph(
             body, (np.array(iteration, dtype=np.int64), np.array(going), *carried), opsets, outer
         )
-        carried, going, iteration = values[: len(carried)], bool(flag.item()), iteration + 1
+        carried, going, iteration = [*values[: len(carried)]], bool(flag.item()), iteration + 1
         for history, value in zip(scanned, values[len(carried) :], strict=True):
             history.append(value)
     # With no iteration the element's shape is unknown; an empty vector is the best that can be said.

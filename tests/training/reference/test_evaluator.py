@@ -47,6 +47,12 @@ def test_integers_and_bools_keep_their_type(dtype: Any) -> None:
     assert ours(one_node("Identity", [x]), [x])[0].dtype == dtype
 
 
+def test_whole_numbers_given_to_a_float_input_are_real_numbers() -> None:
+    """7 / 2 is 3.5, not an integer division."""
+    model = ir.serde.deserialize_model(one_node("Div", [np.zeros(1), np.zeros(1)]))
+    assert evaluate(model, {"x0": np.array([7]), "x1": np.array([2])})["y0"] == 3.5
+
+
 def test_a_cast_between_float_types_does_not_round() -> None:
     x = np.array([1 / 3])
     assert ours(one_node("Cast", [x], to=TensorProto.FLOAT16), [x])[0] == 1 / 3
