@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,7 +35,9 @@ _PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 
 _STATUS_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed:\s*)?")
-_SOURCE_LOCATION = re.compile(r"\S+\.(?:cc|cpp|cu|h|hpp):\d+ ")
+_FAILED_NODE = re.compile(r"^Non-zero status code returned while running (\w+) node\. Name:'.*?' Status Message: ")
+# A place in ONNX Runtime's own source, and the function there: a bare name, or a C++ signature.
+_SOURCE_LOCATION = re.compile(r"\S+\.(?:cc|cpp|cu|h|hpp):\d+ (?:[\w:*&<>, ]*?[\w:~]+\([^()]*\)(?: const)? |\w+ )?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,6 @@ class Session:
         """Loads and optimises `path`. Raises ModelRejected when it cannot be loaded exactly as asked."""
         _check_available(providers)
         # Path, not bytes: external data is found relative to it.
-        shown_folder = f"{path.parent}{os.sep}"
         try:
             self._session = _runtime().InferenceSession(
                 os.fspath(path),
@@ -92,7 +93,7 @@ class Session:
             )
         except Exception as error:  # the binding raises its own types, RuntimeError, ValueError and TypeError
             raise ModelRejected(
-                f"{path.name} cannot be loaded by ONNX Runtime: {_first_line(error).replace(shown_folder, '')}"
+                f"{path.name} cannot be loaded by ONNX Runtime: {_without_folder(_first_line(error), path.parent)}"
             ) from error
         self.providers = tuple(self._session.get_providers())
         if missing := [name for name in providers if name not in self.providers]:
@@ -102,13 +103,14 @@ class Session:
             )
         self.inputs = tuple(_tensor("input", node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor("output", node) for node in self._session.get_outputs())
+        self._shapes_are_free = _free_sizes(self.inputs) > 1
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs for one feed, by name in the model's order. BYTES elements are `bytes` on both sides.
 
         Blocks for as long as the model computes. Raises RequestMismatch when a BYTES element is not UTF-8 (ONNX strings
-        are text) or when shapes that the declarations leave free do not go together, InferenceFailed otherwise, both
-        with ONNX Runtime's words.
+        are text) or when what the declarations leave free does not go together, InferenceFailed otherwise, both with
+        ONNX Runtime's words.
         """
         feed = {
             name: _to_text(name, array) if array.dtype == object else _aligned(array) for name, array in inputs.items()
@@ -119,6 +121,10 @@ class Session:
             # Kernels say INVALID_ARGUMENT of shapes and dimensions. The model has run before, so it is this request.
             raise RequestMismatch(f"the model cannot take these inputs: {_first_line(error)}") from error
         except Exception as error:  # as above; also UnicodeDecodeError for an output string that is not text
+            if self._shapes_are_free and isinstance(error, _runtime().capi.onnxruntime_pybind11_state.Fail):
+                # Other kernels say FAIL of sizes that do not go together. Where only the number of rows is free the
+                # caller cannot cause that, and it stays a defect of the server's side.
+                raise RequestMismatch(f"the model cannot take these inputs: {_first_line(error)}") from error
             raise InferenceFailed(f"ONNX Runtime: {_first_line(error)}") from error
         return {
             tensor.name: _to_bytes(value) if tensor.datatype == "BYTES" else value
@@ -182,7 +188,19 @@ def _to_bytes(array: Array) -> Array:
     return packed.reshape(array.shape)
 
 
+def _free_sizes(tensors: Sequence[SessionTensor]) -> int:
+    """How many sizes a request may choose: one for each symbol, and for each free dimension without a name."""
+    free = [dim for tensor in tensors for dim in tensor.dims if not isinstance(dim, int)]
+    return len({dim for dim in free if dim is not None}) + free.count(None)
+
+
 def _first_line(error: Exception) -> str:
-    """ONNX Runtime's message without its status prefix and the places in its own source."""
+    """ONNX Runtime's message without its status prefix, the node's name and the places in its own source."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return _SOURCE_LOCATION.sub("", _STATUS_PREFIX.sub("", lines[0])).strip()
+    text = _FAILED_NODE.sub(r"\1: ", _STATUS_PREFIX.sub("", lines[0]))
+    return _SOURCE_LOCATION.sub("", text).strip()
+
+
+def _without_folder(text: str, folder: Path) -> str:
+    """ONNX Runtime makes paths absolute before it complains of them."""
+    return text.replace(f"{folder.absolute()}{os.sep}", "").replace(f"{folder}{os.sep}", "")

@@ -27,6 +27,7 @@ ERRORS = (
     ("training.errors", "UserError", BAD_INPUT),
     ("training.fold.errors", "FoldError", BAD_INPUT),
     ("pydantic", "ValidationError", BAD_INPUT),
+    ("builtins", "MemoryError", BAD_INPUT),  # NumPy's text says for what; a smaller --input-shape is the usual cure
 )
 """What is told in one line instead of a traceback: module, class, exit code; the first row that fits decides.
 
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     new.add_argument("input", type=Path, metavar="IN.onnx")
     new.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.onnx")
-    new.add_argument("--report", type=Path, metavar="FILE.json", help="also write the fold report here")
+    new.add_argument("--report", type=_json_file, metavar="FILE.json", help="also write the fold report here")
     new.add_argument(
         "--input-shape",
         action="append",
@@ -161,6 +162,12 @@ def _version(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a version: a positive integer")
     return int(text)
+
+
+def _json_file(text: str) -> Path:
+    if not text.lower().endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name that ends in .json, the only form of the report so far")
+    return Path(text)
 
 
 def _announce(step: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ import onnx_ir as ir
 from pydantic import TypeAdapter, ValidationError
 
 from service import repository as layout
-from service.repository import FileRecord, GoldenRecord, InputConfig, ModelConfig, ModelRejected, OutputConfig
+from service.errors import ModelRejected
+from service.repository import FileRecord, GoldenRecord, InputConfig, ModelConfig, OutputConfig
 from training import directories
 from training.errors import UserError
 from training.fold.files import read_model, write_model
@@ -128,15 +128,21 @@ def publish(
 def check_destination(repository: Path, name: str, replace: int | None = None) -> None:
     """Raise PublishRefused now if publishing would be refused later for the place, the name or the version number.
 
-    Changes nothing. For the start of a long build; `publish` asks again, because the answer may have changed.
+    Leaves nothing behind. For the start of a long build; `publish` asks again, because the answer may have changed.
     """
     if repository.exists() and not repository.is_dir():
         raise PublishRefused(f"model repository {str(repository)!r} is not a directory")
     directory = _choose(repository, name, replace).directory
     for place in (repository.absolute(), directory.absolute()):
         existing = next(path for path in (place, *place.parents) if path.exists())
-        if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise PublishRefused(f"cannot publish {name!r} into {str(repository)!r}: {existing} is not writable")
+        try:
+            # Tried, not asked: access(2) tells root that a read-only file system is writable.
+            with directories.staging(existing):
+                pass
+        except OSError as error:
+            raise PublishRefused(
+                f"cannot publish {name!r} into {str(repository)!r}: {existing} is not writable: {error.strerror}"
+            ) from error
 
 
 def config_for(
@@ -207,11 +213,31 @@ def _config_beside(destination: Destination, new: ModelConfig) -> ModelConfig:
             f"{directory} is published with {_as_text(published)}, but this version has {_as_text(_signature(new))}; "
             f"clients rely on it, so publish under another name"
         )
-    missing = {tensor.labels for tensor in old.outputs} - {tensor.labels for tensor in new.outputs} - {None}
-    if missing:
-        raise PublishRefused(f"{directory}: config.json promises {sorted(map(str, missing))}, this version brings none")
     kept = {knob: getattr(old, knob) for knob in OPERATORS_KNOBS if knob in old.model_fields_set}
-    return new.model_copy(update=kept)
+    config = new.model_copy(update=kept)
+    _require_labels_everywhere(destination, old, config)
+    return config
+
+
+def _require_labels_everywhere(destination: Destination, old: ModelConfig, new: ModelConfig) -> None:
+    """config.json speaks for all versions: a labels file that it names has to be in each that is served."""
+    promised, promises = ({tensor.labels for tensor in config.outputs} - {None} for config in (old, new))
+    directory = destination.directory
+    if missing := promised - promises:
+        raise PublishRefused(f"{directory}: config.json promises {sorted(map(str, missing))}, this version brings none")
+    others = [found for found in layout.versions(directory) if found.version != destination.version]
+    latest = sorted({destination.version, *(found.version for found in others)})[-new.version_policy.latest :]
+    for label_file in sorted(map(str, promises - promised)):
+        without = [
+            str(found.version)
+            for found in others
+            if found.version in latest and not (found.path / label_file).is_file()
+        ]
+        if without:
+            raise PublishRefused(
+                f"{directory}: config.json would promise {label_file} for every version, but version "
+                f"{', '.join(without)} has none and could no longer be served; put it there, or use another name"
+            )
 
 
 Signature = Mapping[str, str]

@@ -47,9 +47,7 @@ def request(*inputs: InputTensor, outputs: tuple[Any, ...] = (), binary: bool = 
         pytest.param(request(tensor("x", [5, 3, 224, 224])), RESNET, 8, 5, id="rows-are-counted"),
         pytest.param(request(tensor("x", [8, 3, 224, 224])), RESNET, 8, 8, id="limit-is-included"),
         pytest.param(request(tensor("b", [2, 9], "INT64"), tensor("a", [2, 2])), PAIR, 4, 2, id="order-is-free"),
-        pytest.param(request(tensor("b", [2, 0], "INT64"), tensor("a", [2, 2])), PAIR, 4, 2, id="no-elements-in-rows"),
         pytest.param(request(tensor("x", [1, 7])), FIXED, 0, 1, id="not-batchable-is-one-row"),
-        pytest.param(request(tensor("x", [1, 0])), FIXED, 0, 1, id="not-batchable-without-elements"),
         pytest.param(request(tensor("x", [2, 3, 4])), NO_RANK, 0, 1, id="unknown-rank-is-left-to-the-runtime"),
         pytest.param(request(tensor("x", [])), NO_RANK, 0, 1, id="scalar"),
         pytest.param(
@@ -111,7 +109,15 @@ ASK_FOR_BINARY = "request it in binary, with parameters.binary_data true (or bin
         ),
         pytest.param(
             request(tensor("x", [0, 3, 224, 224])), RESNET,
-            "input 'x': shape [0, 3, 224, 224] has no rows, expected at least one", id="no-rows",
+            "input 'x': shape [0, 3, 224, 224] holds no element, model 'resnet' needs at least one", id="no-rows",
+        ),
+        pytest.param(
+            request(tensor("b", [2, 0], "INT64"), tensor("a", [2, 2])), PAIR,
+            "input 'b': shape [2, 0] holds no element, model 'pair' needs at least one", id="rows-without-elements",
+        ),
+        pytest.param(
+            request(tensor("x", [1, 0])), FIXED,
+            "input 'x': shape [1, 0] holds no element, model 'fixed' needs at least one", id="not-batchable-empty",
         ),
         pytest.param(
             request(tensor("x", [9, 3, 224, 224])), RESNET,

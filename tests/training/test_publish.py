@@ -307,6 +307,19 @@ def test_labels_that_config_promises_must_come_with_the_version(tmp_path) -> Non
         publish(tmp_path, draft(config=config, labels=()))
 
 
+def test_labels_are_not_promised_for_an_older_version_that_is_served_and_has_none(tmp_path) -> None:
+    """It would become UNAVAILABLE by the publication of another version."""
+    outputs = tuple(output.model_copy(update={"labels": None}) for output in draft().config.outputs)
+    config = draft().config.model_copy(update={"outputs": outputs})
+    publish(tmp_path, draft(config=config, labels=()))
+    publish(tmp_path, draft(), replace=1)  # the only version: nothing else is served
+    publish(tmp_path / "other", draft(config=config, labels=()))
+    two = config.model_copy(update={"version_policy": layout.VersionPolicy(latest=2)})
+    (tmp_path / "other" / "tiny" / layout.CONFIG_FILE).write_text(layout.to_json(two))
+    with pytest.raises(PublishRefused, match=r"promise labels.txt for every version, but version 1 has none"):
+        publish(tmp_path / "other", draft())
+
+
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
