@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from service.errors import ModelRejected
 from service.protocol import PLATFORM, ModelMetadata, TensorMetadata
@@ -21,10 +22,12 @@ def check_files(version: VersionDirectory, report: VersionReport) -> None:
     """Every file that report.json lists is there, with the listed length and sha256. Raises ModelRejected."""
     if not version.model_path.exists():
         raise ModelRejected(f"{version.model_file} is missing")
+    _require_regular(version.model_path)
     for name, record in report.files.items():
         path = version.path / name
         try:
             length = path.stat().st_size
+            _require_regular(path)
             if length != record.bytes:
                 raise ModelRejected(f"{name} has {length} bytes, report.json lists {record.bytes}{_CHANGED}")
             with path.open("rb") as file:
@@ -35,6 +38,12 @@ def check_files(version: VersionDirectory, report: VersionReport) -> None:
             raise ModelRejected(f"{name} cannot be read: {error.strerror}") from error
         if digest != record.sha256:
             raise ModelRejected(f"{name} has sha256 {digest[:12]}, report.json lists {record.sha256[:12]}{_CHANGED}")
+
+
+def _require_regular(path: Path) -> None:
+    """Opening a named pipe would wait for a writer, for ever; a folder would fail with less clear words."""
+    if not path.is_file():
+        raise ModelRejected(f"{path.name} is not a regular file")
 
 
 def check_labels(version: VersionDirectory, config: ModelConfig) -> None:

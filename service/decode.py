@@ -17,9 +17,11 @@ Decisions where the specifications are silent:
 
 from __future__ import annotations
 
+import gc
 import math
 import re
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -58,7 +60,29 @@ def decode_request(body: bytes | bytearray | memoryview, header_bytes: int | Non
 
     Each input's `data` has its datatype's dtype and its declared shape. Raises MalformedRequest.
     """
-    view = memoryview(body)
+    with _collector_paused() if len(body) > _LARGE_BODY_BYTES else nullcontext():
+        return _decode(memoryview(body), header_bytes)
+
+
+_LARGE_BODY_BYTES = 2**20
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Python's cycle collector looks through all live containers again and again while a parser makes millions of them,
+    and finds nothing: 64 MiB of `[],[],...` took 7.3 s with it, 1.0 s without. When it runs again the parser's values
+    must be gone, or it would look through them once more: hence around all of the decoding.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _decode(view: memoryview, header_bytes: int | None) -> InferenceRequest:
     if header_bytes is None:
         header_bytes = len(view)
     elif header_bytes == 0:

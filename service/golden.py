@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from service.datatypes import DATATYPES
-from service.errors import InferenceFailed, ModelRejected
+from service.errors import InferenceFailed, ModelRejected, RequestMismatch
 from service.protocol import Array, TensorMetadata
 from service.repository import (
     GOLDEN_FILE,
@@ -33,6 +33,11 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 # report's tolerance, measured at publishing, always goes first.
 RELATIVE_TOLERANCE = {"FP16": 1e-2, "FP32": 1e-4, "FP64": 1e-9}
 _SMALLEST_SCALE = 0.01
+
+# A report's tolerance may be at most this part of the largest golden answer: beyond it, an output of nothing but zeros
+# begins to look right, and the check says nothing. What publishing measures lies near 1e-5 of the scale in FP32 and
+# within some percent in FP16, so a larger number is a mistake or a deception.
+LARGEST_RELATIVE_TOLERANCE = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +68,8 @@ def read_golden(
         if record is not None:
             raise ModelRejected(f"{GOLDEN_FILE} is missing, but report.json promises {record.samples} golden samples")
         return None
+    if not version.golden_path.is_file():  # opening a named pipe would wait for a writer, for ever
+        raise ModelRejected(f"{GOLDEN_FILE} is not a regular file")
     arrays = _read_arrays(version)
     samples = GoldenSamples(
         inputs={tensor.name: _array(arrays, GOLDEN_INPUT_PREFIX, tensor) for tensor in inputs},
@@ -83,6 +90,14 @@ def read_golden(
     counts = {array.shape[:1] for array in samples.inputs.values()}
     if len(counts) > 1:
         raise ModelRejected(f"{GOLDEN_FILE}: inputs hold different numbers of samples")
+    for tensor in inputs:
+        if tensor.shape[:1] > (0,) and samples.rows % tensor.shape[0]:
+            raise ModelRejected(
+                f"{GOLDEN_FILE} holds {samples.rows} samples, but input {tensor.name!r} has shape "
+                f"{list(tensor.shape)}: it needs a multiple of {tensor.shape[0]}"
+            )
+    if record is not None:
+        _check_record(record, samples)
     return samples
 
 
@@ -97,7 +112,7 @@ def check_golden(samples: GoldenSamples, run: Run, rows_at_once: int) -> str:
                  for name, array in samples.inputs.items()}  # fmt: skip
         try:
             answers.append(run(piece))
-        except InferenceFailed as error:
+        except (InferenceFailed, RequestMismatch) as error:  # both: here, inputs that do not fit are the files' fault
             raise ModelRejected(f"golden check: the model fails on its own golden samples: {error}") from error
     worst = 0.0
     for name, expected in samples.outputs.items():
@@ -131,6 +146,34 @@ def default_tolerance(expected: Array) -> float:
     values = np.abs(expected[np.isfinite(expected)].astype(np.float64))
     relative = next(RELATIVE_TOLERANCE[name] for name in RELATIVE_TOLERANCE if DATATYPES[name].dtype == expected.dtype)
     return relative * float(np.max(values, initial=_SMALLEST_SCALE))
+
+
+def _check_record(record: GoldenRecord, samples: GoldenSamples) -> None:
+    """Whether report.json speaks about these samples, and says something. Raises ModelRejected."""
+    if record.samples != samples.rows:
+        raise ModelRejected(
+            f"{GOLDEN_FILE} holds {samples.rows} samples, report.json promises {record.samples} golden samples"
+        )
+    for name, tolerance in record.tolerance.items():
+        if name not in samples.outputs:
+            raise ModelRejected(
+                f"report.json has a golden tolerance for {name!r}; {GOLDEN_FILE} holds outputs "
+                f"{', '.join(sorted(samples.outputs))}"
+            )
+        expected = samples.outputs[name]
+        most = max(LARGEST_RELATIVE_TOLERANCE * _largest(expected), default_tolerance(expected))
+        if not 0 <= tolerance <= most:  # written so that NaN fails
+            raise ModelRejected(
+                f"report.json: golden tolerance of output {name!r} is {tolerance:.3g}, at most {most:.3g} is believed: "
+                f"{LARGEST_RELATIVE_TOLERANCE:g} of the largest golden answer, beyond which the check would say nothing"
+            )
+
+
+def _largest(values: Array) -> float:
+    """Largest finite magnitude, 0 where there is none (or nothing to measure: BYTES)."""
+    if values.dtype == object:
+        return 0.0
+    return float(np.max(np.abs(values[np.isfinite(values)].astype(np.float64)), initial=0.0))
 
 
 def _read_arrays(version: VersionDirectory) -> dict[str, Array]:

@@ -133,8 +133,11 @@ class InferRoute:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Now, not behind the body: HTTP servers may append the trailers of a chunked body to this list, and a field
+        # that arrives there must not change what the request means (RFC 9110, 6.5.1).
+        headers = tuple(scope["headers"])
         try:
-            body = await read_body(scope["headers"], receive, self._max_body_bytes)
+            body = await read_body(headers, receive, self._max_body_bytes)
         except PayloadTooLarge as error:
             await _send_and_discard(answer_error(error), receive, send)
             return
@@ -142,7 +145,7 @@ class InferRoute:
             # There is nobody left to answer.
             return
         path = scope["path_params"]
-        answer = await infer(self._registry, path["model_name"], path.get("version"), scope["headers"], body)
+        answer = await infer(self._registry, path["model_name"], path.get("version"), headers, body)
         await _send_head(answer, send)
         await send({"type": "http.response.body", "body": answer.body})
 

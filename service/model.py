@@ -9,7 +9,10 @@ version's files lead to:
     report.json, every file as listed, golden reproduced READY
     report.json lists or promises a file that is missing UNAVAILABLE
     a file whose length or sha256 is not the listed one  UNAVAILABLE (a swapped model.onnx, one changed bit)
+    report.json does not list model.onnx, or golden.npz  UNAVAILABLE (nothing would have been checked)
+    its tolerance would accept nearly any answer         UNAVAILABLE (golden.LARGEST_RELATIVE_TOLERANCE)
     golden answers not reproduced within tolerance       UNAVAILABLE
+    a named pipe or a folder where a file belongs        UNAVAILABLE (a pipe as report.json: LOADING until written)
     golden.npz, report.json or config.json damaged       UNAVAILABLE
     config.json disagrees with model.onnx                UNAVAILABLE
     a requested execution provider is missing            UNAVAILABLE
@@ -46,10 +49,11 @@ from service.repository import (
     VersionReport,
     read_report,
 )
+from service.row_independence import Rows, probe_rows
 from service.scheduler import Scheduler
 from service.session import Session
 from service.validate import validate_request
-from service.warm_up import Feed, find_feed, golden_feed, rows_interfere, shapes_leave_no_guess
+from service.warm_up import Feed, find_feed, golden_feed, shapes_leave_no_guess
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +180,7 @@ class Model:
         golden = read_golden(version, files.golden, metadata.inputs, metadata.outputs)
         obstacle = batching_obstacle(config, session, metadata)
         feed, skipped = _choose_feed(session, metadata, golden, rows_are_free=not obstacle)
-        max_batch_size, batching = _settle_batching(config, obstacle, session, feed)
+        max_batch_size, batching = _settle_batching(config, obstacle, session, feed, golden)
         batch_s = _warm_up(session, feed, max_batch_size, clock) if feed else 1.0
         verdict = "none"
         if golden is not None:
@@ -232,8 +236,10 @@ def _choose_feed(
     return feed, f"skipped, no made-up input was accepted: {refusal}" if refusal else ""
 
 
-def _settle_batching(config: ModelConfig, obstacle: str, session: Session, feed: Feed | None) -> tuple[int, str]:
-    """max_batch_size in rows, and why. Two rows together are compared with one by one before we believe in rows.
+def _settle_batching(
+    config: ModelConfig, obstacle: str, session: Session, feed: Feed | None, golden: GoldenSamples | None
+) -> tuple[int, str]:
+    """max_batch_size in rows, and why. Rows together are compared with one by one before we believe in rows.
 
     Raises ModelRejected when config.json asks for batches of rows that are not independent: answers would be wrong.
     """
@@ -245,16 +251,17 @@ def _settle_batching(config: ModelConfig, obstacle: str, session: Session, feed:
         return (asked, "as configured, not probed") if asked else (0, "no input known to probe it with")
     if asked == 1:
         return 1, "as configured"
-    try:
-        interference = rows_interfere(feed, session.run)
-    except (InferenceFailed, RequestMismatch) as error:
-        interference = f"a run of one or two rows fails: {error}"
-    if interference and asked:
+    verdict = probe_rows(golden.inputs if golden else feed(2), session.run, min(asked or 3, 3))
+    if verdict.rows is Rows.INTERFERE and asked:
         raise ModelRejected(
-            f"{CONFIG_FILE} sets max_batch_size to {asked}, but rows are not independent: {interference}"
+            f"{CONFIG_FILE} sets max_batch_size to {asked}, but rows are not independent: {verdict.reason}"
         )
-    if interference:
-        return 0, f"rows are not independent: {interference}"
+    if verdict.rows is Rows.INTERFERE:
+        return 0, f"rows are not independent: {verdict.reason}"
+    if verdict.rows is Rows.UNKNOWN:
+        # As above. The log line tells the operator what to do about it.
+        unknown = f"whether rows are independent is not known: {verdict.reason}"
+        return (asked, f"as configured; {unknown}") if asked else (0, f"{unknown}; config.json may set max_batch_size")
     return (asked, "as configured") if asked else (DEFAULT_MAX_BATCH_SIZE, "derived from the model file")
 
 

@@ -113,57 +113,46 @@ def _operation(path: str, models: Sequence[ModelMetadata]) -> Schema:
         "summary": "Run one version of a model" if has_version else "Run a model",
         "description": _DESCRIPTION,
         "operationId": "version_infer" if has_version else "model_infer",
-        "parameters": [
-            _path_parameter("model_name", "The model's name."),
-            *([_path_parameter("version", "A version: a positive integer.")] if has_version else []),
-            {
-                "name": HEADER_LENGTH,
-                "in": "header",
-                "required": False,
-                "description": "Length of the JSON part in bytes. Only with binary tensors; leave it out otherwise.",
-                "schema": {"type": "integer", "minimum": 1},
-            },
-        ],
+        "parameters": [_MODEL_NAME, *([_VERSION] if has_version else []), _REQUEST_HEADER_LENGTH],
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {
-                    "schema": _reference("InferenceRequest"),
-                    "examples": {
-                        model.name: {
-                            "summary": f"one row for model {model.name}",
-                            "value": example_request(model),
-                        }
-                        for model in models
-                    },
-                },
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "application/json": {"schema": _reference("InferenceRequest"), "examples": _examples(models)},
+                "application/octet-stream": _BINARY,
             },
         },
-        "responses": {
-            "200": {
-                "description": "The outputs. With binary outputs: JSON, then the tensors, and the header says where.",
-                "headers": {
-                    HEADER_LENGTH: {
-                        "description": "Length of the JSON part in bytes. Only with binary outputs.",
-                        "schema": {"type": "integer"},
-                    }
-                },
-                "content": {
-                    "application/json": {"schema": _reference("InferenceResponse")},
-                    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-                },
-            },
-            **{
-                status: {
-                    "description": description,
-                    "content": {"application/json": {"schema": _reference("ErrorResponse")}},
-                }
-                for status, description in _ERRORS.items()
-            },
-        },
+        "responses": _RESPONSES,
     }
 
+
+def _examples(models: Sequence[ModelMetadata]) -> Schema:
+    return {
+        model.name: {"summary": f"one row for model {model.name}", "value": example_request(model)} for model in models
+    }
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _path_parameter(name: str, description: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}
+
+
+_MODEL_NAME = _path_parameter("model_name", "The model's name.")
+_VERSION = _path_parameter("version", "A version: a positive integer.")
+_REQUEST_HEADER_LENGTH: Schema = {
+    "name": HEADER_LENGTH,
+    "in": "header",
+    "required": False,
+    "description": "Length of the JSON part in bytes. Only with binary tensors; leave it out otherwise.",
+    "schema": {"type": "integer", "minimum": 1},
+}
+_ANSWER_HEADER_LENGTH: Schema = {
+    "description": "Length of the JSON part in bytes. Only with binary outputs.",
+    "schema": {"type": "integer"},
+}
+_BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
 
 _DESCRIPTION = """Tensors travel as JSON, or behind the JSON in binary (little-endian, row-major, without gaps): then
 an input has `parameters.binary_data_size` instead of `data`, and the header says how long the JSON is. Outputs come in
@@ -179,16 +168,26 @@ _ERRORS = {
     "503": "The model is not ready, or its queue is full: then Retry-After says in how many seconds to try again.",
 }
 
-
-def _path_parameter(name: str, description: str) -> Schema:
-    return {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}
+_RESPONSES: Schema = {
+    "200": {
+        "description": "The outputs. With binary outputs: JSON, then the tensors, and the header says where.",
+        "headers": {HEADER_LENGTH: _ANSWER_HEADER_LENGTH},
+        "content": {
+            "application/json": {"schema": _reference("InferenceResponse")},
+            "application/octet-stream": _BINARY,
+        },
+    },
+    **{
+        status: {
+            "description": description,
+            "content": {"application/json": {"schema": _reference("ErrorResponse")}},
+        }
+        for status, description in _ERRORS.items()
+    },
+}
 
 
 # --- schemas ------------------------------------------------------------------------------------------------------
-
-
-def _reference(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _object(required: Sequence[str], properties: Schema) -> Schema:

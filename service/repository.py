@@ -16,6 +16,7 @@ This file knows neither ONNX Runtime nor what a session is; it never writes outs
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -217,8 +218,11 @@ def read_config(model_directory: Path) -> ModelConfig:
     Raises ModelRejected, naming file and field, when it is not valid or names another model.
     """
     path = model_directory / CONFIG_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return ModelConfig(name=model_directory.name)
+    # Opening a named pipe would wait for a writer, for ever. A link that leads nowhere is a mistake, not an absence.
+    if not path.is_file():
+        raise ModelRejected(f"{path} is not a regular file")
     config = _read(path, ModelConfig)
     if config.name != model_directory.name:
         raise ModelRejected(
@@ -228,10 +232,22 @@ def read_config(model_directory: Path) -> ModelConfig:
 
 
 def read_report(version: VersionDirectory) -> VersionReport | None:
-    """`report.json` of a version; None when there is none (made by hand). Raises ModelRejected when invalid."""
+    """`report.json` of a version; None when there is none (made by hand).
+
+    Raises ModelRejected when it is invalid, or vouches for less than it must: a report that lists no hash of the model
+    file, perhaps for a misspelt key, would be believed without anything having been checked.
+    """
     if version.stands_alone or not version.report_path.exists():
         return None
-    return _read(version.report_path, VersionReport)
+    report = _read(version.report_path, VersionReport)
+    must = [MODEL_FILE, GOLDEN_FILE] if report.golden else [MODEL_FILE]
+    if missing := [name for name in must if name not in report.files]:
+        promise = f" and promises {report.golden.samples} golden samples" if report.golden else ""
+        raise ModelRejected(
+            f"{version.report_path}: files lists {', '.join(sorted(report.files)) or 'nothing'}{promise}, but not "
+            f"{' and '.join(missing)}; publish the version again, or remove {REPORT_FILE} from one made by hand"
+        )
+    return report
 
 
 def to_json(value: BaseModel) -> str:

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import __version__
-from service.encode import encode_error
+from service.connection import Connection
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def run(settings: Settings) -> int:
     registry = Registry(settings)
     config = uvicorn.Config(
         build_app(registry, settings.max_body_bytes),
-        http=_Protocol,
+        http=Connection,
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
         lifespan="on",
@@ -106,22 +105,6 @@ def listen(host: str, port: int) -> list[socket.socket]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CannotServe(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
     return sockets
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's own, with refusals in the form of every other error: what is no HTTP never reaches the application."""
-
-    def send_400_response(self, msg: str) -> None:
-        del msg  # says no more than this, and not as JSON
-        refusal = encode_error(
-            "the bytes received are not an HTTP/1.1 request (RFC 9112): check the request line, the header lines, "
-            "Content-Length or chunk sizes, and that the client does not speak TLS or HTTP/2"
-        )
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (refusal.content_type.encode("ascii"), len(refusal.body), refusal.body)
-        )
-        self.transport.close()
 
 
 class _Server(uvicorn.Server):

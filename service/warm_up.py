@@ -1,4 +1,4 @@
-"""Runs a model before anybody asks: finds inputs that it accepts, and whether its axis 0 is really rows.
+"""Runs a model before anybody asks: finds inputs that it accepts.
 
 The first run of a shape allocates memory and picks kernels; a caller should not wait for that. Without golden samples
 the inputs are made up from the declared shapes, with a guess for each free dimension.
@@ -14,7 +14,7 @@ import numpy as np
 
 from service.datatypes import DATATYPES
 from service.errors import InferenceFailed, RequestMismatch
-from service.golden import GoldenSamples, Run, default_tolerance, difference_of
+from service.golden import GoldenSamples, Run
 from service.protocol import Array, TensorMetadata
 
 Feed = Callable[[int], dict[str, Array]]
@@ -26,10 +26,6 @@ _FREE_SIZES = (32, 224, 8, 1)
 
 # In one row of all inputs together; 256 MiB of FP32. A guess must not take the machine's memory.
 _MOST_ELEMENTS = 1 << 26
-
-# Two kernels may be chosen for two batch sizes, so rows need not agree bit for bit. Rows that see each other differ
-# by far more than this multiple of the default golden tolerance.
-_ROUNDING_SLACK = 10
 
 
 def golden_feed(samples: GoldenSamples, fixed_rows: int | None) -> Feed:
@@ -63,25 +59,6 @@ def find_feed(inputs: Sequence[TensorMetadata], run: Run) -> tuple[Feed | None, 
 def shapes_leave_no_guess(inputs: Sequence[TensorMetadata]) -> bool:
     """Whether inputs were made up from fixed dimensions alone, so that a refusal speaks against the model."""
     return _are_fixed(inputs) and _elements(inputs, 0) <= _MOST_ELEMENTS
-
-
-def rows_interfere(feed: Feed, run: Run) -> str:
-    """Runs two rows together and one by one. An empty text when the answers agree, otherwise what differs.
-
-    Raises InferenceFailed when one of the runs fails.
-    """
-    both = feed(2)
-    together = run(both)
-    alone = [run({name: array[row : row + 1] for name, array in both.items()}) for row in (0, 1)]
-    for name, expected in together.items():
-        pieces = [answer[name] for answer in alone]
-        if any(piece.shape[:1] != (1,) for piece in pieces) or expected.shape[:1] != (2,):
-            shapes = [list(array.shape) for array in (expected, *pieces)]
-            return f"output {name!r} has shape {shapes[0]} for two rows, {shapes[1]} and {shapes[2]} for one"
-        difference = float(np.max(difference_of(np.concatenate(pieces), expected), initial=0.0))
-        if not difference <= _ROUNDING_SLACK * default_tolerance(expected):
-            return f"output {name!r} of two rows together differs from one by one by {difference:.3g}"
-    return ""
 
 
 def _are_fixed(inputs: Sequence[TensorMetadata]) -> bool:

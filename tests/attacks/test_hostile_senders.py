@@ -132,3 +132,95 @@ def test_refusal_of_a_body_keeps_the_connection(service: Foldserve) -> None:
         for body, expected in ((b"{", 400), (GOOD, 200), (b"", 400), (GOOD, 200)):
             connection.sendall(head(f"Content-Length: {len(body)}") + body)
             assert read_answer(connection, unread)[0] == expected
+
+
+# --- heads --------------------------------------------------------------------------------------------------------
+
+POST = head(f"Content-Length: {len(GOOD)}") + GOOD
+
+
+def test_trailers_of_a_chunked_body_change_nothing(service: Foldserve) -> None:
+    chunk = b"%x\r\n%b\r\n0\r\n" % (len(GOOD), GOOD)
+    with connect(service) as connection:
+        trailers = b"Content-Encoding: gzip\r\nInference-Header-Content-Length: 3\r\n\r\n"
+        connection.sendall(head("Transfer-Encoding: chunked") + chunk + trailers)
+        assert read_answer(connection, bytearray())[0] == 200
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_offer_to_upgrade_is_ignored_and_the_body_kept(protocol: str, service: Foldserve) -> None:
+    """`curl --http2` sends it with every first request."""
+    offer = head(
+        "Connection: Upgrade, HTTP2-Settings",
+        f"Upgrade: {protocol}",
+        "HTTP2-Settings: AAM",
+        f"Content-Length: {len(GOOD)}",
+    )
+    with connect(service) as connection:
+        unread = bytearray()
+        connection.sendall(offer + GOOD + POST)
+        assert [read_answer(connection, unread)[0] for _ in range(2)] == [200, 200]
+        connection.sendall(offer)
+        connection.sendall(GOOD)
+        assert read_answer(connection, unread)[0] == 200
+    assert "upgrade" not in service.log().lower()
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        pytest.param(b"GET /", b"a" * 1000, id="endless-url"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n", b"a: " + b"b" * 1000 + b"\r\n", id="endless-headers"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\na: ", b"b" * 1000, id="endless-header"),
+        pytest.param(head("Transfer-Encoding: chunked") + b"0\r\n", b"a: b\r\n" * 100, id="endless-trailers"),
+    ],
+)
+def test_endless_head_is_refused(start: bytes, piece: bytes, service: Foldserve) -> None:
+    with connect(service) as connection:
+        try:
+            connection.sendall(start)
+            for _ in range(2000):
+                connection.sendall(piece)
+        except OSError:
+            return  # refused and closed while this end was still sending
+        status, body = read_answer(connection, bytearray())
+        assert (status, list(json.loads(body))) == (431, ["error"])
+
+
+@pytest.mark.parametrize("length", [pytest.param(60_000, id="long"), pytest.param(70_000, id="too-long")])
+def test_one_long_header_is_measured_whole(length: int, service: Foldserve) -> None:
+    with connect(service) as connection:
+        connection.sendall(head("a: " + "b" * length, f"Content-Length: {len(GOOD)}") + GOOD)
+        assert read_answer(connection, bytearray())[0] == (200 if length < 65536 else 431)
+
+
+@pytest.mark.parametrize("garbage", [b"GARBAGE\r\n\r\n", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"])
+def test_garbage_behind_good_requests_is_refused_behind_their_answers(garbage: bytes, service: Foldserve) -> None:
+    with connect(service) as connection:
+        connection.sendall(POST + POST + garbage)
+        unread = bytearray()
+        assert [read_answer(connection, unread)[0] for _ in range(3)] == [200, 200, 400]
+        assert is_closed(connection)
+
+
+def test_broken_body_behind_a_good_request_is_refused_behind_its_answer(service: Foldserve) -> None:
+    with connect(service) as connection:
+        connection.sendall(POST + head("Transfer-Encoding: chunked") + b"no size\r\n")
+        unread = bytearray()
+        assert [read_answer(connection, unread)[0] for _ in range(2)] == [200, 400]
+        assert is_closed(connection)
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        pytest.param(b"GET /v2 HTTP/1.1\r\n\r\n", 400, id="none"),
+        pytest.param(b"GET /v2 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, id="two"),
+        pytest.param(b"GET /v2 HTTP/1.1\r\nHost:\r\n\r\n", 200, id="empty"),
+        pytest.param(b"GET /v2 HTTP/1.0\r\n\r\n", 200, id="none-in-1.0"),
+    ],
+)
+def test_host_is_required_once(request_head: bytes, status: int, service: Foldserve) -> None:
+    with connect(service) as connection:
+        connection.sendall(request_head)
+        assert read_answer(connection, bytearray())[0] == status

@@ -12,6 +12,9 @@ import numpy as np
 import onnx
 import onnx.parser
 
+from service.model import Model
+from service.repository import VersionDirectory, read_config
+
 DOUBLE = "g (float[N,2] x) => (float[N,2] y) { two = Constant<value_float=2.0>() y = Mul(x, two) }"
 """Batchable: y = 2 x."""
 
@@ -75,3 +78,13 @@ def publish(repository: Path, name: str = "linear") -> Path:
     save_golden(folder, input_x=x, output_y=y)
     save_report(folder, golden={"samples": 3, "tolerance": {"y": 1e-5}})
     return folder
+
+
+def load_version(folder: Path) -> Model:
+    """What the service makes of a version's folder: the real thing, on one thread."""
+    return Model.load(
+        VersionDirectory(folder, int(folder.name)),
+        read_config(folder.parent),
+        providers=("CPUExecutionProvider",),
+        intra_op_threads=1,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def _folder_instead(folder: Path) -> None:
     (folder / "golden.npz").mkdir()
 
 
+def _pipe(name: str) -> Callable[[Path], None]:
+    """Nobody writes into it: who opens it waits for ever."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -53,6 +64,8 @@ def _folder_instead(folder: Path) -> None:
         pytest.param(_lengthen, r"golden\.npz has \d+ bytes, report\.json lists \d+", id="one-byte-more"),
         pytest.param(lambda f: (f / "golden.npz").unlink(), r"golden\.npz is missing, but report\.json", id="missing"),
         pytest.param(lambda f: (f / "model.onnx").unlink(), r"model\.onnx is missing", id="no-model"),
+        pytest.param(_pipe("model.onnx"), r"model\.onnx is not a regular file", id="model-is-a-pipe"),
+        pytest.param(_pipe("golden.npz"), r"golden\.npz", id="pipe"),
         pytest.param(_folder_instead, r"golden\.npz", id="folder"),
     ],
 )

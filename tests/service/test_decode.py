@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -215,3 +216,33 @@ def test_any_bytes_end_in_a_request_or_one_named_error(held: tuple[bytes, int | 
         text.encode("utf-8")
     else:
         assert isinstance(request, InferenceRequest)
+
+
+# --- the cycle collector ------------------------------------------------------------------------------------------
+
+LARGE = b'{"inputs":[],"x":[' + b"[]," * 400_000 + b"[]]}"
+
+
+@pytest.mark.parametrize("body", [pytest.param(LARGE, id="good"), pytest.param(LARGE + b"!", id="refused")])
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_collector_rests_while_a_large_body_is_decoded(was_enabled: bool, body: bytes) -> None:
+    """And its owner's choice is kept. Not a moment earlier than all parsed values are gone, or it visits them all."""
+    visits: list[str] = []
+
+    def visit(phase: str, _: object) -> None:
+        visits.append(phase)
+
+    if not was_enabled:
+        gc.disable()
+    gc.collect()
+    gc.callbacks.append(visit)
+    try:
+        try:
+            decode_request(body, None)
+        except MalformedRequest:
+            assert body.endswith(b"!")
+        assert gc.isenabled() is was_enabled
+        assert len(visits) <= 2  # one visit, begun and ended
+    finally:
+        gc.callbacks.remove(visit)
+        gc.enable()

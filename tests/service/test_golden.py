@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import InferenceFailed, ModelRejected
+from service.errors import InferenceFailed, ModelRejected, RequestMismatch
 from service.golden import GoldenSamples, check_golden, default_tolerance, difference_of, read_golden
 from service.protocol import TensorMetadata
 from service.repository import GoldenRecord, VersionDirectory
@@ -58,6 +59,33 @@ def test_promised_samples_that_are_missing_are_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        pytest.param(
+            {"samples": 3, "tolerance": {"y": 1e30}}, "tolerance of output 'y' is 1e\\+30, at most 2.5", id="huge"
+        ),
+        pytest.param({"samples": 3, "tolerance": {"y": 2.6}}, "at most 2.5 is believed", id="too-large"),
+        pytest.param({"samples": 3, "tolerance": {"y": float("inf")}}, "is inf, at most", id="infinite"),
+        pytest.param({"samples": 3, "tolerance": {"y": float("nan")}}, "is nan, at most", id="nan"),
+        pytest.param({"samples": 3, "tolerance": {"y": -1.0}}, "is -1, at most", id="negative"),
+        pytest.param({"samples": 3, "tolerance": {"yy": 1e-5}}, "tolerance for 'yy'", id="misspelt-output"),
+        pytest.param({"samples": 9, "tolerance": {}}, "holds 3 samples, report.json promises 9", id="other-count"),
+    ],
+)
+def test_a_report_that_would_make_the_check_vain_is_rejected(
+    record: Mapping[str, Any], told: str, tmp_path: Path
+) -> None:
+    save_golden(tmp_path, input_x=X, output_y=2 * X)
+    with pytest.raises(ModelRejected, match=told):
+        read(tmp_path, GoldenRecord(**record))
+
+
+def test_a_tolerance_of_outputs_that_are_nearly_zero_may_be_the_default_one(tmp_path: Path) -> None:
+    save_golden(tmp_path, input_x=X, output_y=0 * X)
+    assert read(tmp_path, GoldenRecord(samples=3, tolerance={"y": 1e-6})) is not None
+
+
+@pytest.mark.parametrize(
     ("arrays", "words"),
     [
         pytest.param({"output_y": X}, ["'input.x'", "output.y"], id="input-missing"),
@@ -103,6 +131,11 @@ def _folder(path: Path) -> None:
     path.mkdir()
 
 
+def _named_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _huge_shape(path: Path) -> None:
     """A header that promises far more memory than any machine has."""
     content = path.read_bytes().replace(b"'shape': (3, 2), }", b"'shape': (3, 9**9)")
@@ -119,6 +152,7 @@ def _huge_shape(path: Path) -> None:
         pytest.param(_pickle, id="pickle"),
         pytest.param(_single_array, id="single-array"),
         pytest.param(_folder, id="folder"),
+        pytest.param(_named_pipe, id="named-pipe"),
         pytest.param(_huge_shape, id="huge-shape"),
     ],
 )
@@ -183,9 +217,10 @@ def test_a_tolerance_that_is_not_a_number_lets_nothing_pass() -> None:
         check_golden(samples(tolerance={"y": float("nan")}), doubling, 64)
 
 
-def test_a_model_that_fails_on_its_own_samples_is_rejected() -> None:
+@pytest.mark.parametrize("kind", [InferenceFailed, RequestMismatch])
+def test_a_model_that_fails_on_its_own_samples_is_rejected(kind: type[Exception]) -> None:
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        raise InferenceFailed("out of range")
+        raise kind("out of range")
 
     with pytest.raises(ModelRejected, match=r"fails on its own golden samples: out of range"):
         check_golden(samples(), run, 64)

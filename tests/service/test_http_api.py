@@ -211,6 +211,21 @@ def test_route_answers_what_infer_answers() -> None:
     ]
 
 
+def test_trailers_that_come_behind_the_body_are_no_headers() -> None:
+    """Servers append them to the very list that the route was given."""
+    sender = Sender(GOOD[:20], GOOD[20:])
+    headers: list[tuple[bytes, bytes]] = []
+
+    async def receive() -> Any:
+        headers.append((b"content-encoding", b"gzip"))
+        return await sender.receive()
+
+    route = InferRoute(fake_registry(echo=EchoModel()), 1000)
+    scope = {"type": "http", "headers": headers, "path_params": {"model_name": "echo"}}
+    asyncio.run(route(scope, receive, sender.send))
+    assert sender.sent[0]["status"] == 200
+
+
 def test_nobody_is_answered_when_the_client_has_gone() -> None:
     model = EchoModel()
     sender = Sender(GOOD[:20], disconnects=True)

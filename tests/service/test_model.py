@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from service.errors import InferenceFailed, ModelNotReady, ModelRejected, QueueFull, RequestMismatch
 from service.model import DEFAULT_MAX_BATCH_SIZE, Model
 from service.protocol import InferenceRequest, InferenceResponse, InputTensor, RequestedOutput
-from service.repository import ModelConfig, VersionDirectory, read_config
+from service.repository import ModelConfig, VersionDirectory
 from tests.service.handmade import (
     DOUBLE,
     FIXED,
@@ -22,20 +24,14 @@ from tests.service.handmade import (
     MIXING,
     PICKY,
     TEXT,
+    load_version,
     publish,
     save_golden,
     save_report,
     save_version,
 )  # fmt: skip
 
-
-def load(folder: Path) -> Model:
-    return Model.load(
-        VersionDirectory(folder, int(folder.name)),
-        read_config(folder.parent),
-        providers=("CPUExecutionProvider",),
-        intra_op_threads=1,
-    )
+load = load_version
 
 
 def load_text(tmp_path: Path, text: str, config: Mapping[str, Any] | None = None) -> Model:
@@ -116,6 +112,32 @@ def test_golden_promised_by_a_report_that_does_not_list_it_is_rejected(tmp_path:
     save_report(folder, golden={"samples": 3, "tolerance": {}})
     with pytest.raises(ModelRejected, match="promises 3 golden samples"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        pytest.param({"files": {}}, "files lists nothing, but not model.onnx", id="nothing-listed"),
+        pytest.param({}, "files lists nothing, but not model.onnx", id="no-files"),
+        pytest.param({"fiels": {"model.onnx": "?"}}, "files lists nothing, but not model.onnx", id="misspelt"),
+    ],
+)
+def test_a_report_that_vouches_for_nothing_is_rejected(report: Mapping[str, Any], told: str, tmp_path: Path) -> None:
+    folder = save_version(tmp_path, "m", LINEAR)
+    (folder / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ModelRejected, match=re.escape(told)):
+        load(folder)
+
+
+def test_golden_samples_that_the_model_cannot_take_are_a_reason_not_a_defect(tmp_path: Path) -> None:
+    """Six samples for a model of exactly four rows: ONNX Runtime calls the last two an invalid argument."""
+    folder = save_version(tmp_path, "m", FIXED.replace("[1,2]", "[4,2]"))
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    save_golden(folder, input_x=x, output_y=-x)
+    with pytest.raises(ModelRejected, match=r"golden\.npz holds 6 samples, .* needs a multiple of 4"):
+        load(folder)
+    save_golden(folder, input_x=np.tile(x, (2, 1)), output_y=-np.tile(x, (2, 1)))
+    assert load(folder).report.golden.startswith("12 samples")
 
 
 # --- is it batchable? ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Inputs made up for a model, and whether two of its rows see each other."""
+"""Inputs made up for a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from service.datatypes import DATATYPES
 from service.errors import InferenceFailed
 from service.golden import GoldenSamples
 from service.protocol import TensorMetadata
-from service.warm_up import Feed, find_feed, golden_feed, rows_interfere, shapes_leave_no_guess
+from service.warm_up import Feed, find_feed, golden_feed, shapes_leave_no_guess
 
 IMAGE = (TensorMetadata("x", "FP32", (-1, 3, -1, -1)),)
-ROWS = (TensorMetadata("x", "FP32", (-1, 4)),)
 
 
 def found(inputs: Sequence[TensorMetadata], run: Any) -> tuple[Feed, str]:
@@ -93,35 +92,3 @@ def test_golden_samples_are_repeated_as_often_as_needed() -> None:
     assert golden_feed(golden, None)(5)["x"].ravel().tolist() == [1, 2, 3, 1, 2]
     assert golden_feed(golden, None)(1)["x"].ravel().tolist() == [1]
     assert golden_feed(golden, 2)(64)["x"].ravel().tolist() == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
-        pytest.param(lambda x: 2 * x, "", id="elementwise"),
-        pytest.param(lambda x: x * (1 + 1e-6 * len(x)), "", id="rounding-that-depends-on-the-batch"),
-        pytest.param(lambda x: x - x.mean(axis=0), "differs from one by one", id="batch-mean"),
-        pytest.param(lambda x: 1e-3 * np.cumsum(x, axis=0), "differs from one by one", id="small-numbers"),
-        pytest.param(lambda x: np.cumsum(x, axis=0), "differs from one by one", id="running-sum"),
-        pytest.param(lambda x: x[::-1], "differs from one by one", id="reversed-rows"),
-        pytest.param(lambda x: x.sum(axis=0), "has shape [4] for two rows", id="rows-summed-away"),
-        pytest.param(lambda x: np.repeat(x, 2, axis=0), "has shape [4, 4] for two rows", id="two-rows-from-one"),
-        pytest.param(lambda x: x.sum(), "has shape [] for two rows", id="scalar"),
-    ],
-)
-def test_rows_that_see_each_other_are_noticed(model: Any, told: str) -> None:
-    feed, _ = found(ROWS, lambda inputs: {})
-    reason = rows_interfere(feed, lambda inputs: {"y": np.asarray(model(inputs["x"]), np.float32)})
-    assert told in reason
-    assert bool(reason) == bool(told)
-
-
-def test_a_model_that_fails_for_two_rows_says_so() -> None:
-    def one_row(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        if len(inputs["x"]) > 1:
-            raise InferenceFailed("one at a time")
-        return inputs
-
-    feed, _ = found(ROWS, one_row)
-    with pytest.raises(InferenceFailed, match="one at a time"):
-        rows_interfere(feed, one_row)

@@ -1,0 +1,237 @@
+"""One HTTP/1.1 connection: uvicorn's own protocol class, made stricter where a hostile or unlucky peer would hurt.
+
+Heads and waiting are bounded, Host is required, offers to upgrade are ignored without losing the body, trailers are no
+headers, and refusals have the form of every other error, behind the answers to the requests before them. Depends on
+internals of uvicorn's httptools protocol, whose minor version pyproject.toml pins. Knows no route and no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum
+from http import HTTPStatus
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.encode import encode_error
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection may cost before an application sees its request. A sender that drips bytes just often enough
+    is not stopped by them."""
+
+    # As much as common proxies pass on, several times over. What one read brings may exceed it once.
+    head_bytes: int = 64 * 1024
+    # Heads are small; this is many round trips even on a bad line.
+    head_s: float = 20.0
+    # Without a single byte; a line that recovers from a loss does so earlier.
+    body_stall_s: float = 30.0
+
+
+class _Refused(Exception):
+    """Raised inside the parser's callbacks, where it ends the parsing."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+_NOT_HTTP = (
+    "the bytes received are not an HTTP/1.1 request (RFC 9112): check the request line, the header lines, "
+    "Content-Length or chunk sizes, and that the client does not speak TLS or HTTP/2"
+)
+
+
+class _Phase(Enum):
+    """What is awaited from the peer."""
+
+    REQUEST = "a request"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+    NOTHING = "nothing: it is our turn"
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn makes one for each accepted socket."""
+
+    limits = Limits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._reported_bytes = self._silent_bytes = self._unanswered = 0
+        self._reported = self._refused = False
+        self._last_words = b""
+        self._await(_Phase.REQUEST)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._await(_Phase.NOTHING)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while data and not self._refused:
+            data = self._parse(data)
+        if self._phase is _Phase.BODY:
+            self._await(_Phase.BODY)
+
+    def _parse(self, data: bytes) -> bytes:
+        """Feeds the parser; returns what it did not look at, because an offer to upgrade came before."""
+        self._reported = False
+        rest = b""
+        try:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # CONNECT, the other case, has been answered like any method that is not taken.
+                if self._phase is _Phase.HEAD:
+                    rest = data[upgrade.args[0] :]
+                    self._read_again_without_upgrade()
+            # A header line without end is kept by the parser, which says nothing until it is complete.
+            self._silent_bytes = 0 if self._reported else self._silent_bytes + len(data)
+            self._refuse_a_long_head(self._silent_bytes)
+        except _Refused as refusal:
+            self._refuse(refusal)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, _Refused) else _Refused(HTTPStatus.BAD_REQUEST, _NOT_HTTP))
+        return rest
+
+    # --- what the parser reports ---
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._reported_bytes = 0
+        self._await(_Phase.HEAD)
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        # Trailers of a chunked body come here as well; they are no header fields (RFC 9110, 6.5.1).
+        if self._phase is _Phase.HEAD:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise _Refused(
+                HTTPStatus.BAD_REQUEST, f"an HTTP/1.1 request has one Host header (RFC 9112, 3.2), this one has {hosts}"
+            )
+        self._reported = True
+        if self._offers_upgrade():
+            return
+        self._unanswered += 1
+        self._await(_Phase.BODY)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._reported = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._phase is _Phase.BODY:  # and not a head that is about to be read again without its upgrade
+            super().on_message_complete()
+            self._await(_Phase.NOTHING if self._unanswered else _Phase.REQUEST)
+
+    def on_response_complete(self) -> None:
+        self._unanswered -= 1
+        if not self._unanswered and self._phase is _Phase.NOTHING:
+            self._await(_Phase.REQUEST)
+        super().on_response_complete()
+        if self._last_words and not self._unanswered:
+            self._say_and_close(self._last_words)
+
+    def _count(self, size_bytes: int) -> None:
+        self._reported = True
+        self._reported_bytes += size_bytes
+        self._refuse_a_long_head(self._reported_bytes)
+
+    def _refuse_a_long_head(self, size_bytes: int) -> None:
+        if size_bytes > self.limits.head_bytes:
+            raise _Refused(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"the request line and the headers together take more than {self.limits.head_bytes} bytes",
+            )
+
+    # --- upgrades ---
+
+    def _offers_upgrade(self) -> bool:
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _read_again_without_upgrade(self) -> None:
+        """An offer may be ignored (RFC 9110, 7.8), but the parser stops behind a head with one and skips the body. So
+        the same head goes to a new parser, without the offer."""
+        version = self.parser.get_http_version().encode("ascii")
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] not in (b"upgrade", b"http2-settings")]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+
+    # --- deadlines ---
+
+    def _await(self, phase: _Phase) -> None:
+        self._phase = phase
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        limit_s = {
+            _Phase.REQUEST: float(self.timeout_keep_alive),
+            _Phase.HEAD: self.limits.head_s,
+            _Phase.BODY: self.limits.body_stall_s,
+        }.get(phase)
+        if limit_s is not None:
+            self._deadline = self.loop.call_later(limit_s, self._give_up, phase, limit_s)
+
+    def _give_up(self, phase: _Phase, limit_s: float) -> None:
+        if phase is _Phase.REQUEST:
+            self.transport.close()
+        elif self.flow.read_paused or (phase is _Phase.HEAD and self._unanswered):
+            self._await(phase)  # it is us who do not read, or the peer is waiting for answers
+        else:
+            self._refuse(_Refused(HTTPStatus.REQUEST_TIMEOUT, f"{phase.value} did not come within {limit_s:g} s"))
+
+    # --- refusals ---
+
+    def _refuse(self, refusal: _Refused) -> None:
+        """Answers what came before, then refuses, then closes."""
+        self._refused = True
+        broken = self.cycle if self._phase is _Phase.BODY else None
+        self._await(_Phase.NOTHING)
+        words = _refusal_bytes(refusal)
+        if broken is not None and not broken.response_complete:
+            if self.pipeline and self.pipeline[0][0] is broken:
+                self.pipeline.popleft()  # uvicorn puts new ones on the left
+                self._unanswered -= 1
+            else:
+                self._say_and_close(b"" if broken.response_started else words)
+                return
+        elif broken is not None:
+            words = b""  # it has had its answer
+        if self._unanswered:
+            self._last_words = words
+        else:
+            self._say_and_close(words)
+
+    def _say_and_close(self, words: bytes) -> None:
+        if not self.transport.is_closing():
+            if words:
+                self.transport.write(words)
+            self.transport.close()
+
+
+def _refusal_bytes(refusal: _Refused) -> bytes:
+    encoded = encode_error(str(refusal))
+    return (b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b") % (
+        refusal.status,
+        refusal.status.phrase.encode("ascii"),
+        encoded.content_type.encode("ascii"),
+        len(encoded.body),
+        encoded.body,
+    )
