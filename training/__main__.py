@@ -166,7 +166,7 @@ def _version(text: str) -> int:
 
 def _json_file(text: str) -> Path:
     if not text.lower().endswith(".json"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a name that ends in .json, the only form of the report so far")
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json, the only form of the report so far")
     return Path(text)
 
 

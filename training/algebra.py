@@ -2,7 +2,8 @@
 
 Knows the evaluator and nothing of ONNX Runtime, files or reports.
 
-The bound. Let S be the largest magnitude of an output in one sample. Exact evaluations of equivalent graphs differ by a
+The bound. Let S be the largest magnitude of one channel of an output in one sample: of a channel, because one at 1e12
+would otherwise excuse any mistake in its neighbours. Exact evaluations of equivalent graphs differ by a
 small multiple of 2^-53 S, so that 1e-9 S is generous, unless the answer is sensitive: a shift that cancels a mean of a
 thousand standard deviations amplifies every rounding a thousandfold. And a folded graph cannot be exact: each weight
 that folding made was rounded once, to the precision of the file. Both effects are one thing, the response of the answer
@@ -10,17 +11,22 @@ to relative perturbations of the data, that is, its condition (N. J. Higham, Acc
 Algorithms, 2nd ed., 2002, sections 1.5 and 1.6). A bound from norms of the weights would be sound and useless: over
 fifty layers it grows like 1e50. So the response is *measured*, as in small-sample statistical condition estimation
 (C. S. Kenney and A. J. Laub, SIAM J. Sci. Comput. 15(1), 1994): move each constant that the original does not contain
-by relative normal noise whose standard deviation is the unit roundoff of its own type (rounding itself has at most 0.58
-of that, and never moves by more than 1.0), evaluate again, and take the largest change in the channel. Its tolerance is
+by relative uniform noise whose standard deviation is the unit roundoff of its own type (rounding itself has at most
+0.58 of that, and never moves by more than 1.0), evaluate again, and take the largest change in the channel. Its
+tolerance is
 
     max(1e-9 S, 3 * response)   =   1e-9 * S * condition,    condition >= 1,
 
 in words: the folded graph is right if it is the exact graph with each new weight moved by a unit or so in its last
 place (a small backward error). Anything else - a wrong axis, sign, epsilon, border - moves weights by 1e3 units.
-A graph without new constants gets no allowance but 1e-9 S.
+A graph without new constants gets no allowance but 1e-9 S and the original's own response to moving its data by a few
+units of float64, which is what a channel that cancels to nearly nothing consists of.
 
 Four probes decide the usual case. A sample that does not pass gets more, up to 32, so that an unlucky draw cannot fail
-a right fold (all 32 normal draws would have to be small); the last look adds the original's own response in float64.
+a right fold (all 32 draws would have to be small), and from the second look on the original's own response.
+
+What never ran proves nothing: `unproved` names the nodes that folding changed and no sample reached. `branch` sends all
+Ifs one way. Two graphs with equal branches stay equal when both are steered, whatever the conditions say.
 """
 
 from __future__ import annotations
@@ -28,12 +34,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from training.reference import ReadConstant, evaluate, is_float, widen
+from training.reference import ReadConstant, Steering, evaluate, float_format, is_float, widen
 from training.reference.op import Array
 
 BOUND = 1e-9  # of the output's scale times its condition; the figure the project promises
@@ -50,8 +56,9 @@ _DECISION_UNITS = (
 class Finding:
     """What one sample says of one output. `error` and `tolerance` are absolute, at the channel that is worst.
 
-    `scale` is the output's largest magnitude in the sample. For integers, bools and strings `error` counts the elements
-    that differ and that rounding does not explain, and `decided_by_rounding` those that it does.
+    `scale` is that channel's largest magnitude in the sample. For integers, bools and strings `error` counts the
+    elements that differ and that rounding does not explain, and `decided_by_rounding` those that it does.
+    `comparable` is False where shape or kind differ, and there is nothing to measure.
     """
 
     output: str
@@ -59,6 +66,7 @@ class Finding:
     tolerance: float
     scale: float
     decided_by_rounding: int = 0
+    comparable: bool = True
 
     @property
     def condition(self) -> float:
@@ -85,40 +93,75 @@ class Algebra:
         self.original = original
         self.folded = folded
         self._known = {_digest(array) for array in _constants(original)}
+        self._unproved = _changed(original, folded)
 
-    def judge(self, sample: Mapping[str, Array], oracle: Mapping[str, Array]) -> list[Finding]:
-        """One finding an output. `oracle` is `evaluate(original, sample)`."""
-        answer = evaluate(self.folded, sample)
+    def expected(self, sample: Mapping[str, Array], branch: bool | None = None) -> dict[str, Array]:
+        """What the original answers: the oracle of `judge`."""
+        return self._evaluate(self.original, sample, branch)
+
+    def judge(
+        self, sample: Mapping[str, Array], oracle: Mapping[str, Array], branch: bool | None = None
+    ) -> list[Finding]:
+        """One finding an output. `oracle` is `expected(sample, branch)`."""
+        answer = self._evaluate(self.folded, sample, branch)
         findings = {name: _first_look(name, oracle[name], answer[name]) for name in oracle}
         responses = _Responses(answer)
         for probes in _PROBES:
             open_names = [name for name, finding in findings.items() if not finding.holds and _explicable(finding)]
             if not open_names:
                 break
-            responses.extend(self._probes(sample, responses.count, probes))
-            if probes == _PROBES[-1]:
-                responses.add(oracle, evaluate(self.original, sample, read=_own_rounding()))
+            responses.extend(self._probes(sample, responses.count, probes, branch))
+            if probes == _PROBES[1]:
+                responses.add(oracle, self._own_response(sample, branch))
             for name in open_names:
                 findings[name] = _second_look(findings[name], oracle[name], answer[name], responses)
         return list(findings.values())
 
-    def _probes(self, sample: Mapping[str, Array], start: int, stop: int) -> Iterator[dict[str, Array]]:
+    def unproved(self) -> list[str]:
+        """Nodes, as "name (operator)", that are in one graph and not in the other and were never evaluated."""
+        return sorted({f"{node.name or node.outputs[0].name!r} ({node.op_type})" for node in self._unproved})
+
+    def _evaluate(self, model: ir.Model, sample: Mapping[str, Array], branch: bool | None) -> dict[str, Array]:
+        steering = Steering(branch)
+        answer = evaluate(model, sample, steering=steering)
+        self._unproved -= steering.ran
+        return answer
+
+    def _own_response(self, sample: Mapping[str, Array], branch: bool | None) -> dict[str, Array]:
+        move = _own_rounding()
+        moved = {name: move(np.asarray(array)) for name, array in sample.items()}
+        return evaluate(self.original, moved, read=move, steering=Steering(branch))
+
+    def _probes(
+        self, sample: Mapping[str, Array], start: int, stop: int, branch: bool | None
+    ) -> Iterator[dict[str, Array]]:
         for number in range(start, stop):
-            yield evaluate(self.folded, sample, read=perturbed(number, spare=self._known))
+            read = perturbed(number, spare=self._known)
+            yield evaluate(self.folded, sample, read=read, steering=Steering(branch))
 
 
 def _explicable(finding: Finding) -> bool:
-    return np.isfinite(finding.error)
+    return finding.comparable and bool(np.isfinite(finding.error))
 
 
 def _first_look(name: str, expected: Array, found: Array) -> Finding:
-    """Against 1e-9 of the scale alone."""
+    """Against 1e-9 of each channel's scale alone."""
     if expected.shape != found.shape or _is_number(expected) != _is_number(found):
-        return Finding(name, float("inf"), 0.0, 0.0)
+        return Finding(name, float("inf"), 0.0, 0.0, comparable=False)
     if not _is_number(expected):
         return Finding(name, float(np.count_nonzero(expected != found)), 0.0, 0.0)
-    scale = largest(expected)
-    return Finding(name, float(difference(expected, found).max(initial=0.0)), BOUND * scale, scale)
+    scale = _scales(expected)
+    return _worst(name, _by_channel(difference(expected, found)), BOUND * scale, scale)
+
+
+def _worst(name: str, error: Array, tolerance: Array, scale: Array) -> Finding:
+    """Of the channel that is nearest to its bound."""
+    if not error.size:
+        return Finding(name, 0.0, 0.0, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(error == 0, 0.0, error / tolerance)
+    worst = int(share.argmax()) if error.any() else int(scale.argmax())
+    return Finding(name, float(error[worst]), float(tolerance[worst]), float(scale[worst]))
 
 
 def _second_look(finding: Finding, expected: Array, found: Array, responses: _Responses) -> Finding:
@@ -128,12 +171,9 @@ def _second_look(finding: Finding, expected: Array, found: Array, responses: _Re
         explained = (expected != found) & responses.values_seen(name, expected)
         differing = int(np.count_nonzero(expected != found))
         return Finding(name, float(differing - explained.sum()), 0.0, 0.0, int(explained.sum()))
-    error = _by_channel(difference(expected, found))
-    tolerance = np.maximum(BOUND * finding.scale, _FACTOR * responses.by_channel(name))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(error == 0, 0.0, error / tolerance)
-    worst = int(share.argmax())
-    return Finding(name, float(error[worst]), float(tolerance[worst]), finding.scale)
+    scale = _scales(expected)
+    tolerance = np.maximum(BOUND * scale, _FACTOR * responses.by_channel(name))
+    return _worst(name, _by_channel(difference(expected, found)), tolerance, scale)
 
 
 class _Responses:
@@ -176,7 +216,7 @@ def decided_by_rounding(
 ) -> Array:
     """Of the elements `asked` about, those whose decision rounding in the graph's own precision can turn to `wanted`.
 
-    All constants and float inputs move by normal noise of a few units of their own type. For ArgMax, comparisons and
+    All constants and float inputs move by noise of a few units of their own type. For ArgMax, comparisons and
     their like: an element may differ only where the graph is undecided.
     """
     explained = np.zeros(wanted.shape, dtype=bool)
@@ -191,7 +231,7 @@ def decided_by_rounding(
 
 
 def perturbed(seed: int, *, units: float = 1.0, spare: Iterable[str] = ()) -> ReadConstant:
-    """Widen, then move each float by normal noise of `units` times the relative unit roundoff of its type.
+    """Widen, then move each float by uniform noise; its deviation is `units` times the unit roundoff of its type.
 
     Constants whose hash is in `spare` stay exact. The same seed moves the same graph in the same way.
     """
@@ -202,11 +242,12 @@ def perturbed(seed: int, *, units: float = 1.0, spare: Iterable[str] = ()) -> Re
         wide = widen(array)
         if not is_float(array.dtype) or _digest(array) in exact:
             return wide
-        info = ml_dtypes.finfo(array.dtype)
-        moved = generator.standard_normal(array.shape, dtype=np.float32).astype(np.float64)
-        moved *= 0.5 * units * float(info.eps)
+        form = float_format(array.dtype)
+        moved = generator.random(array.shape, dtype=np.float32).astype(np.float64)
+        moved -= 0.5
+        moved *= 12**0.5 * 0.5 * units * form.eps  # a uniform number's deviation is 1 / sqrt(12) of its span
         # Below the smallest normal number spacing no longer shrinks. In float16 that begins at 6e-5.
-        moved *= np.maximum(np.abs(wide), float(info.smallest_normal)) if info.bits <= 16 else wide
+        moved *= np.maximum(np.abs(wide), form.smallest_normal) if form.bits <= 16 else wide
         moved += wide
         return moved
 
@@ -214,7 +255,7 @@ def perturbed(seed: int, *, units: float = 1.0, spare: Iterable[str] = ()) -> Re
 
 
 def _own_rounding() -> ReadConstant:
-    """All constants move by a few units of float64: how uncertain the oracle itself is."""
+    """All constants, and inputs, move by a few units of float64: how uncertain the oracle itself is."""
     generator = np.random.default_rng(0x0F01D)
 
     def read(array: Array) -> Array:
@@ -228,10 +269,10 @@ def _own_rounding() -> ReadConstant:
 
 def spacing(values: Array, dtype: np.dtype) -> Array:
     """The distance between neighbours of `dtype` (bfloat16 too) at these float64 values: one unit in the last place."""
-    info = ml_dtypes.finfo(dtype)
-    magnitude = np.maximum(np.abs(values), float(info.smallest_normal))
-    _, exponent = np.frexp(np.where(np.isfinite(magnitude), magnitude, float(info.max)))
-    return np.ldexp(float(info.eps), exponent - 1)
+    form = float_format(dtype)
+    magnitude = np.maximum(np.abs(values), form.smallest_normal)
+    _, exponent = np.frexp(np.where(np.isfinite(magnitude), magnitude, form.max))
+    return np.asarray(np.ldexp(form.eps, exponent - 1))
 
 
 def difference(a: Array, b: Array) -> Array:
@@ -254,10 +295,63 @@ def _is_number(array: Array) -> bool:
 
 
 def _by_channel(values: Array) -> Array:
-    """The largest along all axes but the channel axis, 1."""
+    """The largest in each channel. Channels are axis 1, or the last after a Transpose to NHWC: both, one by one."""
     if values.ndim < 2:
-        return values.max(initial=0.0, keepdims=True).reshape(1)
-    return values.max(axis=tuple(axis for axis in range(values.ndim) if axis != 1), initial=0.0)
+        return np.asarray(np.max(values, initial=0.0)).reshape(1)
+    return np.concatenate(
+        [
+            np.max(values, axis=tuple(other for other in range(values.ndim) if other != axis), initial=0.0)
+            for axis in sorted({1, values.ndim - 1})
+        ]
+    )
+
+
+def _scales(values: Array) -> Array:
+    """The largest finite magnitude in each channel."""
+    magnitude = np.abs(values)
+    return _by_channel(np.where(np.isfinite(magnitude), magnitude, 0.0))
+
+
+def _changed(original: ir.Model, folded: ir.Model) -> set[ir.Node]:
+    """Nodes of either graph that the other has no equal of. Only a graph with control flow can leave one out."""
+    nodes = [list(_reachable(model)) for model in (original, folded)]
+    if not any(node.op_type in ("If", "Loop", "Scan") and node.domain == "" for some in nodes for node in some):
+        return set()
+    keys = [{node: _identity(node) for node in some} for some in nodes]
+    shared = set(keys[0].values()) & set(keys[1].values())
+    return {node for some in keys for node, key in some.items() if key not in shared}
+
+
+def _reachable(model: ir.Model) -> Iterator[ir.Node]:
+    """All nodes of the main graph, its subgraphs, and the local functions that these call."""
+    waiting: list[ir.Graph | ir.Function] = [model.graph]
+    called = set()
+    while waiting:
+        for node in ir.traversal.RecursiveGraphIterator(waiting.pop()):
+            yield node
+            function = model.functions.get(node.op_identifier())
+            if function is not None and function not in called:
+                called.add(function)
+                waiting.append(function)
+
+
+def _identity(node: ir.Node) -> tuple[object, ...]:
+    """What two equal nodes share: operator, names, attributes, and the content of each constant they read."""
+    reads = tuple(
+        "" if value is None else value.name if value.const_value is None else _digest(value.const_value.numpy())
+        for value in node.inputs
+    )
+    plain = sorted(
+        (name, _digest(attribute.value.numpy()) if attribute.type == ir.AttributeType.TENSOR else str(attribute.value))
+        for name, attribute in node.attributes.items()
+        if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    )
+    ends = tuple(
+        tuple(value.name for value in attribute.as_graph().outputs)
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref()
+    )
+    return (*node.op_identifier(), reads, tuple(value.name for value in node.outputs), tuple(plain), ends)
 
 
 def _constants(model: ir.Model) -> Iterator[Array]:
@@ -275,5 +369,8 @@ def _constants(model: ir.Model) -> Iterator[Array]:
 
 def _digest(array: Array) -> str:
     """Of type and content, not of the shape: a reshaped constant is still exact."""
-    content = array.tobytes() if array.dtype.kind != "O" else repr(array.tolist()).encode()
+    if array.dtype.kind == "O":
+        content: Any = repr(array.tolist()).encode()
+    else:
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data  # no copy: all weights pass here, often
     return f"{array.dtype}:{hashlib.blake2b(content, digest_size=16).hexdigest()}"

@@ -40,7 +40,9 @@ def test_difference_treats_equal_infinities_and_nan_as_equal_and_unequal_ones_as
 def test_a_perturbation_has_the_unit_roundoff_of_the_type_as_its_deviation(dtype: Any, unit: float) -> None:
     stored = np.full(20000, 1.0).astype(dtype)
     moved = perturbed(0)(stored) - 1.0
-    assert abs(moved.std() / unit - 1) < 0.1  # in float64 the moved value itself is rounded to the grid
+    assert abs(moved.std() / unit - 1) < (
+        0.1 if unit > 2.0**-53 else 0.25
+    )  # in float64 the moved value itself is rounded to the grid
     assert abs(moved.mean()) < 0.1 * unit
 
 
@@ -86,7 +88,7 @@ def test_the_tolerance_grows_with_the_coarseness_of_the_storage_type() -> None:
         assert finding.holds
         conditions.append(finding.condition)
     assert 10 < conditions[0] < 3000
-    assert 2.0**12 < conditions[1] / conditions[0] < 2.0**14
+    assert 2.0**12 < conditions[1] / conditions[0] < 2.0**15  # 2^13, at channels of different scales
 
 
 def test_an_error_of_a_few_dozen_units_in_one_weight_does_not_hold() -> None:
@@ -132,3 +134,15 @@ def test_a_decision_is_the_roundings_only_where_the_margin_is_small() -> None:
     x = np.array([1.0, 1.001], dtype=np.float32)
     wanted, asked = np.array([True, False]), np.array([True, True])
     assert decided_by_rounding(graph, {"x": x}, "y", wanted, asked).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1)], ids=["channels first", "channels last"])
+def test_a_huge_channel_does_not_excuse_its_neighbours(axes: tuple[int, ...]) -> None:
+    """With one scale for the whole output, a channel at 1e12 would allow an error of 1e3 in the others."""
+    w = random(0, 3, 3) * np.array([1e12, 1.0, 1.0])
+    wrong = w * np.array([1.0, 1.0, -1.0])
+    shapes = {"inputs": {"x": [2, 5, 3]}, "outputs": {"y": [None, None, None]}}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Transpose", ["m"], ["y"], perm=axes)]
+    original, right, folded = (model(nodes, weights={"w": each}, **shapes) for each in (w, w, wrong))
+    assert judged(original, right, random(1, 2, 5, 3)).holds
+    assert not judged(original, folded, random(1, 2, 5, 3)).holds

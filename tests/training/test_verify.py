@@ -14,12 +14,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from tests.training.graphs import Statistics, batch_norm, model, random
 from training.errors import UserError
 from training.samples import CannotMakeSamples
-from training.verify import VerificationFailed, VerifyReport, make_samples, run, verify
+from training.verify import VerificationFailed, VerifyReport, _certainty, make_samples, run, verify
 
 Pair = tuple[ir.Model, ir.Model]
 node = helper.make_node
@@ -316,6 +316,216 @@ def test_an_overflow_that_the_original_does_not_have_is_a_failure() -> None:
     folded = model(detour, weights={"big": np.array(1e38), "back": np.array(1e34)}, **shapes)
     with pytest.raises(VerificationFailed, match="not finite, where the original is"):
         prove((original, folded))
+
+
+# --- a proof that saw nothing is none ---------------------------------------------------------------------------------
+
+
+def branches(threshold: float, *, wrong: bool) -> Pair:
+    """If the largest input is above `threshold`: MatMul and BN; otherwise MatMul alone. The fold is in the branch."""
+    s, w = Statistics.plausible(5), random(3, 6, 5)
+    shapes = {"inputs": {"x": [4, 6]}, "outputs": {"y": [4, 5]}}
+
+    def built(nodes: list[Any], weights: dict[str, Any]) -> ir.Model:
+        bodies = {
+            name: helper.make_graph(
+                body, name, [], [helper.make_tensor_value_info(body[-1].output[0], TensorProto.FLOAT, [4, 5])]
+            )
+            for name, body in (("then_branch", nodes), ("else_branch", [node("MatMul", ["x", "w"], ["e"])]))
+        }
+        outer = [
+            node("ReduceMax", ["x"], ["most"], keepdims=0),
+            node("Greater", ["most", "threshold"], ["above"]),
+            node("If", ["above"], ["y"], **bodies),
+        ]
+        return model(outer, weights={"w": w, "threshold": np.array(threshold), **weights}, **shapes)
+
+    original = built([node("MatMul", ["x", "w"], ["m"]), batch_norm("m", "t")], s.weights())
+    shift = -s.shift if wrong else s.shift
+    folded = [node("MatMul", ["x", "scaled"], ["m"]), node("Add", ["m", "shift"], ["t"])]
+    return original, built(folded, {"scaled": w * s.scale, "shift": shift})
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 1e9], ids=["taken", "never taken"])
+def test_a_fold_inside_a_branch_is_proved_whether_or_not_a_sample_takes_it(threshold: float) -> None:
+    assert prove(branches(threshold, wrong=False)).passed
+    with pytest.raises(VerificationFailed, match="the folded graph is not the same function"):
+        prove(branches(threshold, wrong=True))
+
+
+def loop(trips: int) -> Pair:
+    """y = x, `trips` times scaled by 2 and 3; folded, by 6."""
+
+    def built(nodes: list[Any], weights: dict[str, Any]) -> ir.Model:
+        infos = [
+            helper.make_tensor_value_info(name, kind, shape)
+            for name, kind, shape in (
+                ("i", TensorProto.INT64, []),
+                ("on", TensorProto.BOOL, []),
+                ("v", TensorProto.FLOAT, [4, 5]),
+                ("going", TensorProto.BOOL, []),
+                ("u", TensorProto.FLOAT, [4, 5]),
+            )
+        ]
+        body = helper.make_graph([node("Identity", ["on"], ["going"]), *nodes], "body", infos[:3], infos[3:])
+        weights = {"trips": np.array(trips), "true": np.array(True), **weights}
+        shapes = {"inputs": {"x": [4, 5]}, "outputs": {"y": [4, 5]}}
+        return model([node("Loop", ["trips", "true", "x"], ["y"], body=body)], weights=weights, **shapes)
+
+    original = built(
+        [node("Mul", ["v", "two"], ["d"]), node("Mul", ["d", "three"], ["u"])],
+        {"two": np.array(2.0), "three": np.array(3.0)},
+    )
+    return original, built([node("Mul", ["v", "six"], ["u"], name="times_six")], {"six": np.array(6.0)})
+
+
+def test_a_changed_node_that_no_sample_reaches_is_a_failure_that_names_it() -> None:
+    assert prove(loop(2)).passed
+    with pytest.raises(VerificationFailed, match=r"no sample reaches 3 of the changed nodes: .*'?times_six'? \(Mul\)"):
+        prove(loop(0))
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "message"),
+    [
+        ([node("Log", ["negative"], ["y"])], np.float32, "has no finite number in any sample"),
+        ([node("Greater", ["m", "far"], ["hit"]), node("NonZero", ["hit"], ["y"])], np.int64, "is empty in any sample"),
+    ],
+    ids=["all NaN", "no hit"],
+)
+def test_an_output_that_never_had_a_value_is_a_failure(end: list[Any], kind: Any, message: str) -> None:
+    """Both graphs agree on nothing: so would any wrong fold."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("Abs", ["m"], ["a"]),
+        node("Sub", ["minus_one", "a"], ["negative"]),
+        *end,
+    ]
+    weights = {"w": random(0, 6, 5), "minus_one": np.array(-1.0), "far": np.array(1e9)}
+    shapes = {"inputs": {"x": [4, 6]}, "outputs": {"y": [None, None]}, "output_dtype": kind}
+    graph = model(nodes, weights=weights, **shapes)
+    with pytest.raises(VerificationFailed) as error:
+        prove((graph, graph))
+    assert f"output 'y' {message}, so that nothing was compared" in str(error.value)
+    assert str(error.value).endswith("(--samples)")
+
+
+def test_a_batch_of_no_rows_is_no_proof() -> None:
+    graph = model([node("Relu", ["x"], ["y"])], inputs={"x": [0, 3]}, outputs={"y": [0, 3]}, weights={})
+    with pytest.raises(VerificationFailed, match="output 'y' is empty in any sample"):
+        prove((graph, graph))
+
+
+def test_numbers_that_are_not_finite_are_not_counted_as_compared() -> None:
+    shapes = {"inputs": {"x": [2, 4]}, "outputs": {"y": [2, 4]}}
+    graph = model([node("Div", ["x", "d"], ["y"])], weights={"d": np.array([0.0, 1.0, 2.0, 1.0])}, **shapes)
+    report = verify(graph, graph, make_samples(graph)[-1:] * 10)
+    assert report.outputs_compared % 6 == 0
+
+
+# --- heavy tails, and where ONNX Runtime means something else ---------------------------------------------------------
+
+
+TAILS: dict[str, list[Any]] = {
+    "Round": [node("Round", ["n"], ["y"])],
+    "Floor": [node("Floor", ["n"], ["y"])],
+    "Reciprocal": [node("Reciprocal", ["n"], ["y"])],
+    "Log": [node("Abs", ["n"], ["a"]), node("Log", ["a"], ["y"])],
+    "1/Sqrt": [node("Abs", ["n"], ["a"]), node("Sqrt", ["a"], ["r"]), node("Reciprocal", ["r"], ["y"])],
+    "Div by the mean": [node("ReduceMean", ["n"], ["r"], axes=[1], keepdims=1), node("Div", ["n", "r"], ["y"])],
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_pole_or_a_step_after_a_right_fold_raises_no_alarm(tail: str, seed: int) -> None:
+    """One or two elements beside it decide the root mean square, for either graph."""
+    s, w = Statistics.plausible(16, seed), np.random.default_rng(seed).standard_normal((16, 16, 3, 3)) / 12
+    shapes = {"inputs": {"x": ["rows", 16, 14, 14]}, "outputs": {"y": ["rows", 16, 14, 14]}}
+    pads = {"pads": [1, 1, 1, 1]}
+    end = TAILS[tail]
+    original = model(
+        [node("Conv", ["x", "w"], ["c"], **pads), batch_norm("c", "n"), *end], weights={"w": w, **s.weights()}, **shapes
+    )
+    rounded = w.astype(np.float32).astype(float)
+    weights = {"w": rounded * s.scale[:, None, None, None], "b": s.shift}
+    assert prove((original, model([node("Conv", ["x", "w", "b"], ["n"], **pads), *end], weights=weights, **shapes)))
+
+
+@pytest.mark.parametrize(
+    ("errors", "certain"),
+    [
+        ([[1.0, 900.0]] * 24, True),
+        ([[1.0, 1.0]] * 23 + [[1.0, 1e9]], False),
+        ([[1.0, 400.0]] * 22 + [[1e9, 1e9], [1.0, 1.0]], False),
+        ([[1.0, 900.0]] * 23 + [[1.0, 0.0]], True),
+    ],
+    ids=["every row is worse", "one row decides", "one row hides it", "all but one are worse"],
+)
+def test_the_second_look_rejects_only_what_nearly_every_resample_shows(
+    errors: list[list[float]], certain: bool
+) -> None:
+    sums = np.array([[old, new, 1.0] for old, new in errors])
+    assert (_certainty(sums) >= 0.999) is certain
+
+
+def test_a_steady_loss_of_accuracy_before_a_pole_is_still_rejected() -> None:
+    w = random(1, 8, 8)
+    shapes = {"inputs": {"x": ["rows", 8]}, "outputs": {"y": ["rows", 8]}}
+    far = np.full(8, 16384.0)
+    end = node("Reciprocal", ["n"], ["y"])
+    original = model([node("MatMul", ["x", "w"], ["n"]), end], weights={"w": w}, **shapes)
+    detour = [
+        node("Add", ["x", "far"], ["a"]),
+        node("MatMul", ["a", "w"], ["m"]),
+        node("Sub", ["m", "back"], ["n"]),
+        end,
+    ]
+    folded = model(detour, weights={"w": w, "far": far, "back": far @ w}, **shapes)
+    real = {"x": np.abs(random(5, 64, 8)) + 1}
+    with pytest.raises(VerificationFailed, match="it is the same function, but loses accuracy"):
+        verify(original, folded, [real])
+
+
+def same_upper(*, wrong: bool) -> Pair:
+    """ConvTranspose with SAME_UPPER: 16 by the operator's page, 15 in ONNX Runtime, whose kernel is short of it."""
+    s, w = Statistics.plausible(4), random(1, 3, 4, 1, 1)
+    shapes = {"inputs": {"x": [1, 3, 8, 8]}, "outputs": {"y": [1, 4, None, None]}}
+    how = {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
+    original = model(
+        [node("ConvTranspose", ["x", "w"], ["c"], **how), batch_norm("c", "y")],
+        weights={"w": w, **s.weights()},
+        **shapes,
+    )
+    weights = {"w": w * s.scale[None, :, None, None], "b": -s.shift if wrong else s.shift}
+    return original, model([node("ConvTranspose", ["x", "w", "b"], ["y"], **how)], weights=weights, **shapes)
+
+
+def test_where_onnx_runtime_disagrees_with_the_specification_its_two_runs_are_compared() -> None:
+    report = prove(same_upper(wrong=False))
+    assert (
+        "ONNX Runtime disagrees with the specification at output 'y' (shape [1, 4, 15, 15], not [1, 4, 16"
+        in report.note
+    )
+    assert report.rounding is None
+    assert 0 < report.as_dict()["max_rel_error"] < 1e-5
+    with pytest.raises(VerificationFailed, match="not the same function"):
+        prove(same_upper(wrong=True))
+
+
+@pytest.mark.parametrize("opset", [10, 13, 17, 19])
+def test_a_quantized_graph_of_any_opset_is_proved(opset: int) -> None:
+    s, w = Statistics.plausible(5), random(3, 6, 5)
+    shapes = {"inputs": {"x": ["rows", 6]}, "outputs": {"y": ["rows", 5]}, "opset": opset}
+    head = [node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"], ["d"])]
+    step = {"s": np.array(0.05), "z": np.array(0, dtype=np.int8)}
+    original = model(
+        [*head, node("MatMul", ["d", "w"], ["m"]), batch_norm("m", "y")],
+        weights={"w": w, **step, **s.weights()},
+        **shapes,
+    )
+    folded = [*head, node("MatMul", ["d", "w"], ["m"]), node("Add", ["m", "b"], ["y"])]
+    assert prove((original, model(folded, weights={"w": w * s.scale, "b": s.shift, **step}, **shapes))).passed
 
 
 # --- the oracle, the count, the report --------------------------------------------------------------------------------

@@ -6,7 +6,17 @@ pixels in Python; this one runs a ResNet-18 in a few seconds. One NumPy function
 float64, about nine digits beyond the float32 graphs it judges, and because its tests compare it with two others.
 """
 
-from training.reference.evaluator import ReadConstant, evaluate
-from training.reference.op import EvaluationFailed, UnsupportedOperator, is_float, widen
+from training.reference.evaluator import ReadConstant, Steering, evaluate
+from training.reference.op import EvaluationFailed, FloatFormat, UnsupportedOperator, float_format, is_float, widen
 
-__all__ = ["EvaluationFailed", "ReadConstant", "UnsupportedOperator", "evaluate", "is_float", "widen"]
+__all__ = [
+    "EvaluationFailed",
+    "FloatFormat",
+    "ReadConstant",
+    "Steering",
+    "UnsupportedOperator",
+    "evaluate",
+    "float_format",
+    "is_float",
+    "widen",
+]

@@ -37,7 +37,7 @@ def _divide(a: Array, b: Array) -> Array:
     if a.dtype.kind not in "iu":
         return np.true_divide(a, b)
     quotient = np.floor_divide(a, b)
-    return quotient + ((quotient < 0) & (quotient * b != a))
+    return np.asarray(quotient + ((quotient < 0) & (quotient * b != a)))
 
 
 def _folded(function: Callable[[Array, Array], Array]) -> OperatorFunction:
@@ -88,7 +88,7 @@ def elu(op: Op, x: Array) -> Array:
 def selu(op: Op, x: Array) -> Array:
     """Defaults of version 6 on, which the page gives to float32."""
     alpha, gamma = op.get("alpha", f32(1.67326319217681884765625)), op.get("gamma", f32(1.05070102214813232421875))
-    return gamma * np.where(x < 0, alpha * np.expm1(np.minimum(x, 0.0)), x)
+    return np.asarray(gamma * np.where(x < 0, alpha * np.expm1(np.minimum(x, 0.0)), x))
 
 
 def _over_axis(op: Op, x: Array, function: Callable[[Array, int], Array]) -> Array:
@@ -102,12 +102,12 @@ def _over_axis(op: Op, x: Array, function: Callable[[Array, int], Array]) -> Arr
 
 def _softmax(x: Array, axis: int) -> Array:
     e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
+    return np.asarray(e / e.sum(axis=axis, keepdims=True))
 
 
 def _log_softmax(x: Array, axis: int) -> Array:
     shifted = x - x.max(axis=axis, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
 
 
 def dropout(op: Op, x: Array, ratio: Array | None = None, training: Array | None = None) -> Result:

@@ -7,6 +7,7 @@ one at a time, when first used, so that the weights are never all in memory as f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,21 @@ ReadConstant = Callable[[Array], Array]
 """From a constant as it is stored to the array the graph computes with; `widen`, or `widen` with a perturbation."""
 
 
-def evaluate(model: ir.Model, inputs: Mapping[str, Array], *, read: ReadConstant = widen) -> dict[str, Array]:
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Which way an evaluation goes, and where it has been.
+
+    `branch` sends every If to `then_branch` (True) or `else_branch` (False) whatever its condition; None leaves the
+    choice to the condition. `ran` gathers each node that was computed, over all evaluations it is given to.
+    """
+
+    branch: bool | None = None
+    ran: set[ir.Node] = field(default_factory=set)
+
+
+def evaluate(
+    model: ir.Model, inputs: Mapping[str, Array], *, read: ReadConstant = widen, steering: Steering | None = None
+) -> dict[str, Array]:
     """The graph's outputs by name: float64 where the graph has a floating-point type, otherwise as typed.
 
     Args:
@@ -28,12 +43,13 @@ def evaluate(model: ir.Model, inputs: Mapping[str, Array], *, read: ReadConstant
         inputs: One array for each graph input (float inputs of any width; exact values are kept). An input that has an
             initializer of the same name may be left out.
         read: Applied to each initializer and Constant, in its storage dtype; must return a widened array.
+        steering: Forces the branch of each If, and is told which nodes ran.
 
     Raises:
         UnsupportedOperator: A node that neither the table nor onnx.reference knows.
         EvaluationFailed: A missing or unknown input, or a node whose inputs do not fit.
     """
-    run = _Run(model, read)
+    run = _Run(model, read, steering or Steering())
     run.bind(inputs)
     with np.errstate(all="ignore"):  # infinities and NaN are results like any other; the caller compares them
         run.block(model.graph, model.opset_imports)
@@ -43,9 +59,10 @@ def evaluate(model: ir.Model, inputs: Mapping[str, Array], *, read: ReadConstant
 class _Run:
     """One evaluation. `arrays` maps each live value to its array; subgraphs capture a value by the same key."""
 
-    def __init__(self, model: ir.Model, read: ReadConstant) -> None:
+    def __init__(self, model: ir.Model, read: ReadConstant, steering: Steering) -> None:
         self.model = model
         self.read = read
+        self.steering = steering
         self.arrays: dict[ir.Value, Array] = {}
         self.absent: set[ir.Value] = set()  # inputs of a function that this call omits
 
@@ -82,6 +99,7 @@ class _Run:
 
     def node(self, node: ir.Node, opsets: Mapping[str, int], parameters: Mapping[str, ir.Attr]) -> None:
         """Compute one node's outputs."""
+        self.steering.ran.add(node)
         function = self.model.functions.get(node.op_identifier())
         inputs = [None if value is None or value in self.absent else self.array(value) for value in node.inputs]
         attributes = _resolved(node, parameters)
@@ -196,9 +214,9 @@ def _reads(node: ir.Node) -> Iterable[ir.Value]:
 def _if(
     run: _Run, attributes: Mapping[str, ir.Attr], inputs: Sequence[Array | None], opsets: Mapping[str, int], outer: Any
 ) -> list[Array]:
-    condition = inputs[0]
-    branch = "then_branch" if condition is not None and bool(condition.item()) else "else_branch"
-    return run.subgraph(attributes[branch].as_graph(), (), opsets, outer)
+    condition, forced = inputs[0], run.steering.branch
+    taken = forced if forced is not None else condition is not None and bool(condition.item())
+    return run.subgraph(attributes["then_branch" if taken else "else_branch"].as_graph(), (), opsets, outer)
 
 
 def _loop(

@@ -16,12 +16,12 @@ def gemm(op: Op, a: Array, b: Array, c: Array | None = None) -> Array:
         raise ValueError(f"Gemm takes matrices, got {list(a.shape)} and {list(b.shape)}")
     left = a.T if op.get("transA", 0) else a
     right = b.T if op.get("transB", 0) else b
-    y = op.get("alpha", 1.0) * (left @ right)
+    y: Array = op.get("alpha", 1.0) * (left @ right)
     if c is None:
         return y
     if np.broadcast_shapes(y.shape, c.shape) != y.shape:
         raise ValueError(f"C {list(c.shape)} does not broadcast to the product's {list(y.shape)}")
-    return y + op.get("beta", 1.0) * c
+    return np.asarray(y + op.get("beta", 1.0) * c)
 
 
 def batch_normalization(op: Op, x: Array, scale: Array, b: Array, mean: Array, var: Array) -> Result:
@@ -37,7 +37,7 @@ def batch_normalization(op: Op, x: Array, scale: Array, b: Array, mean: Array, v
     shape = (1, -1, *(1,) * (x.ndim - 2)) if spatial else (1, *x.shape[1:])
     scale, b, mean, var = (parameter.reshape(shape) for parameter in (scale, b, mean, var))
     if not is_training(op):
-        return (x - mean) / np.sqrt(var + epsilon) * scale + b
+        return np.asarray((x - mean) / np.sqrt(var + epsilon) * scale + b)
     own_mean, own_var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
     y = (x - own_mean) / np.sqrt(own_var + epsilon) * scale + b
     momentum = op.get("momentum", 0.9)
@@ -86,7 +86,14 @@ def layer_normalization(op: Op, x: Array, scale: Array, b: Array | None = None) 
 
 def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     mean = x.mean(axis=axes, keepdims=True)
-    return (x - mean) / np.sqrt(x.var(axis=axes, keepdims=True) + epsilon)
+    return np.asarray((x - mean) / np.sqrt(x.var(axis=axes, keepdims=True) + epsilon))
+
+
+def mean_variance_normalization(op: Op, x: Array) -> Array:
+    """`(x - mean) / (deviation + 1e-9)`: the epsilon is added to the deviation, not to the variance (function body)."""
+    axes = tuple(op.get("axes", (0, 2, 3)))
+    deviation = np.sqrt(x.var(axis=axes, keepdims=True))
+    return np.asarray((x - x.mean(axis=axes, keepdims=True)) / (deviation + float(np.float32(1e-9))))
 
 
 LINEAR: dict[str, OperatorFunction] = {
@@ -94,6 +101,7 @@ LINEAR: dict[str, OperatorFunction] = {
     "MatMul": lambda _, a, b: np.matmul(a, b),
     "Einsum": lambda op, *xs: np.einsum(op.get("equation").replace(" ", ""), *xs, optimize=True),
     "BatchNormalization": batch_normalization,
+    "MeanVarianceNormalization": mean_variance_normalization,
     "InstanceNormalization": instance_normalization,
     "GroupNormalization": group_normalization,
     "LayerNormalization": layer_normalization,

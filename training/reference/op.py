@@ -77,12 +77,28 @@ _SMALL_INTEGERS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class FloatFormat:
+    """What one floating-point type can hold: `eps` is the distance from 1 to the next number."""
+
+    eps: float
+    smallest_normal: float
+    max: float
+    bits: int
+
+
+def float_format(dtype: np.dtype[Any]) -> FloatFormat:
+    """Of any ONNX floating-point type, bfloat16 and the 8-bit ones included. Raises ValueError for other types."""
+    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return FloatFormat(float(info.eps), float(info.smallest_normal), float(info.max), int(info.bits))
+
+
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Is this one of ONNX's floating-point types, ml_dtypes' bfloat16 and float8 included?"""
     if dtype.kind == "f":
         return True
     try:
-        ml_dtypes.finfo(dtype)
+        float_format(dtype)
     except ValueError:
         return False
     return dtype.kind != "c"

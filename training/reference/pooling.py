@@ -17,7 +17,7 @@ def max_pool(op: Op, x: Array) -> Result:
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     rank = len(windows.kernel)
     taps = view(padded(x, windows, lowest), windows)
-    y = taps.max(axis=tuple(range(-rank, 0)))
+    y: Array = taps.max(axis=tuple(range(-rank, 0)))
     if not op.asks_for(1):
         return y
     flat = np.arange(x.size, dtype=np.int64).reshape(x.shape)
@@ -39,7 +39,7 @@ def average_pool(op: Op, x: Array) -> Array:
     with_pads = bool(op.get("count_include_pad", 0))
     spans = zip(x.shape[2:], windows.begin, windows.end, strict=True)
     counted[:, :, *(slice(0, b + n + e) if with_pads else slice(b, b + n) for n, b, e in spans)] = 1.0
-    return total / view(counted, windows).sum(axis=axes)
+    return np.asarray(total / view(counted, windows).sum(axis=axes))
 
 
 def lp_pool(op: Op, x: Array) -> Array:
@@ -47,7 +47,7 @@ def lp_pool(op: Op, x: Array) -> Array:
     windows = resolve(op, x.shape[2:], op.get("kernel_shape"))
     p = op.get("p", 2)
     taps = view(padded(np.abs(x) ** p, windows, 0.0), windows)
-    return taps.sum(axis=tuple(range(-len(windows.kernel), 0))) ** (1.0 / p)
+    return np.asarray(taps.sum(axis=tuple(range(-len(windows.kernel), 0))) ** (1.0 / p))
 
 
 def _spatial(x: Array) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ def _spatial(x: Array) -> tuple[int, ...]:
 def global_lp_pool(op: Op, x: Array) -> Array:
     """p-norm over all spatial axes."""
     p = op.get("p", 2)
-    return (np.abs(x) ** p).sum(axis=_spatial(x), keepdims=True) ** (1.0 / p)
+    return np.asarray((np.abs(x) ** p).sum(axis=_spatial(x), keepdims=True) ** (1.0 / p))
 
 
 POOLING: dict[str, OperatorFunction] = {

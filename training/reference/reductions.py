@@ -32,7 +32,7 @@ def _arg(function: Callable[..., Any]) -> OperatorFunction:
             found = x.shape[axis] - 1 - function(np.flip(x, axis), axis=axis, keepdims=True)
         else:
             found = function(x, axis=axis, keepdims=True)
-        return (found if op.get("keepdims", 1) else np.squeeze(found, axis)).astype(np.int64)
+        return np.asarray(found if op.get("keepdims", 1) else np.squeeze(found, axis), dtype=np.int64)
 
     return arg
 
@@ -57,7 +57,7 @@ def cum_sum(op: Op, x: Array, axis: Array) -> Array:
 def _log_sum_exp(x: Array, **where: Any) -> Array:
     high = x.max(axis=where["axis"], keepdims=True)
     total = np.log(np.exp(x - high).sum(axis=where["axis"], keepdims=True)) + high
-    return total if where["keepdims"] else total.squeeze(where["axis"])
+    return np.asarray(total if where["keepdims"] else total.squeeze(where["axis"]))
 
 
 REDUCTIONS: dict[str, OperatorFunction] = {

@@ -104,10 +104,10 @@ def _cubic(op: Op, t: Array) -> tuple[Array, Array]:
     a = op.get("cubic_coeff_a", f32(-0.75))
 
     def near(d: Array) -> Array:  # |d| <= 1
-        return ((a + 2) * d - (a + 3)) * d * d + 1
+        return np.asarray(((a + 2) * d - (a + 3)) * d * d + 1)
 
     def far(d: Array) -> Array:  # 1 < |d| < 2
-        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        return np.asarray(((a * d - 5 * a) * d + 8 * a) * d - 4 * a)
 
     return np.array([-1.0, 0.0, 1.0, 2.0]), np.stack([far(1 + t), near(t), near(1 - t), far(2 - t)], axis=1)
 

@@ -177,6 +177,15 @@ def _transposed(op: Op, x: Array) -> Array:
     return x.transpose(op.get("perm", tuple(range(x.ndim))[::-1]))
 
 
+def scatter(op: Op, x: Array, indices: Array, updates: Array) -> Array:
+    """ScatterElements before it was called so (opset 9 and 10): no reduction; a negative index counts from the end."""
+    y, axis = x.copy(), op.get("axis", 0)
+    places = list(np.indices(indices.shape))
+    places[axis] = np.where(indices < 0, indices + x.shape[axis], indices)
+    y[tuple(places)] = updates
+    return y
+
+
 def _range(_: Op, start: Array, limit: Array, delta: Array) -> Array:
     return np.arange(start.item(), limit.item(), delta.item()).astype(start.dtype)
 
@@ -202,6 +211,7 @@ SHAPING: dict[str, OperatorFunction] = {
     "Slice": slice_,
     "Gather": gather,
     "GatherElements": gather_elements,
+    "Scatter": scatter,
     "Pad": pad,
     "Expand": expand,
     "Tile": lambda _, x, repeats: np.tile(x, repeats.tolist()),

@@ -7,6 +7,7 @@ from training.reference.elementwise import ELEMENTWISE
 from training.reference.linear import LINEAR
 from training.reference.op import OperatorFunction
 from training.reference.pooling import POOLING
+from training.reference.quantization import QUANTIZATION
 from training.reference.reductions import REDUCTIONS
 from training.reference.resizing import RESIZING
 from training.reference.shaping import SHAPING
@@ -16,6 +17,7 @@ OPERATORS: dict[str, OperatorFunction] = {
     **LINEAR,
     **POOLING,
     **ELEMENTWISE,
+    **QUANTIZATION,
     **REDUCTIONS,
     **RESIZING,
     **SHAPING,

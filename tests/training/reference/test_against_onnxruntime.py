@@ -22,6 +22,8 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
+INT8 = np.array([[-128, 127], [5, -6], [0, 9]], dtype=np.int8)
+
 CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     *[
         ("ConvTranspose", [floats(1, 2, 4, 4), floats(2, 3, 3, 3)], {"strides": [3, 2], "auto_pad": auto, **extra})
@@ -69,6 +71,18 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("Pad", [floats(3, 4, 5), ints(1, -1, 0, 2, 0, -3)], {}),
     ("Pad", [floats(3, 4, 5), ints(-1, 2, 0, 0, -1, 2)], {"mode": "edge"}),
     ("GatherElements", [floats(3, 4), np.array([[0, -1], [2, 1]])], {"axis": 0}),
+    ("Scatter", [floats(3, 4), np.array([[0, 2], [1, 0]]), floats(2, 2)], {"opset": 9, "axis": 1}),
+    *[
+        ("DequantizeLinear", [INT8, *parameters], {"opset": opset, **where})
+        for opset, parameters, where in (
+            (10, [np.array(0.25, dtype=np.float32), np.array(3, dtype=np.int8)], {}),
+            (13, [np.array(0.25, dtype=np.float32)], {}),
+            (13, [np.array([0.5, 2.0, 3.0], dtype=np.float32), np.array([0, 1, -2], dtype=np.int8)], {"axis": 0}),
+            (17, [np.array([0.5, 2.0], dtype=np.float32), np.array([0, 1], dtype=np.int8)], {}),
+        )
+    ],
+    ("MeanVarianceNormalization", [floats(2, 3, 4, 5)], {"opset": 9}),
+    ("MeanVarianceNormalization", [floats(2, 3, 4, 5)], {"axes": [1, 2, 3]}),
     ("GlobalLpPool", [floats(2, 3, 4, 5)], {"p": 2}),
     ("Softmax", [floats(2, 3, 4)], {"opset": 11}),
     ("LogSoftmax", [floats(2, 3, 4)], {"opset": 11, "axis": 2}),
