@@ -31,6 +31,7 @@ from service.repository import (
     VersionDirectory,
     model_names,
     read_config,
+    strays,
     versions,
 )
 from service.settings import Settings
@@ -229,7 +230,9 @@ def _discover(settings: Settings) -> list[_Found]:
         return [_single_file(settings.model)]
     try:
         names = model_names(settings.model_repository)
-    except ModelRejected as error:
+        for stray in strays(settings.model_repository, of="models"):
+            log.warning("%r is ignored: a model's name has letters, digits, '_', '-' and '.' only", stray)
+    except (ModelRejected, OSError) as error:
         # It was there when the command started.
         log.error("%s", error)
         return []
@@ -239,6 +242,8 @@ def _discover(settings: Settings) -> list[_Found]:
 def _discover_model(folder: Path) -> list[_Found]:
     try:
         on_disk = versions(folder)
+        for stray in strays(folder, of="versions"):
+            log.warning("%s/%s is ignored: a version is a positive integer without leading zeros", folder.name, stray)
         if not on_disk and not (folder / CONFIG_FILE).exists():
             log.warning("%s is ignored: it holds neither a version nor a %s", folder.name, CONFIG_FILE)
             return []

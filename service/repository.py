@@ -212,6 +212,16 @@ def _versions(model_directory: Path) -> Iterator[VersionDirectory]:
             yield VersionDirectory(entry, int(entry.name))
 
 
+def strays(directory: Path, *, of: Literal["models", "versions"]) -> tuple[str, ...]:
+    """Directories that somebody may have meant as models or versions, but whose names are none: worth a warning.
+
+    `directory` is the repository or a model's. Names that start with "." are invisible on purpose, and no strays.
+    """
+    legal = _MODEL_NAME if of == "models" else _VERSION_NAME
+    names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+    return tuple(name for name in names if not name.startswith(".") and not legal.fullmatch(name))
+
+
 def read_config(model_directory: Path) -> ModelConfig:
     """`config.json` of a model directory, or the default one when there is none.
 

@@ -10,8 +10,23 @@ from pathlib import Path
 import pytest
 
 from service.errors import ModelRejected
-from service.repository import VersionDirectory, read_config, read_report
+from service.repository import VersionDirectory, model_names, read_config, read_report, strays, versions
 from tests.service.handmade import publish
+
+
+def test_every_directory_is_a_model_or_a_stray_unless_it_is_hidden(tmp_path: Path) -> None:
+    for name in ("digits", "v1.2_b", ".publish-x", "sp ace", "-x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a file").touch()
+    assert model_names(tmp_path) == ("digits", "v1.2_b")
+    assert strays(tmp_path, of="models") == ("-x", "sp ace")
+
+
+def test_every_directory_is_a_version_or_a_stray_unless_it_is_hidden(tmp_path: Path) -> None:
+    for name in ("1", "20", "0", "03", "v5", "-1", ".publish-x"):
+        (tmp_path / name).mkdir()
+    assert [found.version for found in versions(tmp_path)] == [1, 20]
+    assert strays(tmp_path, of="versions") == ("-1", "0", "03", "v5")
 
 
 def test_no_config_is_the_default_one(tmp_path: Path) -> None:
