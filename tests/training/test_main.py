@@ -76,7 +76,9 @@ def test_build_help_lists_every_key_of_set_with_its_value(capsys) -> None:
         pytest.param(["fold", "absent.onnx", "-o", "out.onnx"], "absent.onnx", id="no file to fold"),
         pytest.param(["fold", "file", "-o", "out.onnx"], "file", id="not an ONNX file"),
         pytest.param(["fold", "file"], "required: -o", id="no output"),
-        pytest.param(["fold", "file", "-o", "o", "--report", "r.html"], "does not end in .json", id="report is not JSON"),
+        pytest.param(
+            ["fold", "file", "-o", "o", "--report", "r.html"], "does not end in .json", id="report is not JSON"
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, told, tmp_path) -> None:
