@@ -117,19 +117,21 @@ class Session:
         }
         try:
             values = self._session.run(None, feed)
-        except _runtime().capi.onnxruntime_pybind11_state.InvalidArgument as error:
-            # Kernels say INVALID_ARGUMENT of shapes and dimensions. The model has run before, so it is this request.
-            raise RequestMismatch(f"the model cannot take these inputs: {_first_line(error)}") from error
         except Exception as error:  # as above; also UnicodeDecodeError for an output string that is not text
-            if self._shapes_are_free and isinstance(error, _runtime().capi.onnxruntime_pybind11_state.Fail):
-                # Other kernels say FAIL of sizes that do not go together. Where only the number of rows is free the
-                # caller cannot cause that, and it stays a defect of the server's side.
+            if self._is_the_callers(error):
                 raise RequestMismatch(f"the model cannot take these inputs: {_first_line(error)}") from error
             raise InferenceFailed(f"ONNX Runtime: {_first_line(error)}") from error
         return {
             tensor.name: _to_bytes(value) if tensor.datatype == "BYTES" else value
             for tensor, value in zip(self.outputs, values, strict=True)
         }
+
+    def _is_the_callers(self, error: Exception) -> bool:
+        """Kernels say INVALID_ARGUMENT of shapes and indices; the model has run before, so it is this request. Others
+        say FAIL of sizes that do not go together: where only the number of rows is free the caller cannot cause that,
+        and it stays a defect of the server's side."""
+        kinds = _runtime().capi.onnxruntime_pybind11_state
+        return isinstance(error, kinds.InvalidArgument) or (self._shapes_are_free and isinstance(error, kinds.Fail))
 
 
 def _options(intra_op_threads: int) -> Any:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from training.recipe import RECIPES, describe_settings, find_recipe
 
@@ -104,11 +104,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"foldtrain: error: {message}; see {self.prog} --help\n")
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # argparse has no public name for it
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="foldtrain", description="Train BatchNorm networks, fold them, prove it, publish them.")
     parser.add_argument("--version", action="version", version=f"foldserve {metadata.version('foldserve')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_build(commands)
+    _add_fold(commands)
+    return parser
 
+
+def _add_build(commands: Commands) -> None:
     new = commands.add_parser(
         "build",
         help="from data to a published version",
@@ -128,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--replace", type=_version, metavar="VERSION", help="exchange this version instead of adding one")
     new.set_defaults(command=build)
 
+
+def _add_fold(commands: Commands) -> None:
     new = commands.add_parser(
         "fold",
         help="a folded, verified copy of an ONNX file",
@@ -146,7 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     new.add_argument("--samples", type=Path, metavar="FILE.npz", help="real inputs for the proof, rows along axis 0")
     new.set_defaults(command=fold)
-    return parser
 
 
 def _keys() -> str:
