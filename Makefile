@@ -4,13 +4,19 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test lint models bench-start bench-build
+.PHONY: serve test test-zoo fuzz lint models bench-start bench-build bench-fold bench-large
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
 
 test: .venv/test.stamp  ## every test
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: an hour or two
+	$(BIN)/python -m tests.training.fold.fuzz $(ARGS)
+
+test-zoo: $(BENCH)/zoo.stamp  ## fold all of torchvision's networks and fifty of timm's: about an hour
+	$(BENCH)/zoo/bin/python -m tests.zoo $(ARGS)
 
 lint: .venv/test.stamp  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -24,6 +30,12 @@ bench-start: $(BENCH)/serve.stamp $(BENCH)/fold.stamp .venv/test.stamp  ## how s
 bench-build: $(BENCH)/training.stamp  ## how long digits take from data to published version, and how good it is
 	$(BENCH)/training/bin/python -m tests.benchmarks.bench_build
 
+bench-large: .venv/test.stamp  ## seconds and memory for weights of 1 GB, and of 2.2 GB beside the file
+	$(BIN)/python -m tests.benchmarks.bench_large $(ARGS)
+
+bench-fold: $(BENCH)/zoo.stamp $(BENCH)/fold-rivals.stamp  ## what folding removes and saves, next to other tools
+	$(BENCH)/zoo/bin/python -m tests.benchmarks.bench_fold --rivals $(BENCH)/fold-rivals $(ARGS)
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -36,3 +48,9 @@ bench-build: $(BENCH)/training.stamp  ## how long digits take from data to publi
 # One environment an extra (serve: none), so that a figure is measured with nothing installed that is not needed.
 $(BENCH)/%.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(BENCH)/$* && $(BENCH)/$*/bin/$(INSTALL) '.$(if $(filter-out serve,$*),[$*])' && touch $@
+
+$(BENCH)/zoo.stamp: pyproject.toml constraints.txt tests/zoo/requirements.txt
+	$(PYTHON) -m venv --clear $(BENCH)/zoo && $(BENCH)/zoo/bin/$(INSTALL) '.[training]' -r tests/zoo/requirements.txt && touch $@
+
+$(BENCH)/fold-rivals.stamp: tests/benchmarks/rivals.txt
+	$(PYTHON) -m venv --clear $(BENCH)/fold-rivals && $(BENCH)/fold-rivals/bin/pip install --quiet -r $< && touch $@

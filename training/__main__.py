@@ -1,7 +1,10 @@
 """The command `foldtrain`: the command line and exit codes; every command's work is imported when it runs.
 
-    foldtrain build RECIPE     from data to a published version           (extra: training)
-    foldtrain fold IN -o OUT   a folded, verified copy of an ONNX file    (extra: fold; no torch)
+    foldtrain build RECIPE         from data to a published version                    (extra: training)
+    foldtrain export SPEC -o OUT   a torch network as a folded, verified ONNX file     (extra: training)
+    foldtrain fold IN -o OUT       a folded, verified copy of an ONNX file             (extra: fold; no torch)
+    foldtrain verify A B           do two ONNX files agree, and by how much?           (extra: fold; no torch)
+    foldtrain publish FILE         an ONNX file into the repository, golden samples    (extra: fold; no torch)
 
 Exit codes: 0 done; 1 the work was done, but what came out failed its checks and nothing was written; 2 the input cannot
 be used, one line says why; 130 interrupted. Answers go to stdout, progress and errors to stderr.
@@ -10,12 +13,13 @@ be used, one line says why; 130 interrupted. Answers go to stdout, progress and 
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, Protocol, TypeAlias
 
 from training.recipe import RECIPES, describe_settings, find_recipe
 
@@ -24,6 +28,8 @@ DONE, CHECKS_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
 ERRORS = (
     ("training.verify_report", "VerificationFailed", CHECKS_FAILED),
     ("training.pipeline", "ChecksFailed", CHECKS_FAILED),
+    ("training.half_precision", "HalfDiffers", CHECKS_FAILED),
+    ("training.export_file", "AnswersDiffer", CHECKS_FAILED),
     ("training.errors", "UserError", BAD_INPUT),
     ("training.fold.errors", "FoldError", BAD_INPUT),
     ("pydantic", "ValidationError", BAD_INPUT),
@@ -36,6 +42,7 @@ By name, so that this table imports nothing: an error whose module was never imp
 
 EXTRAS: Mapping[str, str] = {
     "torch": "training",
+    "safetensors": "training",
     "onnxscript": "training",
     "sklearn": "training",
     "tqdm": "training",
@@ -45,13 +52,19 @@ EXTRAS: Mapping[str, str] = {
 }
 """Import name of an optional dependency -> the extra of pyproject.toml that installs it."""
 
+PROFILES = ("generic", "ort-cpu", "ort-cuda")
+"""Of `training.fold.Profile`, which is not imported for a list of names. A test compares them."""
+
+INPUT_TYPES = ("float32", "float64", "int64", "int32", "uint8", "bool")
+"""Of `training.export_file`, likewise."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = options.command
+    command: Callable[[argparse.Namespace], int] = options.command
     try:
-        command(options)
+        return command(options)
     except KeyboardInterrupt:
         return INTERRUPTED
     except ModuleNotFoundError as error:
@@ -65,28 +78,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code is None:
             raise
         return _say(str(error), code)
-    return DONE
 
 
-def build(options: argparse.Namespace) -> None:
+def build(options: argparse.Namespace) -> int:
     recipe = find_recipe(options.recipe, options.set)
     from training import pipeline
 
     result = pipeline.build(recipe, options.repository, replace=options.replace, announce=_announce)
-    sys.stdout.write(f"{result.as_text()}\n")
+    return _tell(result)
 
 
-def fold(options: argparse.Namespace) -> None:
-    from training.fold_file import fold_file, parse_input_shape
+def export(options: argparse.Namespace) -> int:
+    from training.export_file import Wishes, export_file
+
+    wishes = Wishes(
+        weights=options.weights,
+        input_shapes=dict(options.input_shape),
+        input_dtypes=dict(options.input_dtype),
+        samples=options.samples,
+        dynamic_batch=not options.static_batch,
+        opset=options.opset,
+        dtype=options.dtype,
+        normalize=options.normalize,
+        mean=options.mean,
+        std=options.std,
+        fold=not options.no_fold,
+        profile=options.profile,
+        verify=not options.no_verify,
+        torchvision_shim=options.torchvision_shim,
+    )
+    return _tell(export_file(options.spec, options.output, wishes, reports=options.report))
+
+
+def fold(options: argparse.Namespace) -> int:
+    from training.command_files import parse_input_shape
+    from training.fold_file import fold_file
 
     result = fold_file(
         options.input,
         options.output,
-        report=options.report,
+        profile=options.profile,
+        reports=options.report,
         input_shapes=dict(parse_input_shape(text) for text in options.input_shape),
         samples=options.samples,
+        verified=not options.no_verify,
     )
+    return _tell(result)
+
+
+def verify(options: argparse.Namespace) -> int:
+    from training.command_files import parse_input_shape
+    from training.verify_files import verify_files
+
+    result = verify_files(
+        options.first,
+        options.second,
+        input_shapes=dict(parse_input_shape(text) for text in options.input_shape),
+        samples=options.samples,
+        report=options.report,
+    )
+    _tell(result)
+    return DONE if result.agree else CHECKS_FAILED
+
+
+def publish(options: argparse.Namespace) -> int:
+    from training.publish_file import publish_file
+
+    result = publish_file(
+        options.input,
+        name=options.name,
+        repository=options.repository,
+        labels=options.labels,
+        samples=options.samples,
+        replace=options.replace,
+        max_batch_size=options.max_batch_size,
+    )
+    return _tell(result)
+
+
+class _Result(Protocol):
+    def as_text(self) -> str: ...
+
+
+def _tell(result: _Result) -> int:
     sys.stdout.write(f"{result.as_text()}\n")
+    return DONE
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -112,7 +188,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"foldserve {metadata.version('foldserve')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_build(commands)
+    _add_export(commands)
     _add_fold(commands)
+    _add_verify(commands)
+    _add_publish(commands)
     return parser
 
 
@@ -137,6 +216,54 @@ def _add_build(commands: Commands) -> None:
     new.set_defaults(command=build)
 
 
+def _add_export(commands: Commands) -> None:
+    new = commands.add_parser(
+        "export",
+        help="a torch network as a folded, verified ONNX file",
+        description="Export a network, fold it, prove that nothing changed, compare ONNX Runtime's answer with torch's "
+        "own, then write. A SPEC is py:package.module:factory, file:path/model.py:factory, timm:NAME or "
+        "torchvision:NAME; a factory returns an nn.Module in eval mode, or (module, example_inputs).",
+    )
+    new.add_argument("spec", metavar="SPEC")
+    new.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.onnx")
+    new.add_argument(
+        "--weights", type=Path, metavar="FILE", help=".safetensors, or a .pt that holds nothing but tensors"
+    )
+    new.add_argument(
+        "--input-shape",
+        action="append",
+        type=_named_shape,
+        default=[],
+        metavar="[NAME=]1,3,224,224",
+        help="of an example; without NAME for the only input (may be given several times)",
+    )
+    new.add_argument(
+        "--input-dtype",
+        action="append",
+        type=_named_type,
+        default=[],
+        metavar="[NAME=]TYPE",
+        help=f"of such an example: {', '.join(INPUT_TYPES)}; default: float32",
+    )
+    batch = new.add_mutually_exclusive_group()
+    batch.add_argument("--dynamic-batch", action="store_true", help="axis 0 of each input is free (the default)")
+    batch.add_argument("--static-batch", action="store_true", help="axis 0 is fixed, too, as in the example")
+    new.add_argument("--opset", type=_positive, metavar="N", help="of ONNX's operators; default: torch's choice")
+    new.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="cast to it after folding")
+    new.add_argument("--normalize", action="store_true", help="put what the model's weights expect into the graph")
+    new.add_argument("--mean", type=_numbers, metavar="0.485,...", help="of --normalize, instead of the model's own")
+    new.add_argument("--std", type=_numbers, metavar="0.229,...", help="likewise")
+    new.add_argument("--no-fold", action="store_true", help="keep every BatchNormalization")
+    new.add_argument(
+        "--torchvision-shim",
+        action="store_true",
+        help="for timm and torchvision where their wheel does not import beside this build of torch: declare the "
+        "operators it misses, empty",
+    )
+    _add_folding(new)
+    new.set_defaults(command=export)
+
+
 def _add_fold(commands: Commands) -> None:
     new = commands.add_parser(
         "fold",
@@ -146,7 +273,63 @@ def _add_fold(commands: Commands) -> None:
     )
     new.add_argument("input", type=Path, metavar="IN.onnx")
     new.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.onnx")
-    new.add_argument("--report", type=_json_file, metavar="FILE.json", help="also write the fold report here")
+    _add_input_shape(new)
+    _add_folding(new)
+    new.set_defaults(command=fold)
+
+
+def _add_verify(commands: Commands) -> None:
+    new = commands.add_parser(
+        "verify",
+        help="do two ONNX files agree, and by how much?",
+        description="Compare B with A, in float64 and as ONNX Runtime runs them. Exit code 0: B is as good as A; 1: it "
+        "is not, and the figures say how far they are apart; 2: they cannot be compared.",
+    )
+    new.add_argument("first", type=Path, metavar="A.onnx")
+    new.add_argument("second", type=Path, metavar="B.onnx")
+    _add_input_shape(new)
+    _add_samples(new)
+    new.add_argument("--report", type=_json_file, metavar="FILE.json", help="also write the figures here")
+    new.set_defaults(command=verify)
+
+
+def _add_publish(commands: Commands) -> None:
+    new = commands.add_parser(
+        "publish",
+        help="an ONNX file into the model repository",
+        description="Publish anyone's ONNX file as a version of a model, with golden samples that the service replays "
+        "before it answers. The configuration is derived from the file.",
+    )
+    new.add_argument("input", type=Path, metavar="FILE.onnx")
+    new.add_argument("--name", required=True, help="of the model")
+    new.add_argument("--repository", type=Path, default=Path("models"), metavar="DIR", help="default: %(default)s")
+    new.add_argument(
+        "--labels", type=Path, metavar="FILE", help="one label a line, for the output that has as many values"
+    )
+    new.add_argument("--samples", type=Path, metavar="FILE.npz", help="real inputs, rows along axis 0; else made up")
+    new.add_argument("--replace", type=_version, metavar="V", help="exchange this version instead of adding one")
+    new.add_argument(
+        "--max-batch-size", type=_count, metavar="N", help="rows; 0: never batch; default: the service finds out"
+    )
+    new.set_defaults(command=publish)
+
+
+def _add_folding(new: argparse.ArgumentParser) -> None:
+    """What `fold` and `export` share."""
+    new.add_argument("--profile", choices=PROFILES, default="ort-cpu", help="where it will run; default: %(default)s")
+    new.add_argument(
+        "--report",
+        action="append",
+        type=_report_file,
+        default=[],
+        metavar="FILE.json|FILE.html",
+        help="also write the report here: as data, or as a page (may be given several times)",
+    )
+    new.add_argument("--no-verify", action="store_true", help="skip the proof; the report says so")
+    _add_samples(new)
+
+
+def _add_input_shape(new: argparse.ArgumentParser) -> None:
     new.add_argument(
         "--input-shape",
         action="append",
@@ -154,8 +337,10 @@ def _add_fold(commands: Commands) -> None:
         metavar="NAME=1,3,8,8",
         help="for an input with free sizes: one that the model accepts (may be given several times)",
     )
+
+
+def _add_samples(new: argparse.ArgumentParser) -> None:
     new.add_argument("--samples", type=Path, metavar="FILE.npz", help="real inputs for the proof, rows along axis 0")
-    new.set_defaults(command=fold)
 
 
 def _keys() -> str:
@@ -173,9 +358,53 @@ def _version(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, as in 0.485,0.456,0.406")
+    return numbers
+
+
+def _named_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Of an example: (name or "", sizes)."""
+    name, _, sizes = text.rpartition("=")
+    parts = [part.strip() for part in sizes.split(",")] if sizes.strip() else []
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected SIZES or NAME=SIZES, as in 1,3,224,224 or x=1,3,224,224")
+    return name, tuple(int(part) for part in parts)
+
+
+def _named_type(text: str) -> tuple[str, str]:
+    name, _, kind = text.rpartition("=")
+    if kind not in INPUT_TYPES:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected TYPE or NAME=TYPE, one of {', '.join(INPUT_TYPES)}")
+    return name, kind
+
+
 def _json_file(text: str) -> Path:
-    if not text.lower().endswith(".json"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json, the only form of the report so far")
+    return _file(text, ".json")
+
+
+def _report_file(text: str) -> Path:
+    return _file(text, ".json", ".html")
+
+
+def _file(text: str, *endings: str) -> Path:
+    if not text.lower().endswith(endings):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(endings)}: what is the report to be?")
     return Path(text)
 
 

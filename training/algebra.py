@@ -247,8 +247,11 @@ def perturbed(seed: int, *, units: float = 1.0, spare: Iterable[str] = ()) -> Re
         moved -= 0.5
         moved *= 12**0.5 * 0.5 * units * form.eps  # a uniform number's deviation is 1 / sqrt(12) of its span
         # Below the smallest normal number spacing no longer shrinks. In float16 that begins at 6e-5.
-        moved *= np.maximum(np.abs(wide), form.smallest_normal) if form.bits <= 16 else wide
-        moved += wide
+        with np.errstate(invalid="ignore"):
+            moved *= np.maximum(np.abs(wide), form.smallest_normal) if form.bits <= 16 else wide
+            moved += wide
+        still = ~np.isfinite(wide)  # an infinite bound of a clamp is not rounded to anything else
+        moved[still] = wide[still]
         return moved
 
     return read

@@ -66,11 +66,14 @@ class PublishRefused(UserError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draft:
-    """All that a version consists of. `config` is complete; `reports` become sections of report.json (JSON values)."""
+    """All that a version consists of. `config` is complete; `reports` become sections of report.json (JSON values).
+
+    `golden` is None only where inputs share no rows, so that there is no axis along which samples could lie.
+    """
 
     config: ModelConfig
     model: ir.Model
-    golden: Golden
+    golden: Golden | None
     reports: Mapping[str, Any]
     labels: tuple[str, ...] = ()
 
@@ -150,20 +153,25 @@ def config_for(
     *,
     name: str,
     description: str,
-    max_batch_size: int,
+    max_batch_size: int | None,
     about: Mapping[str, Mapping[str, Any]],
 ) -> ModelConfig:
     """The `config.json` of `model`: names, datatypes and shapes from its graph, and `about[tensor name]` for the rest
-    (description, minimum, maximum, labels). Raises PublishRefused for what the service could not serve."""
-    inputs = tuple(
-        InputConfig(**_tensor_fields(value), **about.get(str(value.name), {})) for value in model.graph.inputs
-    )
+    (description, minimum, maximum, labels). Raises PublishRefused for what the service could not serve.
+
+    max_batch_size: None leaves it to the service, which probes whether rows are independent.
+    """
+    # An input with an initializer is a constant that a caller may override; ONNX Runtime does not list it.
+    given = [value for value in model.graph.inputs if value.const_value is None]
+    inputs = tuple(InputConfig(**_tensor_fields(value), **about.get(str(value.name), {})) for value in given)
     outputs = tuple(
         OutputConfig(**_tensor_fields(value), **about.get(str(value.name), {})) for value in model.graph.outputs
     )
-    return ModelConfig(
-        name=name, description=description, max_batch_size=max_batch_size, inputs=inputs, outputs=outputs
-    )
+    batching: dict[str, Any] = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
+    try:
+        return ModelConfig(name=name, description=description, **batching, inputs=inputs, outputs=outputs)
+    except ValidationError as error:
+        raise PublishRefused(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def _tensor_fields(value: ir.Value) -> dict[str, Any]:
@@ -266,18 +274,22 @@ def _as_text(signature: Signature) -> str:
 
 
 def _write_version(directory: Path, draft: Draft, checkpoint: Callable[[str], None]) -> None:
-    """model.onnx, labels.txt, golden.npz, and report.json with the hashes of the other three."""
+    """model.onnx, labels.txt, golden.npz, and report.json with the hashes of all the others."""
     write_model(draft.model, directory / layout.MODEL_FILE)
     checkpoint("model")
     if draft.labels:
         _write_labels(directory / layout.LABELS_FILE, draft.labels)
     checkpoint("labels")
-    with (directory / layout.GOLDEN_FILE).open("wb") as file:
-        np.savez(file, allow_pickle=False, **_golden_arrays(draft.golden))
+    golden = {}
+    if draft.golden:
+        with (directory / layout.GOLDEN_FILE).open("wb") as file:
+            np.savez(file, allow_pickle=False, **_golden_arrays(draft.golden))
+        record = GoldenRecord(samples=draft.golden.samples, tolerance=dict(draft.golden.tolerance))
+        golden = {"golden": record.model_dump()}
     checkpoint("golden")
     report = {
         "files": {path.name: _file_record(path).model_dump() for path in sorted(directory.iterdir())},
-        "golden": GoldenRecord(samples=draft.golden.samples, tolerance=dict(draft.golden.tolerance)).model_dump(),
+        **golden,
         "versions": {"python": platform.python_version()} | {tool: metadata.version(tool) for tool in TOOLS},
         **draft.reports,
     }

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from training import architectures
-from training.export import ExportRefused, export
+from training.export import ExportRefused, export, fold_module, name_inputs, name_outputs
+from training.fold import Verdict
+from training.verify import VerificationFailed
 
 IMAGE = {"image": torch.zeros(2, 1, 8, 8)}
 
@@ -171,3 +173,199 @@ def test_a_module_that_is_not_ready_for_inference_is_refused_by_name(module, tex
 def test_an_example_that_cannot_show_its_batch_axis_is_refused(network, shape) -> None:
     with pytest.raises(ExportRefused, match="example 'image' needs at least two rows"):
         export(network, {"image": torch.zeros(shape)}, ["logits"])
+
+
+# --- what the caller may choose ---------------------------------------------------------------------------------------
+
+
+def test_a_static_batch_is_the_examples(network) -> None:
+    fixed = export(network, {"image": torch.zeros(1, 1, 8, 8)}, ["logits"], dynamic_batch=False)
+
+    assert [str(value.shape) for value in (*fixed.graph.inputs, *fixed.graph.outputs)] == ["[1,1,8,8]", "[1,10]"]
+
+
+@pytest.mark.parametrize("opset", [17, 18, 21])
+def test_the_opset_is_the_one_asked_for(network, opset) -> None:
+    model = export(network, IMAGE, ["logits"], opset=opset)
+    images = torch.rand(3, 1, 8, 8)
+
+    assert model.opset_imports == {"": opset}
+    (logits,) = run(model, {"image": images.numpy()})
+    np.testing.assert_allclose(logits, network(images).detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class PairOfRows(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "told"),
+    [
+        pytest.param(Branching(), {}, "torch cannot export this network: GuardOnDataDependent", id="depends on data"),
+        pytest.param(PairOfRows(), {}, "input 'x': the network works for a batch of 2 rows only", id="two rows only"),
+        pytest.param(nn.Linear(3, 2), {"opset": 99}, "cannot convert it to 99", id="no such opset"),
+        pytest.param(
+            nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), {"opset": 5}, "cannot convert it to 5", id="old opset"
+        ),
+    ],
+)
+def test_what_torch_cannot_export_is_one_line_and_nothing_else(module, options, told, capfd) -> None:
+    with pytest.raises(ExportRefused) as caught:
+        export(module.eval(), {"x": torch.zeros(2, 3)}, ["y"], **options)
+
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+class Passing(nn.Module):
+    """Returns an input as it is, twice, beside something computed."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> dict[str, object]:
+        return {"same": x, "both": (x, x + 1 if y is None else y)}
+
+
+@pytest.mark.parametrize("names", [["x"], ["x", "y"]], ids=" and ".join)
+def test_an_output_that_is_an_input_keeps_both_names(names) -> None:
+    examples = {name: torch.rand(2, 3) for name in names}
+    model = export(Passing().eval(), examples, ["same", "both_0", "both_1"])
+    rows = {name: np.full((4, 3), i, np.float32) for i, name in enumerate(names)}
+
+    assert [value.name for value in model.graph.inputs] == names
+    assert [value.name for value in model.graph.outputs] == ["same", "both_0", "both_1"]
+    same, first, last = run(model, rows)
+    assert np.array_equal(same, rows["x"])
+    assert np.array_equal(first, rows["x"])
+    assert np.array_equal(last, rows["y"] if "y" in rows else rows["x"] + 1)
+
+
+class Colliding(nn.Module):
+    """Its weights bear the names of its input and of what torch's mean() makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.register_buffer("mean", torch.tensor(5.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.x).mean(1, keepdim=True) + self.mean
+
+
+def test_no_two_values_share_a_name() -> None:
+    model = export(Colliding().eval(), {"x": torch.ones(2, 3)}, ["y"])
+    values = [*model.graph.inputs, *model.graph.initializers.values(), *(v for n in model.graph for v in n.outputs)]
+
+    assert len({value.name for value in values}) == len(values)
+    (y,) = run(model, {"x": np.full((4, 3), 2.0, np.float32)})
+    assert np.array_equal(y, np.full((4, 1), 9.0, np.float32))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+A, B = torch.zeros(2, 3), torch.ones(2, 3)
+
+
+class Star(nn.Module):
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return tensors[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "named"),
+    [
+        pytest.param(nn.Linear(3, 2), A, {"input": A}, id="a tensor"),
+        pytest.param(Passing(), (A, B), {"x": A, "y": B}, id="in order"),
+        pytest.param(Passing(), {"y": B, "x": A}, {"x": A, "y": B}, id="by name"),
+        pytest.param(Passing(), [A], {"x": A}, id="the optional one left out"),
+        pytest.param(Star(), (A, B), {"input": A, "input_1": B}, id="*args in order"),
+        pytest.param(Star(), {"b": B, "a": A}, {"b": B, "a": A}, id="*args by name"),
+    ],
+)
+def test_inputs_bear_the_names_of_forwards_parameters_in_their_order(module, given, named) -> None:
+    found = name_inputs(module, given)
+
+    assert list(found) == list(named)
+    assert all(found[name] is tensor for name, tensor in named.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"y": A}, "example inputs are y, but forward takes x, y, in order"),
+        ({"x": A, "z": B}, "example inputs are x, z, but forward takes x, y, in order"),
+        ((A, A, A), "3 example inputs, but forward takes 2: x, y"),
+        ((), "expected a tensor, several in order, or a dict"),
+        ("x", "expected a tensor, several in order, or a dict"),
+        ([1.0], "expected a tensor, several in order, or a dict"),
+    ],
+    ids=["not the first", "unknown", "too many", "none", "text", "a number"],
+)
+def test_inputs_that_do_not_fit_forward_are_refused(given, told) -> None:
+    with pytest.raises(ExportRefused) as caught:
+        name_inputs(Passing(), given)
+
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answered", "names"),
+    [
+        (A, ["output"]),
+        ((A, B), ["output_0", "output_1"]),
+        ({"logits": A, "features": [B, A]}, ["logits", "features_0", "features_1"]),
+        ({"x": A}, ["x_"]),
+    ],
+    ids=["one", "several", "by name", "as an input"],
+)
+def test_outputs_are_named_for_their_place(answered, names) -> None:
+    assert list(name_outputs(answered, taken={"x": A})) == names
+
+
+@pytest.mark.parametrize("answered", [None, 3, (A, "text"), {}], ids=str)
+def test_outputs_that_are_no_tensors_are_refused(answered) -> None:
+    with pytest.raises(ExportRefused, match="forward returns"):
+        name_outputs(answered, taken={})
+
+
+# --- fold_module ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fold_module_exports_folds_and_proves(network, rows) -> None:
+    folded, report = fold_module(network, torch.rand(rows, 1, 8, 8), profile="generic")
+    images = torch.rand(5, 1, 8, 8)
+
+    assert {outcome.verdict for outcome in report.batchnorms} == {Verdict.FOLDED}
+    assert not any(node.op_type == "BatchNormalization" for node in folded.graph)
+    assert [(value.name, str(value.shape)) for value in folded.graph.inputs] == [("image", "[batch,1,8,8]")]
+    (logits,) = run(folded, {"image": images.numpy()})
+    np.testing.assert_allclose(logits, network(images).detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_fold_module_raises_where_the_fold_is_wrong_unless_nobody_asks(network, monkeypatch) -> None:
+    import training.export
+
+    def wrong(source: ir.Model, **options: object) -> object:
+        folded, report = training.fold.fold(source, **options)
+        weight = next(v for v in folded.graph.initializers.values() if v.const_value.shape.rank() == 4)
+        weight.const_value = ir.tensor(weight.const_value.numpy() * 1.01, name=weight.name)
+        return folded, report
+
+    monkeypatch.setattr(training.export, "fold", wrong)
+    with pytest.raises(VerificationFailed):
+        fold_module(network, torch.rand(2, 1, 8, 8))
+    assert fold_module(network, torch.rand(2, 1, 8, 8), verify=False)[1].changed
+
+
+def test_fold_module_tells_what_the_network_says_to_inputs_that_do_not_fit(network) -> None:
+    with pytest.raises(
+        ExportRefused, match=r"the network refuses image \[2, 3, 8, 8\]: RuntimeError: Given groups=1"
+    ) as caught:
+        fold_module(network, torch.rand(1, 3, 8, 8))
+    assert "\n" not in str(caught.value)

@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+import training.command_files
 import training.fold_file
 from tests.training.graphs import Statistics, batch_norm, model, random
+from training.command_files import CannotUseFile
 from training.errors import UserError
 from training.fold import FoldError, fold
-from training.fold_file import CannotFoldFile, fold_file, parse_input_shape, read_samples
+from training.fold_file import fold_file
 from training.reference import UnsupportedOperator
 from training.samples import CannotMakeSamples
 from training.verify import VerificationFailed, make_samples, verify
@@ -49,7 +51,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_folded_verified_file_and_its_report_are_written(tmp_path: Path) -> None:
     source, target, report = saved(conv_bn(), tmp_path / "in.onnx"), tmp_path / "out.onnx", tmp_path / "report.json"
-    result = fold_file(source, target, report=report)
+    result = fold_file(source, target, reports=[report])
     folded = onnx.load(target)
     onnx.checker.check_model(folded)
     assert [n.op_type for n in folded.graph.node] == ["Conv"]
@@ -59,11 +61,38 @@ def test_a_folded_verified_file_and_its_report_are_written(tmp_path: Path) -> No
     assert told["summary"]["folded"] == 1
     assert told["verify"]["passed"] is True
     assert told["verify"]["algebra_error"] <= 1e-9
+    assert told["verify"]["seconds"] > 0
+    assert told["verify"]["peak_bytes"] > 1 << 20
     text = result.as_text()
     assert "1 folded" in text
+    assert "  proved in " in text
     assert "verified: " in text
     assert text.endswith(f"wrote {target}")
     assert names(tmp_path) == {"in.onnx", "out.onnx", "report.json"}
+
+
+def test_reports_come_as_data_and_as_a_page_at_once(tmp_path: Path) -> None:
+    source, reports = saved(conv_bn(), tmp_path / "in.onnx"), [tmp_path / "r.json", tmp_path / "r.html"]
+    fold_file(source, tmp_path / "out.onnx", reports=reports)
+    assert json.loads(reports[0].read_text(encoding="utf-8"))["summary"]["folded"] == 1
+    page = reports[1].read_text(encoding="utf-8")
+    assert page.lower().startswith("<!doctype html>")
+    assert "bn_y" in page
+    assert names(tmp_path) == {"in.onnx", "out.onnx", "r.json", "r.html"}
+
+
+def test_without_the_proof_the_report_and_the_text_say_so(tmp_path: Path) -> None:
+    source, report = saved(conv_bn("h"), tmp_path / "in.onnx"), tmp_path / "r.json"
+    result = fold_file(source, tmp_path / "out.onnx", reports=[report, tmp_path / "r.html"], verified=False)
+    assert json.loads(report.read_text(encoding="utf-8"))["verify"] == "skipped"
+    assert "not verified: the proof was skipped (--no-verify)" in result.as_text()
+    assert [n.op_type for n in onnx.load(tmp_path / "out.onnx").graph.node] == ["Conv"]
+
+
+def test_a_profile_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="abacus"):
+        fold_file(saved(conv_bn(), tmp_path / "in.onnx"), tmp_path / "out.onnx", profile="abacus")
+    assert names(tmp_path) == {"in.onnx"}
 
 
 def test_in_and_out_may_be_the_same_path(tmp_path: Path) -> None:
@@ -84,7 +113,7 @@ def test_a_file_in_which_nothing_folds_comes_out_byte_for_byte(tmp_path: Path) -
         weights=Statistics.plausible(3).weights(),
     )
     source, target = saved(kept, tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    result = fold_file(source, target, report=tmp_path / "r.json")
+    result = fold_file(source, target, reports=[tmp_path / "r.json"])
     assert target.read_bytes() == source.read_bytes()
     assert result.as_dict()["summary"]["kept"] == 1
     assert result.as_dict()["verify"]["note"] == "nothing was folded; the file is a copy"
@@ -96,24 +125,24 @@ def test_weights_in_external_data_are_proved_and_written_into_the_file(tmp_path:
     ir.save(conv_bn(), source, external_data="in.data", size_threshold_bytes=0)
     (tmp_path / "elsewhere").mkdir()
     target = tmp_path / "elsewhere" / "out.onnx"
-    assert fold_file(source, target).verify.passed
+    assert fold_file(source, target).verify.report.passed
     assert names(tmp_path / "elsewhere") == {"out.onnx"}
     assert verify(ir.load(source), ir.load(target), make_samples(ir.load(source))).passed
 
 
 def test_symbolic_sizes_come_from_the_option_or_from_real_samples(tmp_path: Path) -> None:
     source, target = saved(conv_bn("h"), tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    assert fold_file(source, target, input_shapes={"x": [2, 3, 9, 5]}).verify.passed
+    assert fold_file(source, target, input_shapes={"x": [2, 3, 9, 5]}).verify.report.passed
     np.savez(tmp_path / "real.npz", x=random(3, 8, 3, 7, 5))
     result = fold_file(source, target, samples=tmp_path / "real.npz")
-    assert result.verify.samples >= 4  # of two rows each
+    assert result.verify.report.samples >= 4  # of two rows each
 
 
 def replaced(*, wrong: Callable[[ir.Model], None]) -> Callable[[ir.Model], Any]:
     """The real fold, and then a mistake."""
 
-    def mistaken(source: ir.Model) -> Any:
-        folded, report = fold(source)
+    def mistaken(source: ir.Model, **options: Any) -> Any:
+        folded, report = fold(source, **options)
         wrong(folded)
         return folded, report
 
@@ -138,7 +167,7 @@ def test_a_fold_that_cannot_be_proved_leaves_no_trace(
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(training.fold_file, "fold", replaced(wrong=_double_a_bias))
     with pytest.raises(VerificationFailed, match="the folded graph is not the same function"):
-        fold_file(source, target, report=report)
+        fold_file(source, target, reports=[report])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -158,12 +187,12 @@ def test_a_disk_that_refuses_leaves_the_old_model(
     target.write_bytes(b"old model")
     if failing == 1:
         source = saved(conv_bn(), tmp_path / "in.onnx")
-        monkeypatch.setattr(training.fold_file, "write_model", lambda model, path: refuses(path))
+        monkeypatch.setattr(training.command_files, "write_model", lambda model, path: refuses(path))
     else:
         source = saved(conv_bn(), tmp_path / "in.onnx")
-        monkeypatch.setattr(training.fold_file, "sync", refuses)
-    with pytest.raises(CannotFoldFile, match="cannot be written: No space left on device"):
-        fold_file(source, target, report=report)
+        monkeypatch.setattr(training.command_files, "sync", refuses)
+    with pytest.raises(CannotUseFile, match="cannot be written: No space left on device"):
+        fold_file(source, target, reports=[report])
     assert calls == 1
     assert target.read_bytes() == b"old model"
     assert names(tmp_path) == {"in.onnx", "out.onnx"}
@@ -173,9 +202,10 @@ def bad_paths(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
     return {
         "missing folder": ({"target": folder / "no" / "out.onnx"}, "the folder"),
         "target is a folder": ({"target": folder}, "is a folder, expected the name of a file"),
-        "report is a folder": ({"report": folder}, "is a folder, expected the name of a file"),
-        "report is the model": ({"report": folder / "out.onnx"}, "is the model's own path"),
-        "report is the source": ({"report": folder / "in.onnx"}, "is the model's own path"),
+        "report is a folder": ({"reports": [folder]}, "is a folder, expected the name of a file"),
+        "report is the model": ({"reports": [folder / "out.onnx"]}, "is the model's own path"),
+        "two reports, one path": ({"reports": [folder / "r.json", folder / "r.json"]}, "or another report's"),
+        "report is the source": ({"reports": [folder / "in.onnx"]}, "is the model's own path"),
         "samples missing": ({"samples": folder / "none.npz"}, "cannot be read as samples: No such file"),
     }
 
@@ -184,7 +214,7 @@ def bad_paths(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
 def test_a_bad_path_is_one_line_and_writes_nothing(tmp_path: Path, case: str) -> None:
     source = saved(conv_bn(), tmp_path / "in.onnx")
     arguments, message = bad_paths(tmp_path)[case]
-    with pytest.raises(CannotFoldFile) as error:
+    with pytest.raises(CannotUseFile) as error:
         fold_file(source, **{"target": tmp_path / "out.onnx", **arguments})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -201,28 +231,10 @@ def test_a_source_that_is_no_model_is_one_line_and_writes_nothing(tmp_path: Path
         source.write_bytes(content)
     before = names(tmp_path)
     with pytest.raises(FoldError) as error:
-        fold_file(source, tmp_path / "out.onnx", report=tmp_path / "r.json")
+        fold_file(source, tmp_path / "out.onnx", reports=[tmp_path / "r.json"])
     assert str(error.value).startswith(str(source))
     assert "\n" not in str(error.value)
     assert names(tmp_path) == before
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"x,y\n1,2\n"], ids=["empty", "broken zip", "csv"])
-def test_samples_that_are_no_npz_are_one_line(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "real.npz"
-    path.write_bytes(content)
-    with pytest.raises(CannotFoldFile, match=r"cannot be read as samples") as error:
-        read_samples(path)
-    assert "\n" not in str(error.value)
-
-
-def test_samples_with_pickles_or_without_names_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
-    with pytest.raises(CannotFoldFile, match=r"cannot be read as samples"):
-        read_samples(tmp_path / "pickled.npz")
-    np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(CannotFoldFile, match=r"is a single array, expected an \.npz"):
-        read_samples(tmp_path / "one.npy")
 
 
 def test_samples_for_another_model_are_refused(tmp_path: Path) -> None:
@@ -255,20 +267,6 @@ def test_a_fold_next_to_an_operator_nobody_knows_is_not_written_unproved(tmp_pat
     with pytest.raises(UnsupportedOperator, match=r"node 'warp': operator 'Warp' of domain 'com\.example'"):
         fold_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
     assert names(tmp_path) == {"in.onnx"}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("x=1,3,8,8", ("x", (1, 3, 8, 8))), ("in:0=2, 5", ("in:0", (2, 5))), ("a=b=7", ("a=b", (7,))), ("s=", ("s", ()))],
-)
-def test_an_input_shape_is_parsed(text: str, expected: Any) -> None:
-    assert parse_input_shape(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "x", "=1,2", "x=1,,2", "x=1,-2", "x=0", "x=1x2", "x=٣"])
-def test_an_input_shape_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(CannotFoldFile, match="expected NAME=SIZES, as in x=1,3,224,224"):
-        parse_input_shape(text)
 
 
 # --- the engine and the proof together --------------------------------------------------------------------------------

@@ -33,9 +33,12 @@ def run(*arguments: str | Path, code: str = "", cwd: Path | None = None) -> subp
     return subprocess.run([*start, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"], ["fold", "--help"]], ids=" ".join)
+COMMANDS = ("build", "export", "fold", "verify", "publish")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_needs_nothing_but_pydantic(arguments) -> None:
-    heavy = "{'torch', 'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'sklearn', 'training.pipeline', 'training.fold_file'}"
+    heavy = {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "sklearn", "safetensors", "training.directories"}
     code = f"import atexit, sys; atexit.register(lambda: print(sorted({heavy} & set(sys.modules)), file=sys.stderr))"
 
     shown = run(*arguments, code=code)
@@ -77,8 +80,36 @@ def test_build_help_lists_every_key_of_set_with_its_value(capsys) -> None:
         pytest.param(["fold", "file", "-o", "out.onnx"], "file", id="not an ONNX file"),
         pytest.param(["fold", "file"], "required: -o", id="no output"),
         pytest.param(
-            ["fold", "file", "-o", "o", "--report", "r.html"], "does not end in .json", id="report is not JSON"
+            ["fold", "file", "-o", "o", "--report", "r.txt"], "does not end in .json or .html", id="no such report"
         ),
+        pytest.param(["fold", "file", "-o", "o", "--profile", "abacus"], "invalid choice: 'abacus'", id="no profile"),
+        pytest.param(
+            ["fold", "file", "-o", "o", "--input-shape", "x=a"], "expected NAME=SIZES", id="shape without sizes"
+        ),
+        pytest.param(["export", "-o", "out.onnx"], "required: SPEC", id="nothing to export"),
+        pytest.param(["export", "resnet18", "-o", "out.onnx"], "'resnet18': expected py:package", id="no kind of SPEC"),
+        pytest.param(["export", "file:absent.py:f", "-o", "out.onnx"], "there is no file absent.py", id="no such file"),
+        pytest.param(["export", "py:x:f", "-o", "o", "--input-shape", "x=1,b"], "expected SIZES or", id="bad sizes"),
+        pytest.param(["export", "py:x:f", "-o", "o", "--input-dtype", "x=int3"], "expected TYPE or", id="bad type"),
+        pytest.param(
+            ["export", "py:x:f", "-o", "o", "--dtype", "fp8"], "invalid choice: 'fp8'", id="no such precision"
+        ),
+        pytest.param(["export", "py:x:f", "-o", "o", "--mean", "1,x"], "is no list of numbers", id="bad mean"),
+        pytest.param(["export", "py:x:f", "-o", "o", "--std", "nan"], "is no list of numbers", id="not a number"),
+        pytest.param(["export", "py:x:f", "-o", "o", "--opset", "-1"], "is not a positive integer", id="bad opset"),
+        pytest.param(
+            ["export", "py:x:f", "-o", "o", "--static-batch", "--dynamic-batch"], "not allowed with", id="both batches"
+        ),
+        pytest.param(["verify", "file"], "required: B.onnx", id="nothing to compare with"),
+        pytest.param(["verify", "file", "absent"], "file: is not an ONNX model", id="no model to compare"),
+        pytest.param(
+            ["verify", "file", "file", "--report", "r.html"], "does not end in .json", id="a comparison is no page"
+        ),
+        pytest.param(["publish", "file"], "required: --name", id="no name to publish under"),
+        pytest.param(["publish", "file", "--name", "a/b"], "'a/b' is not a model name", id="bad name to publish under"),
+        pytest.param(["publish", "file", "--name", "a"], "file: is not an ONNX model", id="no model to publish"),
+        pytest.param(["publish", "file", "--name", "a", "--max-batch-size", "-1"], "positive integer", id="bad rows"),
+        pytest.param(["publish", "file", "--name", "a", "--replace", "0"], "'0' is not a version", id="replace 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, told, tmp_path) -> None:
@@ -99,6 +130,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, told, tmp_path) -> Non
         pytest.param("torch", ["build", "digits"], "training", id="build without torch"),
         pytest.param("sklearn", ["build", "digits"], "training", id="build without scikit-learn"),
         pytest.param("onnx_ir", ["fold", "in.onnx", "-o", "out.onnx"], "fold", id="fold without onnx-ir"),
+        pytest.param("onnx_ir", ["verify", "a.onnx", "b.onnx"], "fold", id="verify without onnx-ir"),
+        pytest.param("onnx", ["publish", "a.onnx", "--name", "a"], "fold", id="publish without onnx"),
+        pytest.param("torch", ["export", "py:x:f", "-o", "out.onnx"], "training", id="export without torch"),
+        pytest.param("safetensors", ["export", "py:x:f", "-o", "out.onnx"], "training", id="export without weights"),
     ],
 )
 def test_a_missing_extra_is_named(missing, arguments, extra, tmp_path) -> None:
@@ -178,3 +213,118 @@ def test_fold_takes_its_arguments_to_the_file_and_the_report(capsys, tmp_path) -
     assert [node.op_type for node in ir.load(target).graph if node.op_type == "BatchNormalization"] == []
     assert json.loads(report.read_text())["summary"]["folded"] == 1
     assert f"wrote {target}" in capsys.readouterr().out
+
+
+def saved(folder: Path, *texts: str) -> list[Path]:
+    import onnx_ir as ir
+
+    paths = [folder / f"{number}.onnx" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        ir.save(ir.from_onnx_text(text), path)
+    return paths
+
+
+def test_fold_without_the_proof_says_so_in_both_reports(capsys, tmp_path) -> None:
+    (source,) = saved(tmp_path, MATMUL_BN)
+    reports = [tmp_path / "r.json", tmp_path / "r.html"]
+
+    code = command.main(
+        f"fold {source} -o {tmp_path / 'out.onnx'} --no-verify --profile generic --report {reports[0]} --report "
+        f"{reports[1]}".split()
+    )
+
+    assert code == 0
+    told = json.loads(reports[0].read_text())
+    assert (told["verify"], told["profile"]) == ("skipped", "generic")
+    assert "<html" in reports[1].read_text()
+    assert "not verified" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("other", "code", "told"), [("4, 9", 0, "agree"), ("4, 8", 1, "differ")])
+def test_verify_answers_with_its_exit_code(capsys, tmp_path, other, code, told) -> None:
+    first, second = saved(tmp_path, MATMUL_BN, MATMUL_BN.replace("var = {4, 9}", f"var = {{{other}}}"))
+
+    assert command.main(["verify", str(first), str(second), "--report", str(tmp_path / "r.json")]) == code
+
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{first} and {second} {told}\n")
+    assert shown.err == ""
+    assert json.loads((tmp_path / "r.json").read_text())["agree"] is (code == 0)
+
+
+def test_publish_takes_its_arguments_to_the_repository(capsys, tmp_path) -> None:
+    import numpy as np
+
+    (source,) = saved(tmp_path, MATMUL_BN)
+    (tmp_path / "labels").write_text("no\nyes\n")
+    np.savez(tmp_path / "x.npz", x=np.eye(4, 3, dtype=np.float32))
+    repository = tmp_path / "models"
+
+    code = command.main(
+        f"publish {source} --name theirs --repository {repository} --labels {tmp_path / 'labels'} --samples "
+        f"{tmp_path / 'x.npz'} --max-batch-size 8".split()
+    )
+
+    assert code == 0
+    config = json.loads((repository / "theirs" / "config.json").read_text())
+    assert (config["max_batch_size"], config["outputs"][0]["labels"]) == (8, "labels.txt")
+    assert json.loads((repository / "theirs" / "1" / "report.json").read_text())["golden"]["samples"] == 4
+    assert capsys.readouterr().out.startswith(f"published {repository / 'theirs' / '1'}\n")
+
+
+NETS = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 2)).eval()
+"""
+
+
+def test_export_takes_its_arguments_to_the_file_and_the_report(capsys, tmp_path, monkeypatch) -> None:
+    import onnx_ir as ir
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS)
+    wishes = (
+        "--input-shape input=1,3,5,5 --input-dtype input=float32 --static-batch --opset 21 --dtype fp16 "
+        "--profile generic --mean 0.4,0.5,0.6 --std 0.2,0.2,0.2 --report r.json"
+    )
+
+    code = command.main(f"export file:nets.py:make -o out.onnx {wishes}".split())
+
+    told = capsys.readouterr()
+    assert (code, told.err) == (0, "")
+    model = ir.load("out.onnx")
+    assert [(value.name, value.dtype, str(value.shape)) for value in model.graph.inputs] == [
+        ("input", ir.DataType.FLOAT16, "[1,3,5,5]")
+    ]
+    assert model.opset_imports[""] == 21
+    assert json.loads(Path("r.json").read_text())["half"]["dtype"] == "FLOAT16"
+    assert "torch's own answer against ONNX Runtime's, 1 rows: " in told.out
+
+
+def test_a_network_in_training_mode_is_one_line_and_no_file(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS.replace(".eval()", ""))
+
+    assert command.main(["export", "file:nets.py:make", "-o", "out.onnx", "--input-shape", "1,3,5,5"]) == 2
+
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("foldtrain: error: module '(the whole network)' (Sequential) is in training mode")
+    assert told.err.count("\n") == 1
+    assert not Path("out.onnx").exists()
+
+
+def test_answers_that_differ_are_exit_code_1() -> None:
+    from training.export_file import AnswersDiffer
+    from training.half_precision import HalfDiffers
+
+    assert {command._exit_code(error("text")) for error in (AnswersDiffer, HalfDiffers)} == {1}
+
+
+def test_the_profiles_offered_are_those_of_the_engine() -> None:
+    from training.fold import Profile
+
+    assert tuple(profile.value for profile in Profile) == command.PROFILES

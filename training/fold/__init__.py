@@ -1,9 +1,10 @@
-"""The folding engine: ONNX graph to ONNX graph, BatchNormalization into the weights before it. NumPy and onnx-ir only.
+"""The folding engine: ONNX graph to ONNX graph, BatchNormalization into the weights around it. NumPy and onnx-ir only.
 
-    fold --> driver --> batchnorm (what map is it?) --> sinks (who can hold it?) --> edits (carry it out) --> report
-                         graph, constants, shapes: questions            affine, weights: arithmetic
+    fold -> normalise -> branches (parallel ones merge)
+         -> driver: reach (operators: what may be stored how?) -> problem -> solve (scales, shifts) -> edits -> report
 
-Refusing is always safe: what cannot be folded exactly stays, with a reason that names what stands in the way.
+Every operator speaks for itself, in laws (laws.py; tables in operators.py); the solver knows none of them. Refusing is
+always safe: what cannot be folded exactly stays, with a reason that names what stands in the way.
 """
 
 from pathlib import Path
@@ -13,6 +14,8 @@ import onnx_ir as ir
 from training.fold.driver import fold_in_place
 from training.fold.errors import FoldError, ModelFileError
 from training.fold.files import SOURCE_SHA256, copy_model, read_model, write_model
+from training.fold.normalise import normalise
+from training.fold.profiles import Profile
 from training.fold.report import BatchNormOutcome, FoldReport, Verdict
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "FoldError",
     "FoldReport",
     "ModelFileError",
+    "Profile",
     "Verdict",
     "fold",
     "read_model",
@@ -27,19 +31,22 @@ __all__ = [
 ]
 
 
-def fold(model: ir.Model | str | Path) -> tuple[ir.Model, FoldReport]:
-    """Fold every BatchNormalization that the node before it can hold exactly.
+def fold(model: ir.Model | str | Path, profile: Profile | str = Profile.ORT_CPU) -> tuple[ir.Model, FoldReport]:
+    """Fold every BatchNormalization that the graph around it can hold exactly, where that pays under `profile`.
 
     `model`: a model, never mutated, or the path of a file. Returns a folded copy and what became of each
     BatchNormalization; inputs, outputs, their names, types and shapes stay. Weights are computed in float64 and rounded
     once to their own type. A model in which nothing folds comes back as an unmarked copy; folding twice changes
     nothing more.
 
-    Raises ModelFileError for a file that cannot be read, FoldError for a model that cannot be worked on.
+    Raises ModelFileError for a file that cannot be read, FoldError for a model that cannot be worked on, ValueError for
+    a profile that does not exist.
     """
+    profile = Profile(profile)
     source = model if isinstance(model, ir.Model) else read_model(model)
-    folded = copy_model(source)
-    report = fold_in_place(folded)
+    folded = normalise(copy_model(source))
+    report = fold_in_place(folded, profile)
     if report.changed:
         folded.metadata_props.update(report.metadata(source.meta.get(SOURCE_SHA256)))
-    return folded, report
+        return folded, report
+    return copy_model(source), report

@@ -43,7 +43,7 @@ def read_batchnorm(node: ir.Node, opset: int, constants: Constants) -> BatchNorm
     for name, value in zip(_PARAMETERS, parameters, strict=True):
         if x is None or value is None:
             return Refusal(f"{describe(node)} lacks its operand {'X' if x is None else name}")
-        vector = constants.of(value)
+        vector = constants.exact(value)
         if isinstance(vector, Refusal):
             return Refusal(f"{name} is not constant: {vector.reason}")
         if vector.ndim != 1 or (vectors and len(vector) != len(vectors[0])):

@@ -1,137 +1,237 @@
-"""Folds every BatchNormalization it can, to a fixpoint. Knows no rule, no arithmetic and no operator but that one.
+"""From a graph to a folded graph: reach, pose, solve, rewrite, until nothing more folds. Knows no operator's algebra.
 
-A BatchNormalization goes when the sink that computes its input can store its output under the map instead. Decisions
-come first: each sink is remembered with the composition of all maps it took, and its constants are computed from the
-original ones. The constants are written once, at the end: a chain of two BatchNormalization rounds once.
+    branches merge -> reach (who says what?) -> pose (variables) -> choose (gauges) -> plan (edits) -> report
+
+One pass solves the whole graph. Another follows as long as one changed something: what a map blocked that is gone now,
+such as the axis along which a tensor may be stored, gets its turn, and a folded graph is one that stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx_ir as ir
 
-from training.fold.affine import Affine
 from training.fold.batchnorm import read_batchnorm
+from training.fold.branches import Merged, merge_branches
+from training.fold.choice import Choice
 from training.fold.constants import Constants
-from training.fold.edits import Edit, apply, remove_identity, sweep
+from training.fold.edits import bypass_identities
 from training.fold.errors import FoldError
-from training.fold.graph import describe, is_standard, label
+from training.fold.flatten import flatten_linears
+from training.fold.graph import is_standard, label, number_readers
+from training.fold.known import Known
+from training.fold.laws import Pinned
+from training.fold.lift import is_map, seeds
+from training.fold.linear import native_axes
+from training.fold.operators import RULES
+from training.fold.plan import Plan
+from training.fold.problem import pose
+from training.fold.profiles import Profile
+from training.fold.reach import Reach, Reached
 from training.fold.refusal import Refusal
-from training.fold.report import BatchNormOutcome, FoldReport, Verdict
+from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, Verdict
 from training.fold.shapes import Shapes
-from training.fold.sinks import Known, Sink, sink_of
+from training.fold.solve import Fate
+
+_MOST_PASSES = 8
+_MOST_ATTEMPTS = 64  # solutions tried when rewrites overflow their types; then nothing is folded
 
 
-def fold_in_place(model: ir.Model) -> FoldReport:
+@dataclass(frozen=True)
+class _Told:
+    """What became of one map, but for its name."""
+
+    verdict: Verdict
+    into: tuple[str, ...] = ()
+    into_ops: tuple[str, ...] = ()
+    reason: str = ""
+    way_out: str = ""
+    clamped: bool = False
+
+
+def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU) -> FoldReport:
     """Fold `model`, in its subgraphs too, and say what became of each BatchNormalization.
 
-    In a local function a BatchNormalization is kept: its body is shared by its callers.
+    Raises FoldError where the model does not say which operators it uses.
     """
-    nodes_before = _node_count(model)
-    folding = _Folding(model)
-    nodes = [node for node in model.graph.all_nodes() if is_standard(node, "BatchNormalization")]
-    folding.run(nodes)
-    outcomes = [folding.outcome(node) for node in nodes] + list(_inside_functions(model))
-    return FoldReport(tuple(outcomes), nodes_before, _node_count(model))
+    opset = model.opset_imports.get("") or model.opset_imports.get("ai.onnx")
+    if opset is None:
+        raise FoldError("the model does not say which version of ONNX's operators it uses (opset_import)")
+    book = _Book(model)
+    bypass_identities(model)
+    for _ in range(_MOST_PASSES):
+        known = known_of(model, opset)
+        if not any(_is_batchnorm(node) or is_map(node, known) for node in model.graph.all_nodes()):
+            break
+        merged = book.enter_merged(merge_branches(model, known))
+        if flatten_linears(model, known_of(model, opset) if merged else known):
+            merged = True
+        told = _Pass(model, opset, profile, Shapes(model) if merged else known.shapes).run()
+        if not (book.enter(told) or merged) or all(outcome.verdict is Verdict.FOLDED for outcome in told.values()):
+            break
+    return book.report(model, profile)
 
 
 @dataclass
-class _Stored:
-    """A sink, the map its output is stored under so far, and the edits that would do it."""
+class _Book:
+    """What became of every map, over all passes: a node is followed through them, whatever it turns into."""
 
-    affine: Affine
-    edits: tuple[Edit, ...]
-
-
-@dataclass
-class _Folding:
     model: ir.Model
-    stored: dict[ir.Node, _Stored] = field(default_factory=dict)
-    names: dict[ir.Node, str] = field(default_factory=dict)
-    sinks: dict[ir.Node, tuple[ir.Node, ...]] = field(default_factory=dict)  # of a BatchNormalization, in graph order
-    reasons: dict[ir.Node, str] = field(default_factory=dict)
-    added: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    told: dict[ir.Node, _Told] = field(default_factory=dict)
+    branches_merged: int = 0
 
-    def run(self, nodes: list[ir.Node]) -> None:
-        self.names = {node: label(node) for node in nodes}
-        opset = self.model.opset_imports.get("") or self.model.opset_imports.get("ai.onnx")
-        if opset is None:
-            raise FoldError("the model does not say which version of ONNX's operators it uses (opset_import)")
-        shapes = Shapes(self.model)
-        known = Known(shapes, Constants(shapes), opset)
-        waiting, progress = nodes, True
-        while progress:  # a second round serves graphs whose nodes are not listed in order
-            still = [node for node in waiting if not self._fold(node, known)]
-            waiting, progress = still, len(still) < len(waiting)
-        self.added = apply(self.model, [edit for stored in self.stored.values() for edit in stored.edits])
+    def __post_init__(self) -> None:
+        self.nodes_before = _node_count(self.model)
+        # Of all nodes, in graph order: name and operator as they were.
+        self.order = {node: (label(node), node.op_type) for node in self.model.graph.all_nodes()}
 
-    def outcome(self, node: ir.Node) -> BatchNormOutcome:
-        sinks = self.sinks.get(node)
-        if sinks is None:
-            return BatchNormOutcome(self.names[node], Verdict.KEPT, (), self.reasons[node])
-        into = tuple(label(sink) for sink in sinks)
-        direct = sinks[-1]  # the one that took the shift; those behind it took the scale alone
-        if direct in self.added:
-            into += (label(self.added[direct]),)
-            return BatchNormOutcome(self.names[node], Verdict.REDUCED, into, f"{describe(direct)} holds no bias")
-        return BatchNormOutcome(self.names[node], Verdict.FOLDED, into, "")
+    def enter(self, told: dict[ir.Node, _Told]) -> bool:
+        """Take a pass's outcomes; did it change anything?"""
+        for node, outcome in told.items():
+            before = self.told.get(node)
+            if before is not None and before.verdict is Verdict.REDUCED and outcome.verdict is Verdict.KEPT:
+                continue  # what was left of it stays
+            if node in self.order:
+                self.told[node] = outcome
+        return any(outcome.verdict is not Verdict.KEPT for outcome in told.values())
 
-    def _fold(self, node: ir.Node, known: Known) -> bool:
-        batchnorm = read_batchnorm(node, known.opset, known.constants)
-        if isinstance(batchnorm, Refusal):
-            return self._keep(node, batchnorm)
-        sink = sink_of(batchnorm.x, node, known)
-        if isinstance(sink, Refusal):
-            return self._keep(node, sink)
-        demands = list(_demands(sink, batchnorm.affine))
-        stored = self._store(demands)
-        if isinstance(stored, Refusal):
-            return self._keep(node, stored)
-        self.stored.update(stored)
-        self.sinks[node] = tuple(sink.node for sink, _ in reversed(demands))
-        sweep(remove_identity(node))
-        return True
+    def enter_merged(self, merged: tuple[Merged, ...]) -> bool:
+        """Branches that became one operator, and the BatchNormalization among them; is there any?"""
+        for one in merged:
+            self.branches_merged += max(one.branches - 1, 1)
+            for name in one.batchnorms:
+                self.told[self._gone(name)] = _Told(Verdict.FOLDED, (one.node,))
+        return bool(merged)
 
-    def _store(self, demands: list[tuple[Sink, Affine]]) -> dict[ir.Node, _Stored] | Refusal:
-        """All demanded maps on top of those taken before, or the first sink's reason why not."""
-        stored = {}
-        for sink, affine in demands:
-            if sink.channels != affine.channels:
-                return Refusal(
-                    f"{describe(sink.node)} has {sink.channels} channels, the BatchNormalization {affine.channels}"
-                )
-            before = self.stored.get(sink.node)
-            total = affine if before is None else affine.after(before.affine)
-            edits = sink.edits(total)
-            if isinstance(edits, Refusal):
-                return edits
-            stored[sink.node] = _Stored(total, edits)
-        return stored
+    def _gone(self, name: str) -> ir.Node:
+        """The BatchNormalization of this name that is in no graph any more; names need not be unique."""
+        nodes = [node for node, known in self.order.items() if known == (name, "BatchNormalization")]
+        return next(node for node in nodes if node.graph is None and node not in self.told)
 
-    def _keep(self, node: ir.Node, refusal: Refusal) -> bool:
-        self.reasons[node] = refusal.reason
-        return False
+    def report(self, model: ir.Model, profile: Profile) -> FoldReport:
+        batchnorms, affines = list(_inside_functions(model)), []
+        for node, (name, kind) in self.order.items():
+            told = self.told.get(node)
+            if told is None:
+                continue
+            if kind == "BatchNormalization":
+                batchnorms.append(BatchNormOutcome(name, **vars(told)))
+            else:
+                affines.append(AffineOutcome(name, kind=kind, **vars(told)))
+        after, merged = _node_count(model), self.branches_merged
+        return FoldReport(tuple(batchnorms), self.nodes_before, after, tuple(affines), merged, profile.value)
 
 
-def _demands(sink: Sink, affine: Affine) -> Iterator[tuple[Sink, Affine]]:
-    """The sink takes the map; a sink behind it, which feeds an Add, takes the scale alone."""
-    yield sink, affine
-    while sink.inner is not None:
-        sink = sink.inner
-        affine = Affine.scaling(affine.scale)
-        yield sink, affine
+@dataclass
+class _Pass:
+    """The whole graph once."""
+
+    model: ir.Model
+    opset: int
+    profile: Profile
+    shapes: Shapes
+    reached: Reached = field(default_factory=Reached)
+    refused: dict[ir.Node, str] = field(default_factory=dict)
+
+    def run(self) -> dict[ir.Node, _Told]:
+        self._reach()
+        maps = [node for node in self.model.graph.all_nodes() if _is_batchnorm(node)]
+        plan = self._plan()
+        plan.find_holders()
+        plan.carry_out(self.model)
+        told = {node: self._told(node, plan) for node in plan.tag_of}
+        return told | {
+            node: _Told(Verdict.KEPT, reason=self._why_unreached(node)) for node in maps if node not in plan.tag_of
+        }
+
+    @cached_property
+    def known(self) -> Known:
+        return known_of(self.model, self.opset, self.reached, self.shapes)
+
+    def _reach(self) -> None:
+        """BatchNormalization first: where a tensor could be stored along this axis or that, theirs counts."""
+        walk = Reach(RULES, self.known, self.reached)
+        nodes = [node for node in self.model.graph.all_nodes() if is_standard(node)]
+        for node in nodes:
+            if _is_batchnorm(node):
+                record = read_batchnorm(node, self.opset, self.known.constants)
+                no = record if isinstance(record, Refusal) else walk.start(node, node.outputs[0], (1,))
+                if no is not None:
+                    self.refused[node] = no.reason
+        walk.run()
+        for node in nodes:
+            axes = None if _is_batchnorm(node) else seeds(node, self.known)
+            if axes is not None:
+                walk.start(node, node.outputs[0], axes)
+        walk.run()
+
+    def _plan(self) -> Plan:
+        """The best solution whose rewrites all work out."""
+        problem = pose(self.reached, self.known)
+        without: frozenset[int] = frozenset()
+        reasons: dict[int, str] = {}
+        for attempt in range(_MOST_ATTEMPTS + 1):
+            if attempt == _MOST_ATTEMPTS:
+                without = frozenset(problem.lifts)
+            chosen = Choice(problem, self.profile, self.known, without).best()
+            plan = Plan(chosen.solution, chosen.reasons | reasons, self.known)
+            failed = plan.draw_up()
+            if failed is None:
+                break
+            reasons |= failed
+            without |= set(failed)
+        return plan
+
+    def _told(self, node: ir.Node, plan: Plan) -> _Told:
+        tag = plan.tag_of[node]
+        fate, reason, way_out = plan.solution.fate[tag], plan.reason(tag), plan.way_out(tag)
+        if fate is Fate.KEPT:
+            return _Told(Verdict.KEPT, reason=reason, way_out=way_out)
+        holders = plan.holders[node]
+        into, into_ops = tuple(label(one) for one in holders), tuple(one.op_type for one in holders)
+        if fate is Fate.FOLDED:
+            return _Told(Verdict.FOLDED, into, into_ops, clamped=node in plan.clamped)
+        return _Told(Verdict.REDUCED, into, into_ops, reason, way_out)
+
+    def _why_unreached(self, node: ir.Node) -> str:
+        if node in self.refused:
+            return self.refused[node]
+        for statement in self.reached.statements:
+            if statement.node is node and isinstance(statement.law, Pinned):
+                return statement.law.reason
+        return "its input is not a floating-point tensor of known channels"
+
+
+def known_of(model: ir.Model, opset: int, reached: Reached | None = None, shapes: Shapes | None = None) -> Known:
+    """What rules may ask about `model`, given what was reached so far."""
+    shapes, reached = shapes or Shapes(model), reached or Reached()
+    known: Known
+    known = Known(shapes, Constants(shapes), opset, reached.axes_of, lambda value: _native(value, known))
+    return known
+
+
+def _native(value: ir.Value, known: Known) -> tuple[int, ...] | None:
+    """Where the operator that computes a tensor, else one that reads it, could hold a gauge."""
+    producer = value.producer()
+    for node in ([producer] if producer is not None else []) + number_readers(value):
+        axes = native_axes(node, value, known)
+        if axes is not None:
+            return axes
+    return None
+
+
+def _is_batchnorm(node: ir.Node) -> bool:
+    return is_standard(node, "BatchNormalization")
 
 
 def _inside_functions(model: ir.Model) -> Iterator[BatchNormOutcome]:
     for function in model.functions.values():
-        for node in function.all_nodes():
-            if is_standard(node, "BatchNormalization"):
-                where = f"local function '{function.name}' of domain '{function.domain}'"
-                yield BatchNormOutcome(
-                    label(node), Verdict.KEPT, (), f"it is inside {where}, whose callers share it: inline it first"
-                )
+        for node in filter(_is_batchnorm, function.all_nodes()):
+            where = f"it is inside local function '{function.name}' of domain '{function.domain}'"
+            yield BatchNormOutcome(label(node), Verdict.KEPT, (), f"{where}, which cannot be inlined")
 
 
 def _node_count(model: ir.Model) -> int:

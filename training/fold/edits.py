@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from training.fold.affine import Array
+from training.fold.graph import label
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,8 @@ class SetOperand:
     index: int
     array: Array
     origin: ir.Value
-    role: str  # "weight" or "bias"
+    role: str  # "weight", "bias", "constant"
+    name: str = ""  # that the new constant would like, where it replaces none
 
 
 @dataclass(frozen=True)
@@ -44,30 +46,56 @@ class BecomeGemm:
 
 
 @dataclass(frozen=True, eq=False)
-class AppendAdd:
-    """After `node`, a new Add of the constant `array`, which takes over the name of the node's output."""
+class Become:
+    """`node` turns into `op_type(x, array)`, x being its operand `place`; name and output stay.
+
+    A second one for the same node comes behind it.
+    """
 
     node: ir.Node
+    op_type: str
+    place: int
     array: Array
-    origin: ir.Value
+    attributes: tuple[ir.Attr, ...] = ()
 
 
-Edit = SetOperand | SetAttribute | BecomeGemm | AppendAdd
+Edit = SetOperand | SetAttribute | BecomeGemm | Become
 
 
-def remove_identity(node: ir.Node) -> list[ir.Value]:
-    """Take a node out whose first output equals its first input by now; return what it read otherwise.
+def bypass(node: ir.Node, place: int, *, keeps_name: bool = False) -> list[ir.Value]:
+    """Take a node out whose first output equals its operand `place` by now; return what it read otherwise.
 
     The tensor that stays carries the *output's* name, type, shape and annotations, because it holds the output's
-    numbers: a name in the graph never changes its meaning, and graph outputs keep theirs.
+    numbers, and graph outputs keep theirs. `keeps_name`: it holds its own numbers still, and keeps its own. Where both
+    ends are the graph's own, no tensor can have both names: an Identity stays.
     """
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None and node.graph is not None
+    x, y = node.inputs[place], node.outputs[0]
+    assert node.graph is not None and x is not None
+    left_over = [value for index, value in enumerate(node.inputs) if value is not None and index != place]
+    fixed = x.is_graph_input() or x.is_graph_output() or x.is_initializer()
+    if fixed and y.is_graph_output():
+        node.resize_inputs(1)
+        node.replace_input_with(0, x)
+        node.op_type = "Identity"
+        node.attributes.clear()
+        return left_over
     y.replace_all_uses_with(x, replace_graph_outputs=True)
-    left_over = [value for value in node.inputs[1:] if value is not None]
     node.graph.remove(node, safe=True)
-    _take_over_identity(x, y)
+    if not (fixed or keeps_name):
+        take_over_identity(x, y)
     return left_over
+
+
+def bypass_identities(model: ir.Model) -> None:
+    """Take out every Identity, but for those between two tensors that both have to keep their names."""
+    for node in list(model.graph.all_nodes()):
+        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
+            continue
+        x, y = node.inputs[0], node.outputs[0]
+        producer = x.producer()
+        inner = producer is not None and producer.graph is node.graph and not x.is_graph_output()
+        if inner or not y.is_graph_output():
+            bypass(node, 0, keeps_name=not (inner and y.is_graph_output()))
 
 
 def apply(model: ir.Model, edits: Sequence[Edit]) -> dict[ir.Node, ir.Node]:
@@ -75,6 +103,8 @@ def apply(model: ir.Model, edits: Sequence[Edit]) -> dict[ir.Node, ir.Node]:
     names = _Names(model)
     added: dict[ir.Node, ir.Node] = {}
     operands: list[SetOperand] = []
+    became: set[ir.Node] = set()
+    left_over: list[ir.Value] = []
     for edit in edits:
         match edit:
             case SetOperand():
@@ -83,10 +113,18 @@ def apply(model: ir.Model, edits: Sequence[Edit]) -> dict[ir.Node, ir.Node]:
                 edit.node.attributes.add(edit.attribute)
             case BecomeGemm():
                 edit.node.op_type = "Gemm"
-            case AppendAdd():
-                added[edit.node] = _append_add(edit.node, names)
-                operands.append(SetOperand(added[edit.node], 1, edit.array, edit.origin, "bias"))
+            case Become():
+                node = edit.node
+                if node in became:
+                    node = _append(node, edit.op_type, edit.op_type.lower(), names)
+                    added[edit.node] = node
+                else:
+                    left_over += _become(edit)
+                    became.add(node)
+                name = f"{label(edit.node)}_{edit.op_type.lower()}"
+                operands.append(SetOperand(node, 1, edit.array, node.outputs[0], name, name))
     _set_operands(model, operands, names)
+    sweep(left_over)
     return added
 
 
@@ -109,7 +147,7 @@ def _is_unread(node: ir.Node) -> bool:
     return not any(output.uses() or output.is_graph_output() for output in node.outputs)
 
 
-def _take_over_identity(value: ir.Value, model: ir.Value) -> None:
+def take_over_identity(value: ir.Value, model: ir.Value) -> None:
     value.const_value = None
     value.name = model.name
     value.type = model.type if model.type is not None else value.type
@@ -120,17 +158,34 @@ def _take_over_identity(value: ir.Value, model: ir.Value) -> None:
         mine.update(theirs)
 
 
-def _append_add(node: ir.Node, names: _Names) -> ir.Node:
-    """The Add without its constant yet."""
+def _become(edit: Become) -> list[ir.Value]:
+    """Change the node but for its constant; return what it no longer reads."""
+    node = edit.node
+    x = node.inputs[edit.place]
+    left_over = [value for value in node.inputs if value is not None and value is not x]
+    node.op_type = edit.op_type
+    node.attributes.clear()
+    for attribute in edit.attributes:
+        node.attributes.add(attribute)
+    node.resize_inputs(2)
+    node.replace_input_with(0, x)
+    node.replace_input_with(1, None)
+    if len(node.outputs) > 1:
+        node.resize_outputs(1)
+    return left_over
+
+
+def _append(node: ir.Node, op_type: str, what: str, names: _Names) -> ir.Node:
+    """A node behind `node`, without its constant yet; it takes over the name of the node's output."""
     before = node.outputs[0]
     after = ir.Value(name=None)
-    add = ir.Node("", "Add", [before, None], outputs=[after], name=names.new(f"{node.name or before.name}_shift"))
+    add = ir.Node("", op_type, [before, None], outputs=[after], name=names.new(f"{node.name or before.name}_{what}"))
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     before.replace_all_uses_with(after, replace_graph_outputs=True)
     add.replace_input_with(0, before)
-    _take_over_identity(after, before)
-    before.name = names.new(f"{after.name}_unshifted")
+    take_over_identity(after, before)
+    before.name = names.new(f"{after.name}_before_{what}")
     graph.insert_after(node, add)
     return add
 
@@ -145,7 +200,7 @@ def _set_operands(model: ir.Model, edits: list[SetOperand], names: _Names) -> No
             edit.node.resize_inputs(edit.index + 1)
         old = edit.node.inputs[edit.index]
         if key not in fresh:
-            wish = old.name if old is not None else _bias_name(edit.origin.name)
+            wish = old.name if old is not None else edit.name or _bias_name(edit.origin.name)
             fresh[key] = (_constant_value(edit.array), wish or edit.role, edit.origin)
         edit.node.replace_input_with(edit.index, fresh[key][0])
         if old is not None:

@@ -6,7 +6,8 @@ nothing that onnx-ir would drop without a word. Reads no weight, folds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -22,8 +23,10 @@ class UnsoundFile(Exception):
     """What is wrong with a file, in one line; for what ONNX's own checker does not look at."""
 
 
-def check_file(proto: onnx.ModelProto, folder: Path) -> None:
+def check_file(proto: onnx.ModelProto, folder: Path, cut: Sequence[int | None] = ()) -> None:
     """Raise if `proto`, read from a file in `folder`, cannot be trusted to be a model.
+
+    `cut`: for each of the graph's initializers the number of bytes that it has in the file but not in `proto`, or None.
 
     Raises UnsoundFile, or the error of ONNX's checker or shape inference.
     """
@@ -34,23 +37,29 @@ def check_file(proto: onnx.ModelProto, folder: Path) -> None:
     for function in proto.functions:
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _node_tensors(function.node)):
             raise UnsoundFile(f"has external data inside local function '{function.name}', which is not supported")
-    for tensor in _graph_tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(tensor, folder)
-        else:
-            onnx.checker.check_tensor(tensor)
-    skeleton = _skeleton(proto)
+    cut = cut or [None] * len(proto.graph.initializer)
+    for tensor, length in zip(proto.graph.initializer, cut, strict=True):
+        if length is None:
+            _check_tensor(tensor, folder)
+        elif length != _bytes_of(tensor):
+            raise UnsoundFile(
+                f"tensor '{tensor.name}' has {length} bytes of data, "
+                f"its type {tensor.data_type} and shape {list(tensor.dims)} need {_bytes_of(tensor)}"
+            )
+    for tensor in _inner_tensors(proto.graph):
+        _check_tensor(tensor, folder)
+    _check_names(proto.graph)
+    skeleton = _skeleton(proto, cut)
     onnx.checker.check_model(_with_shapes(skeleton))
     inferred = onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True)
     _check_convolutions(inferred.graph)
 
 
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every dense tensor, in attributes and subgraphs too."""
+def _inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every dense tensor in the attributes of a graph's nodes, in subgraphs too."""
     if graph.sparse_initializer:
         # onnx-ir 1.1 drops them without a word when it reads a model.
         raise UnsoundFile(f"has a sparse initializer in graph '{graph.name}', which is not supported: make it dense")
-    yield from graph.initializer
     yield from _node_tensors(graph.node)
 
 
@@ -60,7 +69,33 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
             yield attribute.t
         yield from attribute.tensors
         for subgraph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            yield from _graph_tensors(subgraph)
+            yield from subgraph.initializer
+            yield from _inner_tensors(subgraph)
+
+
+def _check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        _check_external(tensor, folder)
+    else:
+        onnx.checker.check_tensor(tensor)
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """ONNX's checker does not see two initializers of one name, of which a reader would keep one."""
+    seen: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name in seen:
+            raise UnsoundFile(f"has two initializers '{tensor.name}' in graph '{graph.name}', expected one")
+        seen.add(tensor.name)
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int | None:
+    """As type and shape say; None where they say nothing."""
+    bits = _BITS.get(ir.DataType(tensor.data_type)) if tensor.data_type in ir.DataType._value2member_map_ else None
+    if bits is None or any(size < 0 for size in tensor.dims):
+        return None
+    elements: int = math.prod(tensor.dims)
+    return (elements * bits + 7) // 8
 
 
 def _check_external(tensor: onnx.TensorProto, folder: Path) -> None:
@@ -74,13 +109,9 @@ def _check_external(tensor: onnx.TensorProto, folder: Path) -> None:
         raise UnsoundFile(f"{what}, expected a file in the model's folder")
     if not data.is_file():
         raise UnsoundFile(f"{what}, which does not exist")
-    bits = _BITS.get(ir.DataType(tensor.data_type)) if tensor.data_type in ir.DataType._value2member_map_ else None
-    if bits is None or any(size < 0 for size in tensor.dims):
+    needed = _bytes_of(tensor)
+    if needed is None:
         raise UnsoundFile(f"{what}, type {tensor.data_type} and shape {list(tensor.dims)} do not describe bytes")
-    elements = 1
-    for size in tensor.dims:
-        elements *= size
-    needed = (elements * bits + 7) // 8
     try:
         offset = int(entries.get("offset") or 0)
         length = int(entries.get("length") or needed)
@@ -117,22 +148,35 @@ def _check_convolutions(graph: onnx.GraphProto) -> None:
             )
 
 
-def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its large initializers as inputs: all that the checker judges, without copying the weights."""
+def _skeleton(proto: onnx.ModelProto, cut: Sequence[int | None]) -> onnx.ModelProto:
+    """The model with its large constants as inputs: all that the checker judges, without copying the weights."""
     skeleton = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
     graph, whole = skeleton.graph, proto.graph
     graph.name = whole.name
-    graph.node.extend(whole.node)
     graph.input.extend(whole.input)
+    for node in whole.node:
+        value = _large_constant(node)
+        if value is None:
+            graph.node.append(node)
+        else:
+            graph.input.append(onnx.helper.make_tensor_value_info(node.output[0], value.data_type, value.dims))
     graph.output.extend(whole.output)
     graph.value_info.extend(whole.value_info)
     declared = {value.name for value in whole.input}
-    for tensor in whole.initializer:
-        if tensor.ByteSize() <= _LARGE_BYTES and tensor.data_location != onnx.TensorProto.EXTERNAL:
+    for tensor, length in zip(whole.initializer, cut, strict=True):
+        is_here = length is None and tensor.data_location != onnx.TensorProto.EXTERNAL
+        if is_here and tensor.ByteSize() <= _LARGE_BYTES:
             graph.initializer.append(tensor)
         elif tensor.name not in declared:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return skeleton
+
+
+def _large_constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+        return None
+    tensors = [attribute.t for attribute in node.attribute if attribute.name == "value" and attribute.HasField("t")]
+    return tensors[0] if len(tensors) == 1 and tensors[0].ByteSize() > _LARGE_BYTES else None
 
 
 def _with_shapes(skeleton: onnx.ModelProto) -> onnx.ModelProto:

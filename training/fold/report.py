@@ -1,18 +1,30 @@
-"""What folding did: one line a BatchNormalization, a summary, and the marks left in a folded file. Formats only."""
+"""What folding did, as values, JSON and text: each BatchNormalization, each other map, totals, a folded file's marks.
+
+Knows neither graphs nor arithmetic; the page with the drawing is page.py's. Promises: whatever is not folded has a
+reason, and the text stays short for a model of thousands of BatchNormalization.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _PREFIX = "foldserve."  # of our entries in a model's metadata_props
+_MOST_NAMES = 6  # of one group in the text
+_MOST_GROUPS = 20  # beyond these, reasons that differ in names alone count as one
 
 
 class Verdict(StrEnum):
-    """`FOLDED`: nothing of it is left. `REDUCED`: one channelwise Add is left. `KEPT`: it stands as it was."""
+    """What is left of a map.
+
+    `FOLDED`: nothing. `REDUCED`: one channelwise Add or Mul. `KEPT`: something as expensive as it was.
+    """
 
     FOLDED = "folded"
     REDUCED = "reduced"
@@ -20,64 +32,126 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class BatchNormOutcome:
-    """`into`: the names of the nodes that hold it now. `reason`: why it was not folded altogether, else empty."""
+class _Outcome:
+    """What became of one map.
+
+    `into`: the names of the nodes that hold it now; `into_ops`: their operators, in the same order, where known.
+    `reason`: why it was not folded altogether; empty for a folded one and for no other.
+    `clamped`: its ReLU or Clip became a Max, Min or both, one bound a channel.
+    `way_out`: the cheapest way to be rid of it, e.g. an option, or empty.
+
+    Raises ValueError where verdict and reason contradict each other.
+    """
 
     name: str
     verdict: Verdict
     into: tuple[str, ...]
     reason: str
+    clamped: bool = False
+    way_out: str = ""
+    into_ops: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.verdict is Verdict.FOLDED) is bool(self.reason):
+            raise ValueError(
+                f"'{self.name}' is {self.verdict.value}, with reason {self.reason!r}: expected one unless it is folded"
+            )
+        if self.into_ops and len(self.into_ops) != len(self.into):
+            raise ValueError(f"'{self.name}' went into {len(self.into)} nodes, but has {len(self.into_ops)} operators")
 
     def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "verdict": self.verdict.value, "into": list(self.into), "reason": self.reason}
+        """The keys of architecture.md, contract 4; `clamped` and `way_out` only where there is something to say."""
+        more: dict[str, Any] = {"clamped": True} if self.clamped else {}
+        more |= {"way_out": self.way_out} if self.way_out else {}
+        contract = {"name": self.name, "verdict": self.verdict.value, "into": list(self.into), "reason": self.reason}
+        return contract | more
 
     def as_text(self) -> str:
         into = f" into {', '.join(self.into)}" if self.into else ""
-        return f"{self.verdict.value:<8}{self.name}{into}{': ' + self.reason if self.reason else ''}"
+        clamped = ", clamped" if self.clamped else ""
+        reason = f": {self.reason}" if self.reason else ""
+        way_out = f" (way out: {self.way_out})" if self.way_out else ""
+        return printable(f"{self.verdict.value:<8}{self.name}{into}{clamped}{reason}{way_out}")
+
+
+@dataclass(frozen=True)
+class BatchNormOutcome(_Outcome):
+    """What became of one BatchNormalization."""
+
+
+@dataclass(frozen=True)
+class AffineOutcome(_Outcome):
+    """What became of a map that is no BatchNormalization: a layer scale, an input's normalisation.
+
+    `kind`: its operator, Mul, Add, Sub or Div.
+    """
+
+    kind: str = field(kw_only=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "kind": self.kind} | super().as_dict()
 
 
 @dataclass(frozen=True)
 class FoldReport:
-    """Every BatchNormalization of the model in graph order; node counts include subgraphs."""
+    """Every BatchNormalization of the model in graph order; node counts include subgraphs.
+
+    `affines`: the other maps that could have been lifted. `branches_merged`: parallel branches that are gone, each
+    having become part of another operator. `profile`: whose costs decided.
+    """
 
     batchnorms: tuple[BatchNormOutcome, ...]
     nodes_before: int
     nodes_after: int
+    affines: tuple[AffineOutcome, ...] = ()
+    branches_merged: int = 0
+    profile: str = "ort-cpu"
 
     @property
     def changed(self) -> bool:
         """Is the folded model another one? If not, it is the original's copy, unmarked."""
-        return any(outcome.verdict is not Verdict.KEPT for outcome in self.batchnorms)
+        return self.branches_merged > 0 or any(
+            outcome.verdict is not Verdict.KEPT for outcome in (*self.batchnorms, *self.affines)
+        )
 
     def count(self, verdict: Verdict) -> int:
-        return sum(outcome.verdict is verdict for outcome in self.batchnorms)
+        """How many BatchNormalization have this verdict."""
+        return _count(self.batchnorms, verdict)
 
     def summary(self) -> dict[str, int]:
+        """The totals. The clamped are among the folded: found = folded + reduced + kept."""
+        folded = [outcome for outcome in self.batchnorms if outcome.verdict is Verdict.FOLDED]
         return {
             "found": len(self.batchnorms),
-            "folded": self.count(Verdict.FOLDED),
-            "clamped": 0,
+            "folded": len(folded),
+            "clamped": sum(outcome.clamped for outcome in folded),
             "reduced": self.count(Verdict.REDUCED),
             "kept": self.count(Verdict.KEPT),
-            "affines_found": 0,
-            "affines_folded": 0,
-            "branches_merged": 0,
+            "affines_found": len(self.affines),
+            "affines_folded": _count(self.affines, Verdict.FOLDED),
+            "branches_merged": self.branches_merged,
             "nodes_before": self.nodes_before,
             "nodes_after": self.nodes_after,
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The fold report of architecture.md, contract 4, but for `verify`."""
-        return {"batchnorms": [outcome.as_dict() for outcome in self.batchnorms], "summary": self.summary()}
+        """The fold report of architecture.md, contract 4, but for `verify`; and `affines` and `profile` beside it."""
+        return {
+            "batchnorms": [outcome.as_dict() for outcome in self.batchnorms],
+            "summary": self.summary(),
+            "affines": [outcome.as_dict() for outcome in self.affines],
+            "profile": self.profile,
+        }
 
-    def as_text(self) -> str:
-        """For people: what is kept and why, after one line of totals."""
-        s = self.summary()
-        head = (
-            f"{s['found']} BatchNormalization found: {s['folded']} folded, {s['reduced']} reduced, {s['kept']} kept; "
-            f"{s['nodes_before']} nodes before, {s['nodes_after']} after"
-        )
-        return "\n".join([head, *(f"  {outcome.as_text()}" for outcome in self.batchnorms)])
+    def as_text(self, verbose: bool = False) -> str:
+        """For people: one line of totals, and what is not folded, why, and what would help.
+
+        The folded are counted by the operators they went into, and the others grouped by reason. verbose: a line for
+        each map instead, in graph order.
+        """
+        outcomes: Sequence[_Outcome] = (*self.batchnorms, *self.affines)
+        body = (outcome.as_text() for outcome in outcomes) if verbose else self._digest()
+        return "\n".join([self._totals(), *(f"  {line}" for line in body)])
 
     def metadata(self, source_sha256: str | None) -> dict[str, str]:
         """`metadata_props` by which a folded file explains itself."""
@@ -89,9 +163,92 @@ class FoldReport:
             marks[f"{_PREFIX}source_sha256"] = source_sha256
         return marks
 
+    def _totals(self) -> str:
+        s = self.summary()
+        clamped = f" ({s['clamped']} clamped)" if s["clamped"] else ""
+        verdicts = f"{s['folded']} folded{clamped}, {s['reduced']} reduced, {s['kept']} kept"
+        parts = [f"{s['found']} BatchNormalization found: {verdicts}"]
+        if s["affines_found"]:
+            parts.append(f"{s['affines_folded']} of {s['affines_found']} other affine maps folded")
+        if s["branches_merged"]:
+            parts.append(f"{s['branches_merged']} branches merged")
+        return "; ".join([*parts, f"{s['nodes_before']} nodes before, {s['nodes_after']} after"])
+
+    def _digest(self) -> Iterator[str]:
+        folded = [outcome for outcome in self.batchnorms if outcome.verdict is Verdict.FOLDED]
+        if folded:
+            yield f"folded  {_targets(folded)}"
+        yield from _grouped(outcome for outcome in self.batchnorms if outcome.verdict is not Verdict.FOLDED)
+        other = [outcome for outcome in self.affines if outcome.verdict is not Verdict.FOLDED]
+        if other:
+            yield "other affine maps:"
+            yield from (f"  {line}" for line in _grouped(other))
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: control characters of hostile names, line ends among them, as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
 
 def tool_version() -> str:
     try:
         return version("foldserve")
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "unknown"
+
+
+def _count(outcomes: Iterable[_Outcome], verdict: Verdict) -> int:
+    return sum(outcome.verdict is verdict for outcome in outcomes)
+
+
+def _targets(folded: Iterable[_Outcome]) -> str:
+    """`104 into Conv, 17 into Conv and Max`: the most frequent first, the operators of one map by name."""
+    counts = Counter(_target(outcome) for outcome in folded)
+    shown = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return printable(", ".join(f"{count} {target}" for target, count in shown))
+
+
+def _target(outcome: _Outcome) -> str:
+    if not outcome.into:
+        return "without a trace"
+    kinds = sorted(set(outcome.into_ops)) or ["other nodes"]
+    return "into " + " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+
+
+def _grouped(outcomes: Iterable[_Outcome]) -> Iterator[str]:
+    """Reduced and kept ones, those that share verdict, reason and way out together, the largest group first."""
+    outcomes = list(outcomes)
+    groups = _by(outcomes, str)
+    if len(groups) > _MOST_GROUPS:
+        groups = _by(outcomes, without_names)
+    shown = sorted(groups.items(), key=lambda item: -len(item[1]))
+    for (verdict, reason, way_out), members in shown[:_MOST_GROUPS]:
+        if len(members) == 1 and members[0].into:
+            what = f"{members[0].name} into {', '.join(members[0].into)}"
+        else:
+            what = _enumerated([member.name for member in members])
+        yield printable(f"{verdict:<8}{what}: {reason}")
+        if way_out:
+            yield printable(f"        way out: {way_out}")
+    rest = sum(len(members) for _, members in shown[_MOST_GROUPS:])
+    if rest:
+        yield f"and {rest} more for {len(shown) - _MOST_GROUPS} other reasons; the report file (--report) has them all"
+
+
+def _by(outcomes: list[_Outcome], reading: Callable[[str], str]) -> dict[tuple[str, str, str], list[_Outcome]]:
+    groups: dict[tuple[str, str, str], list[_Outcome]] = {}
+    for outcome in outcomes:
+        key = (outcome.verdict.value, reading(outcome.reason), reading(outcome.way_out))
+        groups.setdefault(key, []).append(outcome)
+    return groups
+
+
+def without_names(reason: str) -> str:
+    """Reasons quote the names of nodes and tensors: without them, equal causes read alike."""
+    return re.sub(r"'[^']*'", "'...'", reason)
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{len(names)} ({', '.join(names[:_MOST_NAMES])}, ...)"

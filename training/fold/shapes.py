@@ -1,18 +1,35 @@
 """Ranks, dimensions and element types of a model's tensors: as declared, else as inferred once, on a copy.
 
 A tensor that folding leaves in the graph keeps its shape and type, so what is learned here stays true while the graph
-is edited. The model itself is never annotated. Inference stays lenient: what it cannot prove is unknown, not an error.
+is edited. The model itself is never annotated. Inference stays lenient: what it cannot prove is unknown, not an error;
+where ONNX's says nothing, the rules of shape_rules.py say what is obvious.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import onnx
 import onnx_ir as ir
 
+from training.fold.graph import is_standard
+from training.fold.refusal import Refusal
+from training.fold.shape_rules import KEEPS_THE_TYPE, RULES, Sizes
+from training.fold.tensors import Hollow
+
 Dims = tuple[int | None, ...]
-_LARGE_BYTES = 1024  # tensors above this are shown to inference by their shape only
+_MOST_AXES = 64  # elements of a constant that says axes or sizes
+_LARGE_BYTES = 1024  # tensors above this are shown to inference by their type and shape only
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What inference says of one value."""
+
+    sizes: Sizes | None
+    dtype: ir.DataType | None
 
 
 class Shapes:
@@ -20,41 +37,175 @@ class Shapes:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
+        self._sizes: dict[ir.Value, Sizes | None] = {}
+        self._dims: dict[ir.Value, Dims | None] = {}
+
+    def symbols(self, value: ir.Value) -> Sizes | None:
+        """One entry an axis: an int, the name of a symbolic size, or None; None altogether where the rank is unknown.
+
+        Axes with the same name have the same size, whatever that will be.
+        """
+        if value not in self._sizes:
+            declared = _declared(value)
+            if declared is None or None in declared:
+                learned = self._learned.get(value)
+                declared = _joined(declared, learned.sizes if learned else None)
+            self._sizes[value] = declared
+        return self._sizes[value]
 
     def dims(self, value: ir.Value) -> Dims | None:
-        """One entry an axis, None where the size is not a number; None altogether where the rank is unknown."""
-        shape = value.shape if value.shape is not None else self._inferred_value(value).shape
-        return None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
+        """As `symbols`, with None where the size is not a number."""
+        if value not in self._dims:
+            sizes = self.symbols(value)
+            self._dims[value] = None if sizes is None else tuple(n if isinstance(n, int) else None for n in sizes)
+        return self._dims[value]
 
     def rank(self, value: ir.Value) -> int | None:
-        dims = self.dims(value)
-        return None if dims is None else len(dims)
+        sizes = self.symbols(value)
+        return None if sizes is None else len(sizes)
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
-        return value.dtype if value.dtype is not None else self._inferred_value(value).dtype
-
-    def _inferred_value(self, value: ir.Value) -> ir.Value:
-        return self._inferred.get(value, value)
+        if value.dtype is not None:
+            return value.dtype
+        learned = self._learned.get(value)
+        return None if learned is None else learned.dtype
 
     @cached_property
-    def _inferred(self) -> dict[ir.Value, ir.Value]:
-        """Each node output of the model, and its annotated twin."""
-        twin = _annotated_copy(self._model)
-        if twin is None:
-            return {}
-        pairs = zip(self._model.graph.all_nodes(), twin.graph.all_nodes(), strict=True)
-        return {mine: theirs for a, b in pairs for mine, theirs in zip(a.outputs, b.outputs, strict=False)}
+    def _learned(self) -> dict[ir.Value, _Learned]:
+        learned = dict(_by_onnx(self._model, self._model))
+        _complete(self._model, learned)
+        if any(_is_open(value, learned) for node in self._model.graph for value in node.outputs):
+            learned |= {value: more for value, more in self._with_axes(learned) if _is_open(value, learned)}
+            _complete(self._model, learned)
+        return learned
+
+    def _with_axes(self, learned: dict[ir.Value, _Learned]) -> Iterator[tuple[ir.Value, _Learned]]:
+        """A second look: an operator whose axes or sizes come through a chain of constants leaves ONNX's inference
+        helpless, and everything behind it too. So the chains are replaced by what they give."""
+        from training.fold.constants import Constants  # which asks this file for sizes
+
+        so_far = Shapes(self._model)
+        so_far.__dict__["_learned"] = learned
+        constants, twin = Constants(so_far), self._model.clone()
+        found = False
+        for node, copy in zip(self._model.graph, list(twin.graph), strict=True):
+            for value, its_copy in zip(node.outputs, copy.outputs, strict=True):
+                if node.op_type == "Constant" or so_far.dtype(value) is not ir.DataType.INT64:
+                    continue
+                array = constants.of(value)
+                if isinstance(array, Refusal) or array.size > _MOST_AXES or not value.name:
+                    continue
+                name = f"{value.name}__known"
+                known = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+                twin.graph.register_initializer(known)
+                its_copy.replace_all_uses_with(known)
+                found = True
+        return _by_onnx(self._model, twin) if found else iter(())
 
 
-def _annotated_copy(model: ir.Model) -> ir.Model | None:
-    copy = model.clone()
-    for name, value in list(copy.graph.initializers.items()):
-        if value.const_value is not None and value.const_value.nbytes > _LARGE_BYTES:
-            del copy.graph.initializers[name]
-            if not value.is_graph_input():
-                copy.graph.inputs.append(value)
-    try:
-        annotated: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(copy), data_prop=True))
-    except (onnx.shape_inference.InferenceError, ValueError):  # an operator or a size that ONNX cannot judge
+def _declared(value: ir.Value) -> Sizes | None:
+    if value.shape is None:
         return None
-    return annotated
+    return tuple(size if isinstance(size, int) else size.value for size in value.shape)
+
+
+def _joined(declared: Sizes | None, inferred: Sizes | None) -> Sizes | None:
+    """What is declared goes first; of the rest, what inference knows."""
+    if declared is None or inferred is None or len(declared) != len(inferred):
+        return inferred if declared is None else declared
+    return tuple(other if size is None else size for size, other in zip(declared, inferred, strict=True))
+
+
+def _is_open(value: ir.Value, learned: dict[ir.Value, _Learned]) -> bool:
+    known = learned.get(value)
+    return value.shape is None and (known is None or known.sizes is None)
+
+
+def _by_onnx(model: ir.Model, twin: ir.Model) -> Iterator[tuple[ir.Value, _Learned]]:
+    """What ONNX's inference says of node outputs, asked about a twin; nothing where it gives up."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(_without_numbers(twin)), data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError):  # an operator or a size that ONNX cannot judge
+        return
+    yield from _annotated(model.graph, inferred.graph)
+
+
+def _annotated(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value, _Learned]]:
+    """Names are unique within a graph; the graphs inside its nodes go node by node."""
+    types = {info.name: info.type.tensor_type for info in (*proto.value_info, *proto.output)}
+    for node, node_proto in zip(graph, proto.node, strict=True):
+        for output in node.outputs:
+            if output.name in types:
+                yield output, _learned(types[output.name])
+        bodies = {attribute.name: attribute.g for attribute in node_proto.attribute if attribute.HasField("g")}
+        for attribute in node.attributes.values():
+            if attribute.name in bodies and not attribute.is_ref():
+                yield from _annotated(attribute.as_graph(), bodies[attribute.name])
+
+
+def _learned(tensor: onnx.TypeProto.Tensor) -> _Learned:
+    dtype = ir.DataType(tensor.elem_type) if tensor.elem_type else None
+    if not tensor.HasField("shape"):
+        return _Learned(None, dtype)
+    sizes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
+    return _Learned(tuple(sizes), dtype)
+
+
+def _without_numbers(model: ir.Model) -> ir.Model:
+    """Where tensors are large, a copy in which they have no data: inference asks for their types and shapes only."""
+    if not any(map(_is_large, _tensors(model))):
+        return model
+    copy = model.clone()
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None and _is_large(value.const_value):
+                value.const_value = Hollow(value.const_value)
+        for node in graph:
+            if node.op_type == "Constant":
+                for name, attribute in list(node.attributes.items()):
+                    if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                        tensor = attribute.as_tensor()
+                        if _is_large(tensor):
+                            node.attributes.add(ir.AttrTensor(name, Hollow(tensor)))
+    return copy
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Initializers and the contents of Constant nodes."""
+    for graph in model.graphs():
+        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+        for node in graph:
+            if node.op_type == "Constant":
+                tensors = (a for a in node.attributes.values() if a.type == ir.AttributeType.TENSOR and not a.is_ref())
+                yield from (attribute.as_tensor() for attribute in tensors)
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE_BYTES
+
+
+def _complete(model: ir.Model, learned: dict[ir.Value, _Learned]) -> None:
+    """Where the rank or type of a node's output is still unknown: the obvious, in graph order."""
+
+    def sizes_of(value: ir.Value | None) -> Sizes | None:
+        if value is None:
+            return None
+        found = learned.get(value)
+        return _joined(_declared(value), found.sizes if found else None)
+
+    def dtype_of(value: ir.Value | None) -> ir.DataType | None:
+        if value is None or value.dtype is not None:
+            return None if value is None else value.dtype
+        return learned[value].dtype if value in learned else None
+
+    for node in model.graph.all_nodes():
+        rule = RULES.get(node.op_type) if is_standard(node) else None
+        if rule is None or not node.inputs or not node.outputs:
+            continue
+        output = node.outputs[0]
+        sizes, dtype = sizes_of(output), dtype_of(output)
+        if sizes is None:
+            sizes = rule(node, [sizes_of(value) for value in node.inputs])
+        if dtype is None and node.op_type in KEEPS_THE_TYPE:
+            dtype = dtype_of(node.inputs[0])
+        learned[output] = _Learned(sizes, dtype)

@@ -1,20 +1,22 @@
-"""Conv and ConvTranspose of any rank, as a copy of windows (im2col) times a matrix, in blocks of bounded memory.
+"""Conv and ConvTranspose of any rank, as products of matrices: windows are copied (im2col) in blocks of bounded memory.
+
+Two kinds of Conv need no copy: kernels of one tap, and depthwise ones, where a copy would cost more than the products.
 
 https://onnx.ai/onnx/operators/onnx__Conv.html and onnx__ConvTranspose.html.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from training.reference.op import Array, Op, OperatorFunction
-from training.reference.windows import Windows, padded, resolve, view
+from training.reference.windows import Windows, padded, resolve
 
-BLOCK_BYTES = 64 << 20  # of copied windows; a few times the last-level cache, and never the size of the whole layer
+BLOCK_BYTES = 8 << 20  # of copied windows: what a processor's cache holds, and never the size of the whole layer
+SLAB_BYTES = 1 << 18  # of channels that a depthwise Conv takes at a time: what the cache next to a core holds
 
 
 def conv(op: Op, x: Array, w: Array, b: Array | None = None) -> Array:
@@ -23,30 +25,72 @@ def conv(op: Op, x: Array, w: Array, b: Array | None = None) -> Array:
     if x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
         raise ValueError(f"input {list(x.shape)} and weight {list(w.shape)} do not fit with group={groups}")
     windows = resolve(op, x.shape[2:], w.shape[2:])
-    matrix = w.reshape(groups, w.shape[0] // groups, -1)
     source = padded(x, windows, 0.0)
-    y = np.empty((x.shape[0], w.shape[0], *windows.output))
-    lines = view(source, windows)  # [N, C, O.., K..]
-    for n, rows in itertools.product(range(x.shape[0]), _blocks(windows, x.shape[1])):
-        part = lines[n, :, rows]
-        y[n, :, rows] = _multiply(matrix, part, groups, len(windows.output))
-    return y if b is None else y + _per_channel(b, y.ndim)
+    if math.prod(windows.kernel) == 1:
+        y = _pointwise(source, w, groups, windows)
+    elif w.shape[1] == 1:
+        y = _depthwise(source, w, windows)
+    else:
+        y = _by_blocks(source, w, groups, windows)
+    if b is not None:
+        y += _per_channel(b, y.ndim)
+    return y
 
 
-def _multiply(matrix: Array, part: Array, groups: int, rank: int) -> Array:
-    """`matrix` [g, O/g, C/g * K] times windows [C, O.., K..] -> [O, O..]."""
-    channels, output, kernel = part.shape[0], part.shape[1 : 1 + rank], part.shape[1 + rank :]
-    grouped = part.reshape(groups, channels // groups, *output, *kernel) if groups > 1 else part[np.newaxis]
-    to_front = (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
-    columns = grouped.transpose(to_front).reshape(groups, matrix.shape[2], math.prod(output))
-    return (matrix @ columns).reshape(-1, *output)
+def _pointwise(source: Array, w: Array, groups: int, windows: Windows) -> Array:
+    """A kernel of one tap is a product with what the strides leave of the input."""
+    (tap,) = _taps(windows)
+    columns = source[:, :, *tap].reshape(source.shape[0], groups, w.shape[1], -1)
+    y = w.reshape(groups, -1, w.shape[1]) @ columns
+    return np.ascontiguousarray(y).reshape(source.shape[0], w.shape[0], *windows.output)
 
 
-def _blocks(windows: Windows, channels: int) -> list[slice]:
-    """Cut the first spatial axis so that one block of copied windows stays below BLOCK_BYTES."""
+def _depthwise(source: Array, w: Array, windows: Windows) -> Array:
+    """One channel a group: the sum over the taps of the shifted input times one number a channel."""
+    n, groups = source.shape[:2]
+    y = np.zeros((n, groups, w.shape[0] // groups, *windows.output))
+    weights = w.reshape(groups, w.shape[0] // groups, -1, *(1,) * len(windows.output))
+    together = max(1, SLAB_BYTES // (8 * math.prod(y.shape[2:])))
+    for image, result in zip(source[:, :, np.newaxis], y, strict=True):
+        for start in range(0, groups, together):
+            some = slice(start, start + together)
+            product = np.empty(result[some].shape)
+            for number, tap in enumerate(_taps(windows)):
+                np.multiply(weights[some, :, number], image[some, :, *tap], out=product)
+                result[some] += product
+    return y.reshape(n, w.shape[0], *windows.output)
+
+
+def _by_blocks(source: Array, w: Array, groups: int, windows: Windows) -> Array:
+    """Bands of output rows: `w` as [g, O/g, C/g * K] times the windows as [g, C/g * K, positions]."""
+    matrix = w.reshape(groups, w.shape[0] // groups, -1)
+    y = np.empty((source.shape[0], w.shape[0], *windows.output))
+    rest = windows.output[1:]
+    rows = _rows_a_block(windows, source.shape[1])
+    buffer = np.empty(source.shape[1] * math.prod(windows.kernel) * min(rows, windows.output[0]) * math.prod(rest))
+    for image, result in zip(source, y, strict=True):
+        for start in range(0, windows.output[0], rows):
+            stop = min(start + rows, windows.output[0])
+            size = source.shape[1] * math.prod(windows.kernel) * (stop - start) * math.prod(rest)
+            columns = buffer[:size].reshape(source.shape[1], -1, stop - start, *rest)
+            for number, (band, *tap) in enumerate(_taps(windows)):
+                columns[:, number] = image[:, band, *tap][:, start:stop]
+            product = matrix @ columns.reshape(groups, matrix.shape[2], -1)
+            result[:, start:stop] = product.reshape(-1, stop - start, *rest)
+    return y
+
+
+def _rows_a_block(windows: Windows, channels: int) -> int:
+    """How many rows of the first spatial axis keep one block of copied windows below BLOCK_BYTES; at least one."""
     row_bytes = 8 * channels * math.prod(windows.kernel) * math.prod(windows.output[1:])
-    rows = max(1, BLOCK_BYTES // row_bytes)
-    return [slice(start, start + rows) for start in range(0, windows.output[0], rows)]
+    return max(1, BLOCK_BYTES // max(row_bytes, 1))
+
+
+def _taps(windows: Windows) -> Iterator[tuple[slice, ...]]:
+    """For each tap of the kernel, in row-major order, where in the padded input the windows have it."""
+    for tap in np.ndindex(*windows.kernel):
+        axes = zip(tap, windows.dilations, windows.output, windows.strides, strict=True)
+        yield tuple(slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in axes)
 
 
 def conv_transpose(op: Op, x: Array, w: Array, b: Array | None = None) -> Array:

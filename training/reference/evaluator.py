@@ -127,7 +127,7 @@ class _Run:
             raise EvaluationFailed(f"node {node.name!r} ({node.op_type}) refuses its inputs: {cause}") from error
         results = result if isinstance(result, tuple) else (result,)
         store = self.read if node.op_type == "Constant" else widen
-        return [None if array is None else store(np.asarray(array)) for array in results]
+        return [None if array is None else _stored(array, store) for array in results]
 
     def call(
         self, function: ir.Function, inputs: Sequence[Array | None], attributes: Mapping[str, ir.Attr]
@@ -266,3 +266,8 @@ def _scan(
 
 
 _CONTROL_FLOW: dict[str, Callable[..., list[Array]]] = {"If": _if, "Loop": _loop, "Scan": _scan}
+
+
+def _stored(result: Any, store: ReadConstant) -> Any:
+    """A tensor as the evaluator keeps it; of a sequence (SplitToSequence and its like), each of its tensors."""
+    return [_stored(part, store) for part in result] if isinstance(result, list) else store(np.asarray(result))

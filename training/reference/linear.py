@@ -9,6 +9,8 @@ import numpy as np
 
 from training.reference.op import Array, Op, OperatorFunction, Result
 
+_EPSILON = float(np.float32(1e-5))  # the default, which like any attribute is a float32
+
 
 def gemm(op: Op, a: Array, b: Array, c: Array | None = None) -> Array:
     """`alpha * A' B' + beta * C`; C broadcasts to the product's shape (before opset 7 only with `broadcast`)."""
@@ -30,14 +32,17 @@ def batch_normalization(op: Op, x: Array, scale: Array, b: Array, mean: Array, v
     Statistics of the batch are population statistics. `momentum` is the share of the *old* running value (the
     complement of torch's). Outputs: Y, running mean, running var and, before opset 14, saved mean and saved var.
     """
-    epsilon = op.get("epsilon", 1e-5)
+    epsilon = op.get("epsilon", _EPSILON)
     # spatial=0 (up to opset 8): one statistic per position, so that only the batch axis is reduced.
     spatial = bool(op.get("spatial", 1))
     axes = tuple(axis for axis in range(x.ndim) if axis == 0 or (spatial and axis > 1))
     shape = (1, -1, *(1,) * (x.ndim - 2)) if spatial else (1, *x.shape[1:])
     scale, b, mean, var = (parameter.reshape(shape) for parameter in (scale, b, mean, var))
     if not is_training(op):
-        return np.asarray((x - mean) / np.sqrt(var + epsilon) * scale + b)
+        y = x - mean
+        y *= scale / np.sqrt(var + epsilon)
+        y += b
+        return y
     own_mean, own_var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
     y = (x - own_mean) / np.sqrt(own_var + epsilon) * scale + b
     momentum = op.get("momentum", 0.9)
@@ -62,14 +67,14 @@ def is_training(op: Op) -> bool:
 def instance_normalization(op: Op, x: Array, scale: Array, b: Array) -> Array:
     """Each sample and channel by its own mean and population variance."""
     shape = (1, -1, *(1,) * (x.ndim - 2))
-    y = _standardised(x, tuple(range(2, x.ndim)), op.get("epsilon", 1e-5))
+    y = _standardised(x, tuple(range(2, x.ndim)), op.get("epsilon", _EPSILON))
     return y * scale.reshape(shape) + b.reshape(shape)
 
 
 def group_normalization(op: Op, x: Array, scale: Array, b: Array) -> Array:
     """Groups of channels; scale and bias are per group in opset 18 and per channel from 21."""
     groups = op.get("num_groups")
-    y = _standardised(x.reshape(x.shape[0], groups, -1), (2,), op.get("epsilon", 1e-5)).reshape(x.shape)
+    y = _standardised(x.reshape(x.shape[0], groups, -1), (2,), op.get("epsilon", _EPSILON)).reshape(x.shape)
     per_channel = [p if p.size == x.shape[1] else np.repeat(p, x.shape[1] // groups) for p in (scale, b)]
     shape = (1, -1, *(1,) * (x.ndim - 2))
     return y * per_channel[0].reshape(shape) + per_channel[1].reshape(shape)
@@ -79,7 +84,7 @@ def layer_normalization(op: Op, x: Array, scale: Array, b: Array | None = None) 
     """Over `axis` and all axes after it; optional outputs are the mean and the inverse standard deviation."""
     axes = tuple(range(op.get("axis", -1) % x.ndim, x.ndim))
     mean = x.mean(axis=axes, keepdims=True)
-    inverse = 1.0 / np.sqrt(x.var(axis=axes, keepdims=True) + op.get("epsilon", 1e-5))
+    inverse = 1.0 / np.sqrt(x.var(axis=axes, keepdims=True) + op.get("epsilon", _EPSILON))
     y = (x - mean) * inverse * scale
     return (y if b is None else y + b), mean, inverse
 

@@ -1,4 +1,4 @@
-"""Resize and Upsample as one interpolation matrix per axis, https://onnx.ai/onnx/operators/onnx__Resize.html.
+"""Resize and Upsample as one interpolation matrix per axis, and GridSample; https://onnx.ai/onnx/operators/onnx__Resize.html.
 
 Interpolation is separable, so each axis is a `[out, in]` matrix and the whole a few matrix products (onnx.reference
 visits each pixel in Python). `antialias`, `tf_crop_and_resize` and the `keep_aspect_ratio_policy` other than "stretch"
@@ -7,8 +7,10 @@ are left to onnx.reference.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -41,9 +43,11 @@ def resize(op: Op, x: Array, *optional: Array | None) -> Array:
 
 
 def upsample(op: Op, x: Array, scales: Array | None = None) -> Array:
-    """Version 7 to 9: as Resize with asymmetric coordinates; nearest rounds down."""
+    """As Resize with asymmetric coordinates; nearest rounds down. Version 1 has two scales, 9 has them as an input."""
     factors = op.get("scales") if scales is None else scales
-    mode = op.get("mode", "nearest")
+    if factors is None:
+        factors = [1.0, 1.0, op.get("height_scale"), op.get("width_scale")]
+    mode = {"bilinear": "linear"}.get(op.get("mode", "nearest"), op.get("mode", "nearest"))  # version 1's word
     old = Op("Resize", 10, {"mode": mode, "nearest_mode": "floor"})
     return resize(old, x, np.asarray(factors, dtype=np.float64))
 
@@ -112,4 +116,46 @@ def _cubic(op: Op, t: Array) -> tuple[Array, Array]:
     return np.array([-1.0, 0.0, 1.0, 2.0]), np.stack([far(1 + t), near(t), near(1 - t), far(2 - t)], axis=1)
 
 
-RESIZING: dict[str, OperatorFunction] = {"Resize": resize, "Upsample": upsample}
+def grid_sample(op: Op, x: Array, grid: Array) -> Array:
+    """`x` [N, C, D1..] read at `grid` [N, O1.., n], whose last axis has the coordinates from -1 to 1, last axis first.
+
+    A position is a product of taps, one list of them an axis. Taps outside are zero, or the border's, or reflected.
+    """
+    n, spatial = x.shape[0], x.shape[2:]
+    mode = op.get("mode", "linear" if op.opset >= 20 else "bilinear").removeprefix("bi")
+    padding, corners = op.get("padding_mode", "zeros"), bool(op.get("align_corners", 0))
+    y: Array = np.zeros((n, x.shape[1], *grid.shape[1:-1]))
+    axes = [_grid_taps(mode, grid[..., -1 - axis], size, corners) for axis, size in enumerate(spatial)]
+    batch = np.arange(n).reshape(n, *(1,) * len(spatial))
+    for taps in itertools.product(*axes):
+        weight = np.ones(grid.shape[:-1])
+        index: list[Any] = []
+        for (position, share), size in zip(taps, spatial, strict=True):
+            inside = (position >= 0) & (position < size)
+            weight = weight * (np.where(inside, share, 0.0) if padding == "zeros" else share)
+            index.append(_brought_inside(position, size, padding, corners))
+        y += weight[:, np.newaxis] * np.moveaxis(x[(batch, slice(None), *index)], -1, 1)
+    return y
+
+
+def _grid_taps(mode: str, coordinate: Array, size: int, corners: bool) -> list[tuple[Array, Array]]:
+    """Whole positions around each coordinate, and their weights."""
+    position = (coordinate + 1) / 2 * (size - 1) if corners else ((coordinate + 1) * size - 1) / 2
+    if mode == "nearest":
+        return [(np.rint(position), np.ones(position.shape))]
+    base = np.floor(position)
+    kernel = _linear if mode == "linear" else _cubic
+    offsets, weights = kernel(Op("GridSample", 0, {}), (position - base).ravel())
+    return [(base + offset, weights[:, i].reshape(base.shape)) for i, offset in enumerate(offsets)]
+
+
+def _brought_inside(position: Array, size: int, padding: str, corners: bool) -> Array:
+    if padding == "reflection" and size > 1:
+        # About the first and last pixel's centre with align_corners, else about their outer edges.
+        period = 2 * (size - 1) if corners else 2 * size
+        folded = np.mod(position, period)
+        position = np.where(folded < size, folded, (period if corners else period - 1) - folded)
+    return np.clip(position, 0, size - 1).astype(np.int64)
+
+
+RESIZING: dict[str, OperatorFunction] = {"Resize": resize, "Upsample": upsample, "GridSample": grid_sample}

@@ -104,9 +104,10 @@ def slice_(
     cut: list[slice] = [slice(None)] * x.ndim
     for axis, start, end, step in zip(which, first, last, stride, strict=True):
         size = x.shape[axis]
-        # Backwards, an end below -size means "past the first element", which Python spells None.
+        # Backwards, an end below -size means "past the first element", which Python spells None, and a start below
+        # -size is the first element, where Python has none.
         stop = None if step < 0 and end < -size else end
-        cut[axis] = slice(start, stop, step)
+        cut[axis] = slice(max(start, -size), stop, step)
     return x[tuple(cut)]
 
 
@@ -140,6 +141,15 @@ def pad(op: Op, x: Array, pads: Array | None = None, value: Array | None = None,
 def expand(_: Op, x: Array, shape: Array) -> Array:
     """Broadcasting in both directions: a 1 in `shape` keeps the input's size."""
     return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape.tolist())))
+
+
+def tile(op: Op, x: Array, repeats: Array, axis: Array | None = None) -> Array:
+    """One number an axis; version 1 had a number of tiles and the one axis for it."""
+    if op.opset >= 6:
+        return np.tile(x, repeats.tolist())
+    if axis is None:
+        raise ValueError("Tile of version 1 lacks its operand 'axis'")
+    return np.concatenate([x] * int(repeats.item()), axis=int(axis.item()))
 
 
 def gather_elements(op: Op, x: Array, indices: Array) -> Array:
@@ -214,7 +224,8 @@ SHAPING: dict[str, OperatorFunction] = {
     "Scatter": scatter,
     "Pad": pad,
     "Expand": expand,
-    "Tile": lambda _, x, repeats: np.tile(x, repeats.tolist()),
+    "Tile": tile,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
+    "SequenceAt": lambda _, parts, index: parts[int(index)],
 }

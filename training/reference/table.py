@@ -8,6 +8,7 @@ from training.reference.linear import LINEAR
 from training.reference.op import OperatorFunction
 from training.reference.pooling import POOLING
 from training.reference.quantization import QUANTIZATION
+from training.reference.recurrent import RECURRENT
 from training.reference.reductions import REDUCTIONS
 from training.reference.resizing import RESIZING
 from training.reference.shaping import SHAPING
@@ -18,6 +19,7 @@ OPERATORS: dict[str, OperatorFunction] = {
     **POOLING,
     **ELEMENTWISE,
     **QUANTIZATION,
+    **RECURRENT,
     **REDUCTIONS,
     **RESIZING,
     **SHAPING,

@@ -64,14 +64,14 @@ REFUSED = {
         "y = BatchNormalization <spatial = 0, is_test = 1> (x, g, b, m, v)", 6, {},
         "spatial=0: its scale differs within a channel"),
     "scale computed": (
-        "y = BatchNormalization (x, q, b, m, v)", 17, {"nodes": "[r] q = Exp (g)"},
-        "scale is not constant: 'q' is computed by Exp 'r'"),
+        "y = BatchNormalization (x, q, b, m, v)", 17, {"nodes": "[r] q = Sin (g)"},
+        "scale is not constant: 'q' is computed by Sin 'r'"),
     "B an input": (
         "y = BatchNormalization (x, g, q, m, v)", 17, {"inputs": ", double[4] q"},
         "B is not constant: 'q' is a graph input"),
     "mean of the batch": (
         "y = BatchNormalization (x, g, b, q, v)", 17, {"nodes": "[r] q = ReduceMean <axes = [0], keepdims = 0> (x)"},
-        "input_mean is not constant: 'q' is computed by ReduceMean 'r'"),
+        "input_mean is not constant: 'q' is computed by ReduceMean 'r' from 'x'"),
     "variance overridable": (
         "y = BatchNormalization (x, g, b, m, q)", 17, {"inputs": ", double[4] q", "q": np.ones(4)},
         "input_var is not constant: 'q' is a graph input with a default that a caller may override"),

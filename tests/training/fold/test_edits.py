@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tests.training.fold.models import build, constant, op_types
-from training.fold.edits import AppendAdd, BecomeGemm, SetOperand, apply, remove_identity, sweep
+from tests.training.fold.models import build, constant
+from training.fold.edits import Become, BecomeGemm, SetOperand, apply, bypass, bypass_identities, sweep
 
 
 def test_operands_of_the_same_origin_role_and_content_share_one_constant():
@@ -50,16 +50,40 @@ def test_a_matmul_becomes_a_gemm_in_its_place():
     assert (node.op_type, node.name, [v.name for v in node.inputs]) == ("Gemm", "mm", ["x", "w", "w_bias"])
 
 
-def test_an_appended_add_takes_over_the_output():
-    model = build("m (double[1,3,2] x) => (double[1,3,2] y) { [mm] y = MatMul (w, x) }", w=np.ones((3, 3)))
+def test_a_node_becomes_another_and_a_second_one_comes_behind_it_under_its_name():
+    model = build("m (double[1,3] x) => (double[1,3] y) { [act] y = Clip (x, low) }", low=np.zeros(()))
     node = model.graph[0]
 
-    added = apply(model, [AppendAdd(node, np.zeros((3, 1)), model.graph.initializers["w"])])
+    apply(model, [Become(node, "Max", 0, np.ones(3)), Become(node, "Min", 0, np.full(3, 2.0))])
 
-    assert op_types(model) == ["MatMul", "Add"]
-    assert model.graph.outputs[0] is added[node].outputs[0]
-    assert [v.name for v in added[node].inputs] == ["y_unshifted", "w_bias"]
-    assert str(model.graph.outputs[0].shape) == "[1,3,2]"
+    assert [(n.name, n.op_type, [v.name for v in n.inputs]) for n in model.graph] == [
+        ("act", "Max", ["x", "act_max"]),
+        ("act_min", "Min", ["y_before_min", "act_min_1"]),
+    ]
+    assert model.graph.outputs[0].name == "y" and "low" not in model.graph.initializers
+
+
+def test_what_stands_before_a_node_that_becomes_another_may_have_changed_first():
+    """The operand is named by its place: by then another node may have come between."""
+    model = build("m (double[1,3] x) => (double[1,3] y) { [a] h = Relu (x) [b] y = Relu (h) }")
+    a, b = model.graph
+
+    apply(model, [Become(a, "Max", 0, np.ones(3)), Become(a, "Min", 0, np.ones(3)), Become(b, "Add", 0, np.ones(3))])
+
+    assert b.inputs[0].producer().op_type == "Min"
+
+
+def test_identities_go_but_for_those_between_an_input_and_an_output():
+    model = build(
+        """m (double[1] x) => (double[1] y, double[1] z) {
+            a = Identity (x) h = Neg (a) b = Identity (h) y = Identity (b) z = Identity (x) }"""
+    )
+
+    bypass_identities(model)
+
+    assert [(n.op_type, n.inputs[0].name, n.outputs[0].name) for n in model.graph] == [
+        ("Neg", "x", "y"), ("Identity", "x", "z"),
+    ]  # fmt: skip
 
 
 def test_a_new_constant_gets_the_bias_name_of_its_weight():
@@ -75,7 +99,7 @@ def test_an_identity_leaves_with_its_input_taking_its_name():
     model = build("m (double[1] x) => (double[1] y) { h = Neg (x) y = own.Same (h, k) }", k=np.ones(1))
     same = model.graph[1]
 
-    left_over = remove_identity(same)
+    left_over = bypass(same, 0)
 
     assert [v.name for v in left_over] == ["k"]
     assert model.graph.outputs[0] is model.graph[0].outputs[0] and model.graph.outputs[0].name == "y"

@@ -141,14 +141,21 @@ def test_other_types_fold_without_changing_type(dtype: torch.dtype):
     )
 
 
-def test_a_linear_on_sequences_is_refused_though_its_sizes_agree():
-    """[N, T, F] with T = F: BatchNorm1d is along T, the Linear acts on F."""
+def test_on_sequences_the_axis_decides_and_not_the_size():
+    """[N, T, F] with T = F: BatchNorm1d is along T, the Linear acts on F. Its weights cannot hold the map; the bias
+    takes the shift, as a matrix, and a Mul is left."""
     module = settle(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)))
+    model = export(module, (torch.randn(2, 5, 5),))
 
-    _, report = fold(export(module, (torch.randn(2, 5, 5),)))
+    folded, report = fold(model, "generic")
 
-    assert [outcome.verdict for outcome in report.batchnorms] == [Verdict.KEPT]
-    assert "acts on axis 2" in report.batchnorms[0].reason
+    assert [outcome.verdict for outcome in report.batchnorms] == [Verdict.REDUCED]
+    assert [node.op_type for node in folded.graph][-3:] == ["MatMul", "Add", "Mul"]
+    assert folded.graph[-2].inputs[1].shape == (5, 5)
+    x = np.random.default_rng(0).normal(size=(2, 5, 5)).astype(np.float32)
+    name = model.graph.inputs[0].name
+    (expected,), (found,) = (evaluate(m, {name: x}) for m in (model, folded))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_without_running_statistics_it_is_refused():

@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.training.fold.models import acceptance_model, serialized
 from training.fold import FoldError, ModelFileError, fold, read_model, write_model
+from training.fold.files import staged_model
+from training.fold.tensors import FileTensor
 
 X = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
 Y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "b", "c", "d"])
@@ -74,6 +76,11 @@ def negative_size() -> onnx.ModelProto:
     return conv(tensor)
 
 
+def large_data(extra: int, dims=(64, 3, 16, 24), data_type: int = 1) -> TensorProto:
+    """A tensor whose payload does not pass through protobuf, with that many bytes too many."""
+    return TensorProto(name="w", data_type=data_type, dims=dims, raw_data=bytes(294912 + extra))
+
+
 def relu(source: str, target: str):
     return helper.make_node("Relu", [source], [target], name=f"to_{target}")
 
@@ -123,6 +130,18 @@ BROKEN = {
         proto(helper.make_node("ConvTranspose", ["x", "w"], ["y"]), initializers=[zeros("w", 4, 2, 3, 3)]),
         "ConvTranspose of 'y' reads 3 channels, its weight 'w' of shape [4, 2, 3, 3] with group=1 is for 4"),
     "data shorter than its shape": (short_data(), "raw_data size (428 bytes) is too small"),
+    "a large tensor shorter than its shape": (
+        conv(large_data(-4)), "tensor 'w' has 294908 bytes of data, its type 1 and shape [64, 3, 16, 24] need 294912"),
+    "a large tensor longer than its shape": (
+        conv(large_data(4)), "tensor 'w' has 294916 bytes of data, its type 1 and shape [64, 3, 16, 24] need 294912"),
+    "a large tensor of a negative size": (
+        conv(large_data(0, dims=[-64, 3, 16, 24])), "tensor 'w' has 294912 bytes of data, its type 1 and shape [-64, "),
+    "a large tensor of no type": (
+        conv(large_data(0, data_type=99)), "Invalid tensor data type 99"),
+    "two initializers of one name": (
+        conv(zeros("w", 4, 3, 3, 3), zeros("w", 4, 3, 3, 3)), "has two initializers 'w' in graph 'g', expected one"),
+    "a large and a small initializer of one name": (
+        conv(large_data(0), zeros("w", 4, 3, 3, 3)), "has two initializers 'w' in graph 'g', expected one"),
     "a negative size": (negative_size(), ""),
     "a sparse initializer": (sparse(), "has a sparse initializer in graph 'g', which is not supported: make it dense"),
     "training_info": (training_info(), "holds training_info, which folding would lose: export the model for inference"),
@@ -280,12 +299,15 @@ class TestWriting:
             os.umask(old)
         assert (tmp_path / "m.onnx").stat().st_mode & 0o777 == 0o640
 
-    def test_more_than_one_file_can_hold(self, tmp_path):
+    def test_data_that_cannot_be_made_leaves_nothing(self, tmp_path):
+        """More than one protobuf can hold goes into two files, of which none is left."""
         model = acceptance_model()
-        huge = ir.LazyTensor(lambda: None, ir.DataType.FLOAT, ir.Shape((1 << 30,)), name="huge")
+        huge = ir.LazyTensor(lambda: ir.tensor(np.zeros(3)), ir.DataType.FLOAT, ir.Shape((1 << 30,)), name="huge")
         model.graph.initializers["deconv_weight"].const_value = huge
 
-        with pytest.raises(ModelFileError, match="bytes of tensors do not fit into one file of"):
+        with pytest.raises(
+            ModelFileError, match=r"m\.onnx: the model cannot be written: tensor 'deconv_weight' has 24 "
+        ):
             write_model(model, tmp_path / "m.onnx")
         assert not list(tmp_path.iterdir())
 
@@ -296,3 +318,148 @@ class TestWriting:
 
         with pytest.raises(ModelFileError, match=r"out\.onnx: cannot be written: "):
             write_model(model, tmp_path / "out.onnx")
+
+
+def large_model(seed: int = 0) -> ir.Model:
+    """Two weights of 288 KiB, one of them in a Constant node, and a small bias."""
+    rng = np.random.default_rng(seed)
+    w = numpy_helper.from_array(rng.normal(size=(64, 3, 16, 24)).astype(np.float32), "w")
+    k = numpy_helper.from_array(rng.normal(size=(64, 64, 6, 12)).astype(np.float32))
+    b = numpy_helper.from_array(rng.normal(size=64).astype(np.float32), "b")
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], pads=[20] * 4),
+        helper.make_node("Constant", [], ["k"], value=k),
+        helper.make_node("Conv", ["h", "k"], ["y"]),
+    ]
+    return ir.from_proto(proto(*nodes, initializers=[w, b]))
+
+
+def weights(model: ir.Model) -> dict[str, np.ndarray]:
+    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+
+
+@pytest.fixture(params=["in memory", "on disk"])
+def _everything_counts_as_large(request, monkeypatch):
+    """Files above 256 MB are mapped instead of read; here all of them are."""
+    if request.param == "on disk":
+        monkeypatch.setattr("training.fold.tensors.IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr("training.fold.files.IN_MEMORY_BYTES", 0)
+
+
+@pytest.mark.usefixtures("_everything_counts_as_large")
+class TestLargeModels:
+    @pytest.mark.parametrize("external", [False, True], ids=["one file", "two files"])
+    def test_what_reads_back_is_what_was_written(self, tmp_path, external):
+        write_model(large_model(), tmp_path / "m.onnx", external=external)
+        found = read_model(tmp_path / "m.onnx")
+
+        onnx.checker.check_model(tmp_path / "m.onnx", full_check=True)
+        assert isinstance(found.graph.initializers["w"].const_value, FileTensor | ir.ExternalTensor)
+        for name, wanted in weights(large_model()).items():
+            np.testing.assert_array_equal(weights(found)[name], wanted)
+        if not external:
+            assert (tmp_path / "m.onnx").read_bytes() == ir.to_proto(large_model()).SerializeToString()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", *(["m.onnx.data"] if external else [])]
+
+    def test_a_copy_of_what_was_read_is_the_same_file(self, tmp_path):
+        write_model(large_model(), tmp_path / "a.onnx")
+
+        write_model(read_model(tmp_path / "a.onnx"), tmp_path / "b.onnx")
+
+        assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()
+
+    @pytest.mark.parametrize("external", [False, True], ids=["one file", "two files"])
+    def test_a_model_may_be_written_over_its_own_file(self, tmp_path, external):
+        write_model(large_model(), tmp_path / "m.onnx", external=external)
+        model = read_model(tmp_path / "m.onnx")
+        model.graph.initializers["b"].const_value = ir.tensor(np.ones(64, np.float32), name="b")
+
+        write_model(model, tmp_path / "m.onnx", external=external)
+
+        found = weights(read_model(tmp_path / "m.onnx"))
+        np.testing.assert_array_equal(found["w"], weights(large_model())["w"])
+        assert found["b"].tolist() == [1.0] * 64
+
+    def test_weights_can_be_read_after_the_file_is_gone(self, tmp_path):
+        write_model(large_model(), tmp_path / "m.onnx")
+        model = read_model(tmp_path / "m.onnx")
+        (tmp_path / "m.onnx").unlink()
+
+        np.testing.assert_array_equal(weights(model)["w"], weights(large_model())["w"])
+
+    def test_external_data_comes_into_one_file_on_request(self, tmp_path):
+        write_model(large_model(), tmp_path / "m.onnx", external=True)
+
+        write_model(read_model(tmp_path / "m.onnx"), tmp_path / "n.onnx", external=False)
+
+        assert (tmp_path / "n.onnx").read_bytes() == ir.to_proto(large_model()).SerializeToString()
+
+    def test_arrays_are_views_that_cannot_be_written(self, tmp_path):
+        write_model(large_model(), tmp_path / "m.onnx")
+        tensor = read_model(tmp_path / "m.onnx").graph.initializers["w"].const_value
+
+        assert not tensor.numpy().flags.writeable
+        assert tensor.tobytes() == weights(large_model())["w"].tobytes()
+        np.testing.assert_array_equal(np.asarray(tensor), tensor.numpy())
+
+
+class TestDataFiles:
+    def test_offsets_are_whole_pages(self, tmp_path):
+        model = large_model()
+        model.graph.register_initializer(ir.val("z", const_value=ir.tensor(np.ones(40_001, np.float32), name="z")))
+
+        write_model(model, tmp_path / "m.onnx", external=True)
+
+        entries = [
+            {entry.key: entry.value for entry in tensor.external_data}
+            for tensor in onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer
+        ]
+        assert [int(entry["offset"]) for entry in entries if entry] == [0, 72 * 4096]
+        assert (tmp_path / "m.onnx.data").stat().st_size == (72 + 40) * 4096
+
+    def test_a_data_file_is_never_replaced_but_goes_with_its_model(self, tmp_path):
+        """Whoever has read the old graph finds the old data, or none; never the new."""
+        path = tmp_path / "m.onnx"
+        names = []
+        for seed in range(3):
+            write_model(large_model(seed), path, external=True)
+            (data,) = (p.name for p in tmp_path.iterdir() if p != path)
+            names.append(data)
+            np.testing.assert_array_equal(weights(read_model(path))["w"], weights(large_model(seed))["w"])
+
+        assert names == ["m.onnx.data", "m.onnx.1.data", "m.onnx.data"]
+
+    def test_a_data_file_of_another_name_or_another_model_stays(self, tmp_path):
+        (tmp_path / "m.onnx.data").write_bytes(b"somebody's")
+        (tmp_path / "w.bin").write_bytes(bytes(432))
+        (tmp_path / "m.onnx").write_bytes(external("w.bin").SerializeToString())
+
+        write_model(large_model(), tmp_path / "m.onnx", external=True)
+
+        assert (tmp_path / "m.onnx.data").read_bytes() == b"somebody's"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.1.data", "m.onnx.data", "w.bin"]
+
+    def test_a_model_of_small_weights_only_needs_no_second_file(self, tmp_path):
+        write_model(acceptance_model(), tmp_path / "m.onnx", external=True)
+
+        assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+    def test_what_is_not_committed_vanishes(self, tmp_path):
+        write_model(large_model(0), tmp_path / "m.onnx", external=True)
+
+        with staged_model(large_model(1), tmp_path / "m.onnx", external=True) as staged:
+            assert len(list(tmp_path.iterdir())) == 4
+        assert staged.path == tmp_path / "m.onnx"
+
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+        np.testing.assert_array_equal(weights(read_model(tmp_path / "m.onnx"))["w"], weights(large_model(0))["w"])
+
+    def test_a_data_file_that_became_shorter_while_it_was_copied(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("training.fold.files.IN_MEMORY_BYTES", 0)
+        write_model(large_model(), tmp_path / "m.onnx", external=True)
+        model = read_model(tmp_path / "m.onnx")
+        os.truncate(tmp_path / "m.onnx.data", 1000)
+
+        with pytest.raises(ModelFileError, match=r"out\.onnx: cannot be written: .*has become shorter"):
+            write_model(model, tmp_path / "out.onnx", external=True)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]

@@ -175,5 +175,6 @@ def test_an_odd_operator_stops_shape_inference_but_not_folding():
 
 def test_the_public_names_are_these():
     assert sorted(training.fold.__all__) == [
-        "BatchNormOutcome", "FoldError", "FoldReport", "ModelFileError", "Verdict", "fold", "read_model", "write_model",
+        "BatchNormOutcome", "FoldError", "FoldReport", "ModelFileError", "Profile", "Verdict", "fold", "read_model",
+        "write_model",
     ]  # fmt: skip

@@ -1,192 +1,133 @@
-"""Laws, on random graphs under hostile statistics: the folded graph computes the same, and folding twice is once.
+"""Laws, on random graphs of every operator the engine knows, under hostile statistics (see judge.py, random_graphs.py).
 
-A graph is a random chain (with residual sums, shared weights, kept readers) of every operator a rule knows, of
-BatchNormalization, and of operators no rule knows.
+`make fuzz` runs a hundred thousand; these are two thousand, the same every time.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import multiprocessing
+from collections import Counter
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+import pytest
 
-from tests.training.fold.models import build, serialized, statistics
-from tests.training.fold.oracle import assert_same_function
-from training.fold import Verdict, fold
+from tests.training.fold import fuzz
+from tests.training.fold.random_graphs import random_model
+from training.fold import Profile, fold
+from training.fold.operators import RULES
 
-Array = np.ndarray[Any, Any]
-
-
-class Writer:
-    """Writes one graph: text and constants, following the shape of the tensor that runs through it."""
-
-    def __init__(self, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
-        self.rng, self.start, self.shape, self.at = rng, shape, shape, "x"
-        self.lines: list[str] = []
-        self.constants: dict[str, Array] = {}
-        self.outputs: dict[str, tuple[int, ...]] = {}
-
-    def draw(self, *shape: int) -> str:
-        """A new constant, or, one time in four, an old one of the same shape."""
-        same = [name for name, array in self.constants.items() if array.shape == shape and name.startswith("k")]
-        if same and self.rng.random() < 0.25:
-            return str(self.rng.choice(same))
-        return self.keep(self.rng.normal(size=shape), "k")
-
-    def keep(self, array: Array, prefix: str) -> str:
-        name = f"{prefix}{len(self.constants)}"
-        self.constants[name] = array
-        return name
-
-    def then(self, call: str, shape: tuple[int, ...] | None = None) -> None:
-        """`call` reads `{x}`, the tensor so far."""
-        after = f"t{len(self.lines)}"
-        self.lines.append(f"{after} = {call.replace('{x}', self.at)}")
-        self.at, self.shape = after, shape or self.shape
-
-    def some(self, *choices: Any) -> Any:
-        return choices[int(self.rng.integers(len(choices)))]
-
-    def bias(self, channels: int) -> str:
-        return self.some("", ",", f", {self.draw(channels)}")
-
-    # One method an operator; each keeps or changes the shape.
-    def batchnorm(self) -> None:
-        names = [self.keep(part, key) for key, part in statistics(self.rng, self.shape[1]).items()]
-        epsilon = self.some("0.0", "1e-12", "1e-05", "0.001")
-        self.then(f"BatchNormalization <epsilon = {epsilon}> ({{x}}, {', '.join(names)})")
-
-    def conv(self) -> None:
-        n, c, *spatial = self.shape
-        group = self.some(1, c, *([2] if c % 2 == 0 else []))
-        out = self.some(1, 2) * group if group > 1 else self.some(c, 2, 3)
-        kernel = [self.some(1, 3) for _ in spatial]
-        pads = [k // 2 for k in kernel] * 2
-        weight = self.draw(out, c // group, *kernel)
-        self.then(f"Conv <group = {group}, pads = {pads}> ({{x}}, {weight}{self.bias(out)})", (n, out, *spatial))
-
-    def conv_transpose(self) -> None:
-        n, c, *spatial = self.shape
-        group = self.some(1, c, *([2] if c % 2 == 0 else []))
-        per_group = self.some(1, 2)
-        weight = self.draw(c, per_group, *[3] * len(spatial))
-        out = per_group * group
-        pads = [1] * 2 * len(spatial)
-        self.then(
-            f"ConvTranspose <group = {group}, pads = {pads}> ({{x}}, {weight}{self.bias(out)})", (n, out, *spatial)
-        )
-
-    def gemm(self) -> None:
-        m, k = self.shape
-        n, transposed = self.some(k, 2, 5), self.some(0, 1)
-        weight = self.draw(n, k) if transposed else self.draw(k, n)
-        c = self.some("", ",", *(f", {self.draw(*shape)}" for shape in [(), (1,), (n,), (1, n), (m, 1), (m, n)]))
-        attributes = f"transB = {transposed}, alpha = {self.some('1.0', '0.5')}, beta = {self.some('1.0', '2.0')}"
-        self.then(f"Gemm <{attributes}> ({{x}}, {weight}{c})", (m, n))
-
-    def matmul(self) -> None:
-        *lead, k = self.shape
-        n = self.some(k, 2, 5)
-        self.then(f"MatMul ({{x}}, {self.draw(k, n)})", (*lead, n))
-
-    def matmul_left(self) -> None:
-        *lead, k, last = self.shape
-        m = self.some(k, 2, 5)
-        self.then(f"MatMul ({self.draw(m, k)}, {{x}})", (*lead, m, last))
-
-    def add(self) -> None:
-        shape = self.some((), (1,), self.shape[-1:], self.shape[1:], (self.shape[1], *[1] * (len(self.shape) - 2)))
-        constant = self.draw(*shape)
-        self.then(self.some(f"Add ({{x}}, {constant})", f"Add ({constant}, {{x}})"))
-
-    def relu(self) -> None:
-        self.then("Relu ({x})")
-
-    def transpose(self) -> None:
-        *lead, a, b = range(len(self.shape))
-        self.then(f"Transpose <perm = {[*lead, b, a]}> ({{x}})", (*self.shape[:-2], self.shape[-1], self.shape[-2]))
-
-    def tap(self) -> None:
-        """Somebody else reads this tensor."""
-        self.lines.append(f"o{len(self.lines)} = Identity ({self.at})")
-
-    def output(self) -> None:
-        """This tensor is a graph output as well."""
-        if self.at != "x":
-            self.outputs[self.at] = self.shape
-
-    def model(self) -> ir.Model:
-        self.output()
-        outputs = ", ".join(f"double{list(shape)} {name}" for name, shape in self.outputs.items())
-        graph = f"m (double{list(self.start)} x) => ({outputs}) {{ {' '.join(self.lines)} }}"
-        used = {name for name in self.constants if any(name in line for line in self.lines)}
-        return build(graph, **{name: array for name, array in self.constants.items() if name in used})
+_GRAPHS = 2000
 
 
-BY_RANK = {
-    2: ["gemm", "matmul", "add", "relu", "transpose"],
-    3: ["conv", "conv_transpose", "matmul", "matmul_left", "add", "relu", "transpose"],
-    4: ["conv", "conv_transpose", "matmul", "matmul_left", "add", "relu", "transpose"],
-}
+def test_no_fold_is_wrong_and_none_changes_anything_the_second_time():
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        results = pool.map(fuzz.run, fuzz.chunks(1_000_000, _GRAPHS), chunksize=1)
+
+    counts = sum((counts for _, counts in results), Counter[str]())
+    assert [failure for failures, _ in results for failure in failures] == []
+    # The law would hold of graphs without BatchNormalization too: these are not such.
+    assert counts["folded"] >= _GRAPHS / 3 and counts["clamped"] >= 20 and counts["reduced"] >= 100
+    assert counts["kept"] >= 500 and counts["affines_folded"] >= 100 and counts["branches_merged"] >= 100
 
 
-def random_model(seed: int) -> ir.Model:
-    rng = np.random.default_rng(seed)
-    rank = int(rng.choice([2, 3, 4]))
-    coincident = rng.random() < 0.5
-    shape = (4,) * rank if coincident else (2, 4, 5, 3)[:rank]
-    writer = Writer(rng, shape)
-    for _ in range(int(rng.integers(1, 9))):
-        if int(np.prod(writer.shape)) > 2000:
-            break
-        getattr(writer, str(rng.choice(BY_RANK[rank])))()
-        for step, chance in (
-            (writer.tap, 0.05),
-            (writer.output, 0.05),
-            (writer.batchnorm, 0.6),
-            (writer.batchnorm, 0.1),
-        ):
-            if rng.random() < chance:
-                step()
-    if not writer.lines:
-        writer.relu()
-    return writer.model()
+def test_the_graphs_contain_what_the_engine_knows():
+    missing = set(RULES) - {node.op_type for seed in range(400) for node in random_model(seed).graph}
+
+    assert missing == {
+        "Cast", "CastLike", "GlobalLpPool", "GridSample", "LpPool", "TopK", "Upsample",  # float64, opset 18, or rare
+        *(set(RULES) & {"Einsum"}),
+    }  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 2**32 - 1))
-@example(0)
-def test_a_folded_random_graph_computes_the_same_and_folds_once(seed: int):
+@pytest.mark.parametrize("seed", range(25))
+def test_the_folded_file_is_a_valid_one(seed):
+    onnx.checker.check_model(ir.to_proto(fold(random_model(seed), Profile.GENERIC)[0]), full_check=True)
+
+
+def renamed(model: ir.Model, rng: np.random.Generator) -> ir.Model:
+    """Every inner tensor and node under a random name."""
+    copy = model.clone()
+    fixed = {value.name for value in (*copy.graph.inputs, *copy.graph.outputs)}
+    for node in copy.graph:
+        node.name = f"n{rng.integers(1 << 40)}"
+        for value in node.outputs:
+            if value.name not in fixed:
+                value.name = f"v{rng.integers(1 << 40)}"
+    return copy
+
+
+def shuffled(model: ir.Model, rng: np.random.Generator) -> ir.Model:
+    """The nodes in another topological order."""
+    proto = ir.to_proto(model)
+    waiting, known, order = list(proto.graph.node), {i.name for i in proto.graph.input}, []
+    known |= {i.name for i in proto.graph.initializer} | {""}
+    while waiting:
+        ready = [node for node in waiting if set(node.input) <= known]
+        node = ready[int(rng.integers(len(ready)))]
+        waiting.remove(node)
+        known |= set(node.output)
+        order.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(order)
+    return ir.from_proto(proto)
+
+
+def with_identities(model: ir.Model, _: np.random.Generator) -> ir.Model:
+    """An Identity behind every node output that another node reads."""
+    copy = model.clone()
+    for node in list(copy.graph):
+        for value in node.outputs:
+            if value.uses() and not value.is_graph_output():
+                identity = ir.Node(
+                    "", "Identity", [value], outputs=[ir.Value(name=f"{value.name}_same", type=value.type)]
+                )
+                value.replace_all_uses_with(identity.outputs[0])
+                identity.replace_input_with(0, value)
+                copy.graph.insert_after(node, identity)
+    return copy
+
+
+def decomposed(model: ir.Model, _: np.random.Generator) -> ir.Model:
+    """Every BatchNormalization as a Mul and an Add of vectors shaped for broadcasting."""
+    copy = model.clone()
+    for node in list(copy.graph):
+        if node.op_type != "BatchNormalization":
+            continue
+        x, *parameters = node.inputs
+        gamma, beta, mean, variance = (p.const_value.numpy() for p in parameters)
+        slope = gamma / np.sqrt(variance + np.float64(np.float32(node.attributes["epsilon"].value)))
+        rank = len(x.shape) if x.shape is not None else 4
+        like = (-1, *[1] * (rank - 2))
+        constants = [("scale", slope.reshape(like)), ("shift", (beta - slope * mean).reshape(like))]
+        values = [ir.Value(name=f"{node.name}_{what}", const_value=ir.tensor(array)) for what, array in constants]
+        for value in values:
+            copy.graph.register_initializer(value)
+        product = ir.Node("", "Mul", [x, values[0]], name=f"{node.name}_mul")
+        product.outputs[0].name = f"{node.name}_product"
+        total = ir.Node("", "Add", [product.outputs[0], values[1]], name=f"{node.name}_add", outputs=[ir.Value()])
+        y = node.outputs[0]
+        name, kind, shape = y.name, y.type, y.shape
+        y.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
+        copy.graph.insert_before(node, [product, total])
+        copy.graph.remove(node, safe=True)
+        total.outputs[0].name, total.outputs[0].type, total.outputs[0].shape = name, kind, shape
+    return copy
+
+
+def kinds(model: ir.Model) -> Counter[str]:
+    """The operators of a folded graph, but for Identity."""
+    return Counter(node.op_type for node in model.graph if node.op_type != "Identity")
+
+
+@pytest.mark.parametrize("change", [renamed, shuffled, with_identities])
+@pytest.mark.parametrize("seed", range(40))
+def test_the_order_and_names_of_nodes_and_identities_between_them_do_not_matter(change, seed):
     model = random_model(seed)
-    before = serialized(model)
+    other = change(model, np.random.default_rng(seed))
 
-    folded, report = fold(model)
+    first, second = fold(model, Profile.GENERIC)[1].summary(), fold(other, Profile.GENERIC)[1].summary()
 
-    assert serialized(model) == before
-    for mine, theirs in ((model.graph.inputs, folded.graph.inputs), (model.graph.outputs, folded.graph.outputs)):
-        assert [(v.name, v.type, v.shape) for v in mine] == [(v.name, v.type, v.shape) for v in theirs]
-    onnx.checker.check_model(ir.to_proto(folded), full_check=True)
-    again, second = fold(folded)
-    assert not second.changed and serialized(again) == serialized(folded)
-    if not report.changed:
-        assert serialized(folded) == before
-    assert_same_function(model, folded, seed, tolerance=1e-11)
-
-
-def test_the_generator_reaches_every_verdict_and_rule():
-    """The property above would hold of models without BatchNormalization too: these are not such."""
-    verdicts: dict[Verdict, int] = dict.fromkeys(Verdict, 0)
-    into: set[str] = set()
-    for seed in range(150):
-        folded, report = fold(random_model(seed))
-        kinds = {node.name or node.outputs[0].name: node.op_type for node in folded.graph}
-        for outcome in report.batchnorms:
-            verdicts[outcome.verdict] += 1
-            into |= {kinds[name] for name in outcome.into}
-
-    assert min(verdicts.values()) >= 5 and verdicts[Verdict.FOLDED] >= 100
-    assert into == {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add"}
+    assert {k: v for k, v in first.items() if "nodes" not in k} == {k: v for k, v in second.items() if "nodes" not in k}

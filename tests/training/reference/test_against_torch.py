@@ -225,3 +225,143 @@ def test_resize_equals_torch(mode: str, align: bool, size: tuple[int, int]) -> N
     )
     expected = F.interpolate(torch.from_numpy(x), size, mode=mode, align_corners=align)
     np.testing.assert_allclose(ours(model, [x, None, None, sizes])[0], expected.numpy(), rtol=1e-12, atol=1e-12)
+
+
+GATES = {
+    "RNN": [0],
+    "GRU": [1, 0, 2],
+    "LSTM": [0, 3, 1, 2],
+}  # ONNX's order of gates in torch's: zrh of rzn, iofc of ifco
+LAYERS = {"RNN": torch.nn.RNN, "GRU": torch.nn.GRU, "LSTM": torch.nn.LSTM}
+
+
+def recurrent(kind: str, directions: int, **more: Any) -> tuple[Any, list[Array | None], Array]:
+    """A torch layer of input size 3 and hidden size 4 in float64, its operands as ONNX has them, and an input."""
+    torch.manual_seed(5)
+    layer = LAYERS[kind](3, 4, bidirectional=directions == 2, dtype=torch.float64, **more)
+    order = GATES[kind]
+
+    def operand(name: str) -> Array:
+        parts = [getattr(layer, name + end).detach().numpy() for end in ("", "_reverse")[:directions]]
+        return np.stack([np.concatenate([np.split(part, len(order))[gate] for gate in order]) for part in parts])
+
+    bias = np.concatenate([operand("bias_ih_l0"), operand("bias_hh_l0")], axis=1) if layer.bias else None
+    return layer, [operand("weight_ih_l0"), operand("weight_hh_l0"), bias], reals(11, 5, 2, 3)
+
+
+def linear_before_reset(kind: str) -> dict[str, Any]:
+    return {"linear_before_reset": 1} if kind == "GRU" else {}  # torch multiplies by the reset gate behind the product
+
+
+@pytest.mark.parametrize("opset", [7, 14, 22])
+@pytest.mark.parametrize("directions", [1, 2], ids=["forward", "bidirectional"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_recurrent_layers_equal_torch(kind: str, directions: int, opset: int) -> None:
+    layer, operands, x = recurrent(kind, directions)
+    states = [reals(seed, directions, 2, 4) for seed in range(2 if kind == "LSTM" else 1)]
+    direction = {1: "forward", 2: "bidirectional"}[directions]
+    model = one_node(
+        kind, [x, *operands, None, *states], opset=opset, outputs=1 + len(states), hidden_size=4, direction=direction,
+        **linear_before_reset(kind),
+    )  # fmt: skip
+    start = tuple(map(torch.from_numpy, states))
+    y, ends = layer(torch.from_numpy(x), start if kind == "LSTM" else start[0])
+
+    found = ours(model, [x, *operands, None, *states])
+
+    np.testing.assert_allclose(
+        found[0].transpose(0, 2, 1, 3).reshape(5, 2, -1), y.detach().numpy(), rtol=1e-12, atol=1e-14
+    )
+    for end, expected in zip(found[1:], ends if kind == "LSTM" else (ends,), strict=True):
+        np.testing.assert_allclose(end, expected.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_recurrent_layers_of_sequences_of_different_lengths_equal_torch(kind: str) -> None:
+    """The shorter one ends earlier; backwards it begins at its own end."""
+    layer, operands, x = recurrent(kind, 2, bias=False)
+    lengths = np.array([5, 3], dtype=np.int32)
+    model = one_node(
+        kind, [x, *operands, lengths], outputs=2, hidden_size=4, direction="bidirectional", **linear_before_reset(kind)
+    )
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.from_numpy(x), torch.from_numpy(lengths).long())
+    y, ends = layer(packed)
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(y)
+
+    found, end = ours(model, [x, *operands, lengths])
+    last = ends[0] if kind == "LSTM" else ends
+
+    np.testing.assert_allclose(
+        found.transpose(0, 2, 1, 3).reshape(5, 2, -1), expected.detach().numpy(), rtol=1e-12, atol=1e-14
+    )
+    np.testing.assert_allclose(end, last.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_recurrent_layers_with_the_batch_first_and_backwards(kind: str) -> None:
+    """layout=1 swaps the axes; reverse is the forward layer on the input turned round."""
+    _, operands, x = recurrent(kind, 1)
+    forward = one_node(kind, [x[::-1].copy(), *operands], outputs=2, hidden_size=4, **linear_before_reset(kind))
+    batch_first = x.swapaxes(0, 1).copy()
+    turned = one_node(
+        kind,
+        [batch_first, *operands],
+        outputs=2,
+        hidden_size=4,
+        direction="reverse",
+        layout=1,
+        **linear_before_reset(kind),
+    )
+
+    y, end = ours(forward, [x[::-1].copy(), *operands])
+    y_turned, end_turned = ours(turned, [batch_first, *operands])
+
+    np.testing.assert_allclose(y_turned, y[::-1].transpose(2, 0, 1, 3), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(end_turned, end.swapaxes(0, 1), rtol=1e-12, atol=1e-14)
+
+
+def test_an_lstm_with_peepholes_clipping_and_coupled_gates_is_what_its_page_says() -> None:
+    """One step, written out: no other implementation has all three."""
+    x, w, r, b = reals(0, 1, 2, 3), reals(1, 1, 16, 3), reals(2, 1, 16, 4), reals(3, 1, 32)
+    h, c, p = reals(4, 1, 2, 4), reals(5, 1, 2, 4), reals(6, 1, 12)
+    inputs = [x, w, r, b, None, h, c, p]
+    model = one_node(
+        "LSTM", inputs, outputs=3, hidden_size=4, clip=0.75, input_forget=1,
+        activations=["HardSigmoid", "Relu", "LeakyRelu"], activation_alpha=[0.25, 0.5], activation_beta=[0.375],
+    )  # fmt: skip
+    gates = x[0] @ w[0].T + h[0] @ r[0].T + b[0, :16] + b[0, 16:]
+    clipped = lambda value: np.clip(value, -0.75, 0.75)  # noqa: E731
+    hard = lambda value: np.clip(0.25 * clipped(value) + 0.375, 0, 1)  # noqa: E731
+    i = hard(gates[:, :4] + p[0, :4] * c[0])
+    cell = (1 - i) * c[0] + i * np.maximum(clipped(gates[:, 12:]), 0)
+    o = hard(gates[:, 4:8] + p[0, 4:8] * cell)
+    hidden = o * np.where(cell < 0, 0.5 * cell, cell)
+
+    y, last, last_cell = ours(model, inputs)
+
+    np.testing.assert_allclose(y[0, 0], hidden, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(last[0], hidden, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(last_cell[0], cell, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize(
+    ("mode", "opset"), [("bilinear", 16), ("linear", 20), ("nearest", 20), ("bicubic", 16), ("cubic", 20)]
+)
+def test_grid_sample_equals_torch(mode: str, opset: int, padding: str, corners: bool) -> None:
+    """Coordinates reach beyond both borders."""
+    x, grid = reals(1, 2, 3, 5, 4), np.random.default_rng(2).uniform(-1.7, 1.7, (2, 3, 2, 2))
+    word = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    model = one_node("GridSample", [x, grid], opset=opset, mode=mode, padding_mode=padding, align_corners=int(corners))
+    expected = F.grid_sample(*tensors([x, grid]), mode=word, padding_mode=padding, align_corners=corners)
+
+    np.testing.assert_allclose(ours(model, [x, grid])[0], expected.numpy(), rtol=1e-11, atol=1e-12)
+
+
+def test_grid_sample_of_volumes_equals_torch() -> None:
+    x, grid = reals(1, 2, 3, 5, 4, 3), np.random.default_rng(2).uniform(-1.4, 1.4, (2, 3, 2, 4, 3))
+    model = one_node("GridSample", [x, grid], opset=20, mode="linear", padding_mode="border")
+    expected = F.grid_sample(*tensors([x, grid]), padding_mode="border", align_corners=False)
+
+    np.testing.assert_allclose(ours(model, [x, grid])[0], expected.numpy(), rtol=1e-11, atol=1e-12)

@@ -1,0 +1,118 @@
+"""A shift into a tensor that others share is left where it is if it would bury that tensor's digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.training.fold.judge import judge
+from tests.training.fold.maps import bn, numbers
+from tests.training.fold.models import build, op_types
+from training.fold import Profile, Verdict
+
+
+def stream(ratio: float, mean: float = 0.0, gamma: float = 1.0, variance: float = 1.0) -> ir.Model:
+    """A residual stream `t`, whose BatchNormalization has `beta / gamma == ratio` in channel 1."""
+    rng = np.random.default_rng(0)
+    beta = np.array([0.1, ratio * gamma, -0.1])
+    return build(
+        f"""m (double[2,3,4,4] x) => (double[2,3,4,4] y) {{
+            [stem] s = Tanh (x) [left] a = Conv (s, w) [relu] r = Relu (a) [right] b = Conv (r, w2) [add] t = Add (a, b)
+            {bn("n", "t", "u")} [end] y = Sigmoid (u) }}""",
+        w=rng.normal(size=(3, 3, 1, 1)),
+        w2=rng.normal(size=(3, 3, 1, 1)),
+        **numbers("n", [gamma] * 3, beta, [0.0, mean, 0.0], [variance] * 3),
+    )
+
+
+SIGNS = pytest.mark.parametrize("sign", [1, -1])
+
+
+@SIGNS
+@pytest.mark.parametrize(("ratio", "folds"), [(1, True), (8, True), (15.9, True), (16.1, False), (32, False)])
+def test_a_shift_of_more_than_sixteen_deviations_stays(ratio, folds, sign):
+    outcome = judge(stream(sign * ratio), Profile.GENERIC).report.batchnorms[0]
+
+    assert (outcome.verdict is Verdict.FOLDED) is folds
+
+
+def test_what_is_predicted_is_said_in_the_worst_channel():
+    outcome = judge(stream(32), Profile.GENERIC).report.batchnorms[0]
+
+    assert outcome.reason == (
+        "ill-conditioned: 't' would be stored 32 deviations from zero in channel 1 (was 0, limit 16)"
+    )
+
+
+def test_the_deviations_are_the_statistics():
+    """beta / gamma is 8, but of normalised units: the map shifts by as many deviations, whatever they are."""
+    assert judge(stream(8, variance=1e-4), Profile.GENERIC).report.count(Verdict.FOLDED) == 1
+    assert judge(stream(32, variance=1e4), Profile.GENERIC).report.count(Verdict.FOLDED) == 0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "mean", "folds"),
+    [
+        (32, 100.0, True),  # stored around 32 instead of 100
+        (100, 100.0, True),
+        (100, 32.0, False),
+    ],
+)
+def test_a_tensor_that_was_as_far_from_zero_before_is_no_worse_for_it(ratio, mean, folds):
+    outcome = judge(stream(ratio, mean), Profile.GENERIC).report.batchnorms[0]
+
+    assert (outcome.verdict is Verdict.FOLDED) is folds
+
+
+def test_a_convolution_of_its_own_takes_any_shift():
+    """Nothing else is rounded at that size: the product is computed as it was."""
+    graph = build(
+        f"""m (double[2,3,4,4] x) => (double[2,3,4,4] y) {{
+            [conv] t = Conv (x, w) {bn("n", "t", "u")} [end] y = Sigmoid (u) }}""",
+        w=np.ones((3, 3, 1, 1)),
+        **numbers("n", [1.0] * 3, [0.0, 1e4, 0.0]),
+    )
+
+    assert op_types(judge(graph, Profile.GENERIC).folded) == ["Conv", "Sigmoid"]
+
+
+def test_nor_does_a_tensor_that_two_convolutions_read_take_it():
+    """Upstream there is no room, and both readers would be stored around it."""
+    graph = build(
+        f"""m (double[2,3,4,4] x) => (double[2,3,4,4] y, double[2,3,4,4] z) {{
+            [conv] t = Conv (x, w) {bn("n", "t", "u")} [end] y = Sigmoid (u) [other] z = Conv (t, w) }}""",
+        w=np.ones((3, 3, 1, 1)),
+        **numbers("n", [1.0] * 3, [0.0, 32.0, 0.0]),
+    )
+
+    outcome = judge(graph, Profile.GENERIC).report.batchnorms[0]
+
+    assert outcome.verdict is Verdict.KEPT and outcome.reason.startswith("ill-conditioned: 't' would be stored 32")
+
+
+def test_one_ill_conditioned_shift_leaves_the_others_of_the_stream():
+    rng = np.random.default_rng(0)
+    graph = build(
+        f"""m (double[2,3,4,4] x) => (double[2,3,4,4] y) {{
+            [stem] s = Conv (x, w) {bn("n1", "s", "p")} [r1] q = Relu (p) [c1] h = Conv (q, w2) [add] t = Add (s, h)
+            {bn("n2", "t", "u")} [r2] a = Relu (u) [c2] y = Conv (a, w2) }}""",
+        w=rng.normal(size=(3, 3, 1, 1)),
+        w2=rng.normal(size=(3, 3, 1, 1)),
+        **numbers("n1", [1.0] * 3, [0.0, 64.0, 0.0]),
+        **numbers("n2", [1.0] * 3, [1.0, 2.0, 3.0]),
+    )
+
+    first, second = judge(graph, Profile.GENERIC).report.batchnorms
+
+    assert first.verdict is Verdict.KEPT and first.reason.startswith("ill-conditioned: 's'")
+    assert second.verdict is Verdict.FOLDED
+
+
+@pytest.mark.parametrize("profile", Profile)
+def test_it_stays_whole_with_its_statistics_so_that_no_later_pass_forgets_them(profile):
+    """An Add that was left of it would be like any other, and go."""
+    judged = judge(stream(32), profile)
+
+    assert op_types(judged.folded) == ["Tanh", "Conv", "Relu", "Conv", "Add", "BatchNormalization", "Sigmoid"]
+    assert not judged.report.changed and judged.report.batchnorms[0].reason.startswith("ill-conditioned: 't'")

@@ -1,0 +1,51 @@
+"""Junctions: sums of tensors. All operands are stored under one scale; their shifts add up to the output's.
+
+    s (a + b) + (t + u) = (s a + t) + (s b + u)
+
+This is the freedom that residual networks fold by: a shift may enter a sum through any of its operands.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from training.fold.broadcasting import operand_port, output_axes
+from training.fold.graph import describe
+from training.fold.known import Known, Rule
+from training.fold.laws import Law, Port, Sum, Term
+from training.fold.refusal import Refusal
+
+_BROADCASTING = 7  # the opset from which operands broadcast as NumPy's do
+
+
+def junction(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
+    """Add, Sub, Sum of tensors. (1) No operand is constant (lift.py has those). (2) Opset 7 on, or equal shapes."""
+    axes = output_axes(node, port, known)
+    if isinstance(axes, Refusal):
+        return axes
+    out = known.port(node.outputs[0], axes, node)
+    if isinstance(out, Refusal):
+        return out
+    terms = []
+    for position, value in enumerate(node.inputs):
+        if value is not None and known.opset < _BROADCASTING and known.dims(value) != known.dims(out.value):
+            return Refusal(f"the operands of {describe(node)} differ in shape, under opset {known.opset}")
+        found = operand_port(node, value, axes, known)
+        if isinstance(found, Refusal):
+            return found
+        negative = node.op_type == "Sub" and position == 1
+        terms.append(Term(found[0], -1.0 if negative else 1.0, found[1]))
+    return (Sum(out, tuple(terms)),)
+
+
+def negation(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
+    """Neg: `-(s x + t) = s (-x) - t`."""
+    x, y = known.port(node.inputs[0], port.axes, node), known.port(node.outputs[0], port.axes, node)
+    if isinstance(x, Refusal):
+        return x
+    if isinstance(y, Refusal):
+        return y
+    return (Sum(y, (Term(x, -1.0),)),)
+
+
+RULES: dict[str, Rule] = {"Neg": negation, "Sum": junction}

@@ -1,0 +1,105 @@
+"""Why a lift stayed: the nearest statement on either side that stood in its way. Reads a solution, decides nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from training.fold.graph import describe
+from training.fold.laws import Clamp, Equal, Lift, NoShift, Pinned, Port, Positive, Stays, Sum, ports
+from training.fold.reach import Key, Statement
+from training.fold.solve import Fate, Solution
+
+
+def explain(solution: Solution, tag: int) -> str:
+    """One clause that names operators and tensors. For a lift that is not folded."""
+    view = _View(solution)
+    law = solution.problem.lift(tag)
+    if solution.fate[tag] is Fate.ADD or not law.holds_scale:
+        return view.shift(tag, law)
+    return view.scale(tag, law)
+
+
+@dataclass
+class _View:
+    """Which statements speak of which tensor."""
+
+    solution: Solution
+    at: dict[Key, list[tuple[int, Statement]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for tag, statement in enumerate(self.solution.problem.reached.statements):
+            for port in ports(statement.law):
+                self.at.setdefault((port.value, port.reader), []).append((tag, statement))
+
+    def scale(self, tag: int, law: Lift) -> str:
+        before, after = (self._nearest(port, tag, self._holds_scale) for port in (law.x, law.y))
+        if before and after:
+            return f"its scale can go neither way: {before}; {after}"
+        if (law.scale < 0).any():
+            upright = self._nearest(law.x, tag, self._holds_sign) or self._nearest(law.y, tag, self._holds_sign)
+            if upright:
+                return f"its scale is negative in channel {int((law.scale < 0).argmax())}: {upright}"
+        other = self._nearest(law.x, tag, self._folded_other) or self._nearest(law.y, tag, self._folded_other)
+        found = [part for part in (before or after, f"the scale that is left serves {other}" if other else "") if part]
+        dead = (law.scale == 0).nonzero()[0]
+        if not found and dead.size:
+            return f"its scale is 0 in channel {int(dead[0])}, and '{law.x.value.name}' is not its alone"
+        return "; ".join(found) or "its scale contradicts those already folded"
+
+    def shift(self, tag: int, law: Lift) -> str:
+        before, after = (self._nearest(port, tag, self._holds_shift) for port in (law.x, law.y))
+        found = "; ".join(part for part in (before, after) if part)
+        return f"its shift can go neither way: {found}" if found else "its shift contradicts those already folded"
+
+    def _nearest(self, start: Port, tag: int, answer: object) -> str:
+        """The first statement, by steps from `start`, that `answer` has words for; not through the lift itself."""
+        assert callable(answer)
+        seen, queue = {(start.value, start.reader)}, deque([(start.value, start.reader)])
+        while queue:
+            key = queue.popleft()
+            for other, statement in self.at.get(key, ()):
+                if other == tag:
+                    continue
+                words = answer(other, statement)
+                if words:
+                    return str(words)
+                for port in self._through(other, statement):
+                    if (port.value, port.reader) not in seen:
+                        seen.add((port.value, port.reader))
+                        queue.append((port.value, port.reader))
+        return ""
+
+    def _through(self, tag: int, statement: Statement) -> Iterator[Port]:
+        law = statement.law
+        if isinstance(law, Equal | Sum | Clamp) or (isinstance(law, Lift) and self.solution.fate[tag] is Fate.FOLDED):
+            yield from ports(law)
+
+    def _holds_scale(self, _: int, statement: Statement) -> str:
+        law = statement.law
+        if isinstance(law, Pinned):
+            return law.reason
+        return self._stays(law, (Stays.UNMOVED,))
+
+    def _holds_sign(self, _: int, statement: Statement) -> str:
+        law = statement.law
+        if isinstance(law, Positive):
+            return law.reason
+        return self._stays(law, tuple(Stays))
+
+    def _holds_shift(self, _: int, statement: Statement) -> str:
+        law = statement.law
+        if isinstance(law, Pinned | NoShift):
+            return law.reason
+        return self._stays(law, (Stays.UNMOVED, Stays.UNSHIFTED))
+
+    def _stays(self, law: object, kinds: tuple[Stays, ...]) -> str:
+        if not self.solution.policy.clamps and isinstance(law, Clamp) and law.stays in kinds:
+            return f"{describe(law.node)} stays what it is under {law.stays.value} only"
+        return ""
+
+    def _folded_other(self, tag: int, statement: Statement) -> str:
+        law = statement.law
+        folded = isinstance(law, Lift) and self.solution.fate[tag] is not Fate.KEPT
+        return describe(law.node) if folded and isinstance(law, Lift) else ""

@@ -1,0 +1,161 @@
+"""Moves a Reshape that merges or splits leading axes past a MatMul, where a BatchNormalization is next to it.
+
+    Reshape_2D(x W) = Reshape_2D(x) W        x [.., K], W [K, N]: only leading axes are regrouped
+
+A Linear without bias on [N, T, F] is a MatMul, which can hold no shift; on [N * T, F] it is one that can, as a Gemm. In
+LeViT and its like the BatchNormalization stands on [N * T, F] with a Reshape on either side, so that the same number of
+operators, in another order, holds it all. Knows no gauges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from training.fold.edits import take_over_identity
+from training.fold.graph import is_standard
+from training.fold.known import Known
+
+
+def flatten_linears(model: ir.Model, known: Known) -> int:
+    """Move what can be moved, in place, in subgraphs too; how many were."""
+    moved = 0
+    for node in list(model.graph.all_nodes()):
+        if is_standard(node, "MatMul") and _weight_columns(node, known) is not None:
+            moved += _pull_up(node, known) or _push_down(node, known)
+    return moved
+
+
+def _weight_columns(node: ir.Node, known: Known) -> int | None:
+    """N, if the right operand is a constant matrix [K, N]."""
+    dims = None if node.inputs[1] is None else known.dims(node.inputs[1])
+    constant = node.inputs[1] is not None and known.constants.holds(node.inputs[1])
+    return dims[1] if constant and dims is not None and len(dims) == 2 else None
+
+
+def _pull_up(node: ir.Node, known: Known) -> bool:
+    """MatMul -> Reshape to rank 2 -> BatchNormalization becomes Reshape -> MatMul -> BatchNormalization.
+
+    (1) The Reshape is all that reads the MatMul. (2) It keeps the last axis, of known size, and merges all others.
+    """
+    x, weight, product = node.inputs[0], node.inputs[1], node.outputs[0]
+    uses = list(product.uses())
+    if x is None or weight is None or len(uses) != 1 or uses[0].idx != 0 or product.is_graph_output():
+        return False
+    reshape = uses[0].node
+    if not is_standard(reshape, "Reshape") or reshape.graph is not node.graph or not _merges(reshape, known):
+        return False
+    flat, rows = reshape.outputs[0], (known.dims(weight) or (None,))[0]
+    if rows is None or not _next_to_batchnorm(reader.node for reader in flat.uses()):
+        return False
+    target = _constant(node, np.array([-1, rows], dtype=np.int64), f"{flat.name}_rows")
+    early = ir.Node("", "Reshape", [x, target], name=f"{reshape.name or flat.name}_early")
+    early.outputs[0].name = f"{flat.name}_operand"
+    early.outputs[0].type = x.type
+    early.outputs[0].shape = ir.Shape([(known.dims(flat) or (None, None))[0], rows])
+    assert node.graph is not None
+    node.graph.insert_before(node, early)
+    node.replace_input_with(0, early.outputs[0])
+    flat.replace_all_uses_with(product, replace_graph_outputs=True)
+    node.graph.remove(reshape, safe=True)
+    take_over_identity(product, flat)
+    return True
+
+
+def _push_down(node: ir.Node, known: Known) -> bool:
+    """BatchNormalization -> Reshape from rank 2 -> MatMul becomes BatchNormalization -> MatMul -> Reshape.
+
+    (1) The MatMul is all that reads the Reshape. (2) It keeps the last axis, of known size, and splits the other.
+    """
+    regrouped, columns = node.inputs[0], _weight_columns(node, known)
+    reshape = None if regrouped is None else regrouped.producer()
+    if reshape is None or regrouped is None or not is_standard(reshape, "Reshape") or columns is None:
+        return False
+    flat = reshape.inputs[0]
+    dims = None if flat is None else known.dims(flat)
+    if flat is None or dims is None or len(dims) != 2 or dims[1] is None:
+        return False
+    sizes = _target(reshape, known)
+    keeps = len(sizes) > 2 and (known.dims(regrouped) or (None,))[-1] == dims[1] and sizes[-1] is not None
+    keeps = keeps and 0 not in sizes[1:-1]
+    alone = len(list(regrouped.uses())) == 1 and not regrouped.is_graph_output() and reshape.graph is node.graph
+    producer = flat.producer()
+    if not keeps or not alone or producer is None or not _next_to_batchnorm([producer]):
+        return False
+    product = node.outputs[0]
+    late_target = _with_last(reshape, node, columns, f"{product.name}_shape", known)
+    attributes = list(reshape.attributes.values())
+    late = ir.Node("", "Reshape", [product, late_target], attributes, name=f"{reshape.name or regrouped.name}_late")
+    assert node.graph is not None
+    product.replace_all_uses_with(late.outputs[0], replace_graph_outputs=True)
+    late.replace_input_with(0, product)
+    take_over_identity(late.outputs[0], product)
+    product.name = f"{late.outputs[0].name}_flat"
+    product.shape = ir.Shape([dims[0], columns])
+    node.replace_input_with(0, flat)
+    node.graph.insert_after(node, late)
+    node.graph.remove(reshape, safe=True)
+    return True
+
+
+def _target(reshape: ir.Node, known: Known) -> list[int | None]:
+    """The sizes that a Reshape asks for, None where one is computed; empty where not even their number is known."""
+    target = reshape.inputs[1] if len(reshape.inputs) > 1 else None
+    constant = known.constant(target)
+    if constant is not None:
+        return [int(size) for size in np.atleast_1d(constant)]
+    concat = None if target is None else target.producer()
+    if concat is None or not is_standard(concat, "Concat"):
+        return []
+    parts = [known.constant(part) for part in concat.inputs]
+    lengths = [None if part is None else known.dims(part) for part in concat.inputs]
+    if any(length != (1,) for length in lengths):
+        return []
+    return [None if part is None else int(part[0]) for part in parts]
+
+
+def _with_last(reshape: ir.Node, node: ir.Node, size: int, name: str, known: Known) -> ir.Value:
+    """The target of `reshape` with another last size, in front of `node`."""
+    target = reshape.inputs[1]
+    assert target is not None and node.graph is not None
+    constant = known.constant(target)
+    if constant is not None:
+        return _constant(node, np.array([*constant[:-1], size], dtype=np.int64), name)
+    concat = target.producer()
+    assert concat is not None
+    last = _constant(node, np.array([size], dtype=np.int64), f"{name}_last")
+    new = ir.Node("", "Concat", [*concat.inputs[:-1], last], [ir.AttrInt64("axis", 0)], name=name)
+    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = name, target.type, target.shape
+    node.graph.insert_before(node, new)
+    return new.outputs[0]
+
+
+def _merges(reshape: ir.Node, known: Known) -> bool:
+    x, y = reshape.inputs[0], reshape.outputs[0]
+    before, after = None if x is None else known.dims(x), known.dims(y)
+    if before is None or after is None or len(before) < 3 or len(after) != 2:
+        return False
+    return before[-1] is not None and before[-1] == after[1]
+
+
+def _next_to_batchnorm(nodes: Iterable[ir.Node]) -> bool:
+    return any(is_standard(node, "BatchNormalization") for node in nodes)
+
+
+def _constant(node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
+    """A new integer constant in the node's graph, as a Constant node: it needs no IR version."""
+    taken = {value.name for other in node.graph or () for value in other.outputs} | set(_initializers(node))
+    while name in taken:
+        name += "_"
+    constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))], name=name)
+    constant.outputs[0].name = name
+    constant.outputs[0].type, constant.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape(array.shape)
+    assert node.graph is not None
+    node.graph.insert_before(node, constant)
+    return constant.outputs[0]
+
+
+def _initializers(node: ir.Node) -> list[str]:
+    return list(node.graph.initializers) if isinstance(node.graph, ir.Graph) else []

@@ -1,0 +1,309 @@
+"""Lifts: maps that a graph applies channel by channel, be it BatchNormalization or a Mul, Div, Add or Sub by constants.
+
+A lift is gone when its output is stored as its input is. One that stays is rewritten for the gauges around it, as
+itself or as what is left of it: a BatchNormalization whose scale went away is an Add, one whose shift did is a Mul.
+Formulas: `y = s x + t`, `x' = A x + B`, `y' = C y + D` give `y' = m x' + k`, `m = C s / A`, `k = C t + D - m B`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from training.fold.affine import Affine, Array, Float64s
+from training.fold.batchnorm import read_batchnorm
+from training.fold.broadcasting import aligned
+from training.fold.carriers.gates import dynamic_div, dynamic_mul
+from training.fold.carriers.junctions import junction
+from training.fold.edits import Become, Edit, SetOperand
+from training.fold.graph import describe, is_standard, number_readers
+from training.fold.known import Known, Rule
+from training.fold.laws import Gauge, Gauges, Law, Lift, Port, Sum, Term
+from training.fold.linear import unheld_shift
+from training.fold.refusal import Refusal
+from training.fold.weights import round_once, widen
+
+_MOST_GROWN = 1 << 16  # elements that a constant may come to have, where it is one number for many entries
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """An elementwise node of one tensor and one constant: which is which, and the constant aligned with the tensor."""
+
+    x: ir.Value
+    index: int  # the constant's place
+    constant: Float64s  # float64, with the tensor's rank
+    dtype: np.dtype[np.generic]
+
+
+def operands_of(node: ir.Node, known: Known) -> Operands | Refusal:
+    """(1) Exactly one of two operands is constant and floating. (2) It does not enlarge the other."""
+    if len(node.inputs) != 2 or None in node.inputs:
+        return Refusal(f"{describe(node)} has {len(node.inputs)} operands")
+    arrays = [known.constant(value) for value in node.inputs]
+    index = next((i for i, array in enumerate(arrays) if array is not None), None)
+    if index is None or arrays[1 - index] is not None:
+        return Refusal(f"{describe(node)} has no constant operand, or only constant ones")
+    array, x = arrays[index], node.inputs[1 - index]
+    assert array is not None and x is not None
+    if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+        return Refusal(f"the constant of {describe(node)} is {array.dtype}")
+    if known.opset < 7 and array.ndim:
+        axis = node.attributes.get_int("axis", len(known.dims(x) or ()) - array.ndim)
+        array = array.reshape(array.shape + (1,) * (len(known.dims(x) or ()) - axis - array.ndim))
+    constant = aligned(widen(array), x, known)
+    return constant if isinstance(constant, Refusal) else Operands(x, index, constant, array.dtype)
+
+
+def lift(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
+    """BatchNormalization, and Mul, Div, Add, Sub with a constant operand: one Lift, or what is left to say of them."""
+    if node.op_type == "BatchNormalization":
+        return _batchnorm(node, port, known)
+    constants = [known.constant(value) is not None for value in node.inputs]
+    if not any(constants):
+        return _DYNAMIC[node.op_type](node, port, known)
+    parts = operands_of(node, known)
+    if isinstance(parts, Refusal):
+        return parts
+    if port.reader is not None or port.value not in (parts.x, node.outputs[0]):
+        return Refusal(f"'{port.value.name}' is a constant of {describe(node)}")
+    x, y = known.port(parts.x, port.axes, node), known.port(node.outputs[0], port.axes, node)
+    if isinstance(x, Refusal):
+        return x
+    if isinstance(y, Refusal):
+        return y
+    along = _along(parts.constant, x, known)
+    return _MAPS[node.op_type](node, parts, x, y, along, known)
+
+
+def _batchnorm(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
+    record = read_batchnorm(node, known.opset, known.constants)
+    if isinstance(record, Refusal):
+        return record
+    if port.axes != (1,) or port.value not in (record.x, record.y):
+        return Refusal(f"{describe(node)} maps axis 1, '{port.value.name}' is stored along axis {port.axes}")
+    x, y = known.port(record.x, (1,), node), known.port(record.y, (1,), node)
+    if isinstance(x, Refusal):
+        return x
+    if isinstance(y, Refusal):
+        return y
+    dims = known.dims(record.x)
+    if dims is None or dims[1] != record.affine.channels:
+        return Refusal(f"{describe(node)} has {record.affine.channels} channels, its input {dims and dims[1]}")
+    return (Lift(x, y, record.affine.scale, record.affine.shift, node, holds_scale=True, holds_shift=True),)
+
+
+def _along(constant: Float64s, port: Port, known: Known) -> Float64s | None:
+    """The constant as a vector over the port's entries; None where it differs within an entry."""
+    if any(size != 1 and axis not in port.axes for axis, size in enumerate(constant.shape)):
+        return None
+    dims = known.dims(port.value) or ()
+    sizes = [dims[axis] or 1 if axis in port.axes else 1 for axis in range(len(dims))]
+    return np.broadcast_to(constant, sizes).reshape(-1)
+
+
+def _sum(
+    node: ir.Node, parts: Operands, x: Port, y: Port, along: Float64s | None, known: Known
+) -> tuple[Law, ...] | Refusal:
+    reversed_sub = node.op_type == "Sub" and parts.index == 0
+    if along is None or reversed_sub or _is_bias(parts.x, known):
+        if along is None and _grown(parts.constant, x, known) > _MOST_GROWN:
+            return Refusal(f"the constant of {describe(node)} {list(parts.constant.shape)} would have to grow")
+        return (Sum(y, (Term(x, -1.0 if reversed_sub else 1.0),), holds_shift=True),)
+    shift = -along if node.op_type == "Sub" else along
+    return (Lift(x, y, np.ones_like(along), shift, node, holds_scale=False, holds_shift=True),)
+
+
+def _product(
+    node: ir.Node, parts: Operands, x: Port, y: Port, along: Float64s | None, known: Known
+) -> tuple[Law, ...] | Refusal:
+    if node.op_type == "Div" and parts.index == 0:
+        return Refusal(f"{describe(node)} divides by a tensor")
+    if along is None:
+        return _DYNAMIC[node.op_type](node, x, known)
+    if not np.isfinite(along).all() or (node.op_type == "Div" and not along.all()):
+        return Refusal(f"the constant of {describe(node)} is not finite, or divides by zero")
+    scale = 1.0 / along if node.op_type == "Div" else along
+    return (Lift(x, y, scale, np.zeros_like(along), node, holds_scale=True, holds_shift=False),)
+
+
+def _grown(constant: Float64s, port: Port, known: Known) -> int:
+    """How many elements the constant has when every entry of the port has its own; as it is, if it spans them all."""
+    dims = known.dims(port.value) or ()
+    if all(constant.shape[axis] == dims[axis] for axis in port.axes):
+        return 0
+    return prod((dims[axis] or 1) if axis in port.axes else size for axis, size in enumerate(constant.shape))
+
+
+def _is_bias(x: ir.Value, known: Known) -> bool:
+    """Is a constant that is added to `x` the bias of a MatMul, rather than a map of its own? Where the MatMul has other
+    readers and is one of matrices, it can hold a bias itself, as a Gemm."""
+    producer = x.producer()
+    if producer is None or producer.op_type != "MatMul":
+        return False
+    return known.shapes.rank(x) != 2 or len(number_readers(x)) == 1
+
+
+_DYNAMIC: dict[str, Rule] = {"Add": junction, "Sub": junction, "Mul": dynamic_mul, "Div": dynamic_div}
+_Map = Callable[[ir.Node, Operands, Port, Port, "Float64s | None", Known], "tuple[Law, ...] | Refusal"]
+_MAPS: dict[str, _Map] = {"Add": _sum, "Sub": _sum, "Mul": _product, "Div": _product}
+
+RULES: dict[str, Rule] = {"BatchNormalization": lift, **dict.fromkeys(_MAPS, lift)}
+
+
+def is_map(node: ir.Node, known: Known) -> bool:
+    """Is `node`, if it is no BatchNormalization, a map that could be lifted?"""
+    return is_standard(node) and node.op_type in _MAPS and seeds(node, known) is not None
+
+
+def seeds(node: ir.Node, known: Known) -> tuple[int, ...] | None:
+    """The axes along which `node`, if it is a map at all, is one; None where it has none of its own."""
+    if node.op_type == "BatchNormalization":
+        return (1,)
+    if node.op_type not in _MAPS:
+        return None
+    parts = operands_of(node, known)
+    if isinstance(parts, Refusal) or (
+        node.op_type in ("Add", "Sub") and (_is_bias(parts.x, known) or (parts.index == 0 and node.op_type == "Sub"))
+    ):
+        return None
+    axes = tuple(axis for axis, size in enumerate(parts.constant.shape) if size != 1)
+    if len(axes) > 1:
+        return None  # a picture added or multiplied: no map of channels
+    return axes or known.native_axes(parts.x) or known.native_axes(node.outputs[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Residue:
+    """`y' = m x' + k`: what a lift that stays has to do, float64 vectors over its port's entries."""
+
+    m: Float64s
+    k: Float64s
+
+
+def residue(law: Lift, x: Gauge | None, y: Gauge | None) -> Residue:
+    """Of a lift between two gauges (formula in the file's head). A dead channel of `x` (A = 0) is stored as `B`."""
+    one, zero = np.ones_like(law.scale), np.zeros_like(law.scale)
+    a, b = (one, zero) if x is None else (x.scale, x.shift)
+    c, d = (one, zero) if y is None else (y.scale, y.shift)
+    m = np.divide(c * law.scale, a, out=np.ones_like(law.scale), where=a != 0)
+    return Residue(m, c * law.shift + d - m * b)
+
+
+def keep(law: Lift, gauges: Gauges, known: Known) -> tuple[Edit, ...] | Refusal:
+    """A lift that stays as what it is, between other gauges than before."""
+    x, y = gauges.of(law.x.value), gauges.of(law.y.value)
+    if x is None and y is None:
+        return ()
+    if law.node.op_type == "BatchNormalization":
+        return _keep_batchnorm(law, x, y, known)
+    return rewrite(law.node, gauges, known)
+
+
+def _keep_batchnorm(law: Lift, x: Gauge | None, y: Gauge | None, known: Known) -> tuple[Edit, ...] | Refusal:
+    """`gamma' = C gamma / A`, `beta' = C beta + D`, `mean' = A mean + B`; the variance stays."""
+    record = read_batchnorm(law.node, known.opset, known.constants)
+    assert not isinstance(record, Refusal)
+    gamma, beta, mean = (widen(_array(law.node, index, known)) for index in (1, 2, 3))
+    a, b = (1.0, 0.0) if x is None else (x.scale, x.shift)
+    c, d = (1.0, 0.0) if y is None else (y.scale, y.shift)
+    return _set(law.node, {1: c * gamma / a, 2: c * beta + d, 3: a * mean + b}, known)
+
+
+def _array(node: ir.Node, index: int, known: Known) -> Array:
+    array = known.constant(node.inputs[index])
+    assert array is not None
+    return array
+
+
+def _set(node: ir.Node, operands: dict[int, Float64s], known: Known) -> tuple[Edit, ...] | Refusal:
+    edits = []
+    for index, values in operands.items():
+        origin = node.inputs[index]
+        assert origin is not None
+        array = round_once(values, _array(node, index, known).dtype)
+        if not np.isfinite(array).all():
+            return Refusal(f"a constant of {describe(node)} is not finite in {array.dtype}")
+        edits.append(SetOperand(node, index, array, origin, role="constant"))
+    return tuple(edits)
+
+
+def reduce(law: Lift, op_type: str, gauges: Gauges, known: Known) -> tuple[Edit, ...] | Refusal:
+    """A BatchNormalization of which only an Add or a Mul is left."""
+    left = residue(law, gauges.of(law.x.value), gauges.of(law.y.value))
+    dims, dtype = known.dims(law.x.value), known.shapes.dtype(law.x.value)
+    if dims is None or dtype is None:
+        return Refusal(f"the type of '{law.x.value.name}' is not known")
+    constant = round_once(left.k if op_type == "Add" else left.m, dtype.numpy())
+    if not np.isfinite(constant).all():
+        return Refusal(f"what is left of {describe(law.node)} is not finite in {constant.dtype}")
+    if known.opset < 7:
+        return (Become(law.node, op_type, 0, constant, (ir.AttrInt64("axis", 1), ir.AttrInt64("broadcast", 1))),)
+    return (Become(law.node, op_type, 0, constant.reshape(-1, *[1] * (len(dims) - 2))),)
+
+
+def rewrite(node: ir.Node, gauges: Gauges, known: Known) -> tuple[Edit, ...] | Refusal:
+    """Mul, Div, Add, Sub with a constant, between other gauges: the constant moves, the operator stays."""
+    parts = operands_of(node, known)
+    if isinstance(parts, Refusal):
+        return ()  # of two tensors: its laws need no edit
+    x, y = gauges.of(parts.x), gauges.of(node.outputs[0])
+    rank = parts.constant.ndim
+    one, zero = np.ones(()), np.zeros(())
+    a, b = (one, zero) if x is None else (x.spread(x.scale, rank), x.spread(x.shift, rank))
+    c, d = (one, zero) if y is None else (y.spread(y.scale, rank), y.spread(y.shift, rank))
+    if node.op_type in ("Mul", "Div"):
+        moved = parts.constant * (c / a if node.op_type == "Mul" else a / c)
+    else:
+        moved = _moved_summand(node, parts, b, c, d, unheld=_unheld(parts, gauges, known, rank))
+    if moved.shape == parts.constant.shape and (moved == parts.constant).all():
+        return ()
+    array = round_once(moved, parts.dtype)
+    if not np.isfinite(array).all():
+        return Refusal(f"the constant of {describe(node)} is not finite in {parts.dtype}")
+    if known.opset < 7:
+        return _legacy_operand(node, parts, array)
+    origin = node.inputs[parts.index]
+    assert origin is not None
+    shape = array.shape
+    while len(shape) > np.ndim(_array(node, parts.index, known)) and shape[0] == 1:
+        shape = shape[1:]
+    return (SetOperand(node, parts.index, array.reshape(shape), origin, role="bias"),)
+
+
+def _moved_summand(node: ir.Node, parts: Operands, b: Array, c: Array, d: Array, unheld: Array) -> Float64s:
+    """From `y = f x + g k` (f, g: 1 or -1) and `y' = f x' + g k'`: `k' = c k + g (d - f b)`, u: unheld."""
+    f = -1.0 if node.op_type == "Sub" and parts.index == 0 else 1.0
+    g = -1.0 if node.op_type == "Sub" and parts.index == 1 else 1.0
+    return np.asarray(c * parts.constant + g * (d - f * (b + unheld)))
+
+
+def _unheld(parts: Operands, gauges: Gauges, known: Known, rank: int) -> Array:
+    producer = parts.x.producer()
+    extra = None if producer is None else unheld_shift(producer, gauges, known)
+    return np.zeros(()) if extra is None else extra.reshape([1] * (rank - 1) + [-1])
+
+
+def _legacy_operand(node: ir.Node, parts: Operands, array: Array) -> tuple[Edit, ...] | Refusal:
+    """Opsets 1 to 6: the constant keeps its shape, for `axis` speaks of that."""
+    origin = node.inputs[parts.index]
+    assert origin is not None
+    if parts.index != 1 or array.shape != parts.constant.shape:
+        return Refusal(f"the constant of {describe(node)} would have to change its shape")
+    shape = [size for size in array.shape if size != 1] or [1]
+    attributes = (
+        ir.AttrInt64("axis", next((i for i, s in enumerate(array.shape) if s != 1), 0)),
+        ir.AttrInt64("broadcast", 1),
+    )
+    return (Become(node, node.op_type, 0, array.reshape(shape), attributes),)
+
+
+def affine_of(law: Lift) -> Affine:
+    return Affine(law.scale, np.zeros_like(law.scale), law.shift)
+
+
+REWRITES = dict.fromkeys(_MAPS, rewrite)

@@ -1,0 +1,191 @@
+"""A solution as edits of the graph: which node changes how, and who holds what afterwards. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from training.fold import linear
+from training.fold.edits import Edit, SetOperand, apply, bypass, sweep
+from training.fold.explain import explain
+from training.fold.graph import number_readers
+from training.fold.known import Known
+from training.fold.laws import Clamp, Gauge, Lift
+from training.fold.lift import keep, reduce
+from training.fold.operators import REWRITES
+from training.fold.reach import Key
+from training.fold.refusal import Refusal
+from training.fold.solve import Fate, Solution
+from training.fold.weights import FLOAT_DTYPES, round_once, widen
+
+
+@dataclass
+class Plan:
+    """A solution as edits of the graph. Implements `Gauges` for the rewrites."""
+
+    solution: Solution
+    reasons: dict[int, str]
+    known: Known
+    edits: dict[ir.Node, tuple[Edit, ...]] = field(default_factory=dict)
+    removed: list[Lift] = field(default_factory=list)
+    clamped: set[ir.Node] = field(default_factory=set)
+    holders: dict[ir.Node, tuple[ir.Node, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._gauges: dict[Key, Gauge | None] = {
+            key: self.solution.gauge(port) for key, port in self.solution.problem.reached.ports.items()
+        }
+        self.tag_of = {self.solution.problem.lift(tag).node: tag for tag in self.solution.problem.lifts}
+        self._find_clamped()
+
+    def of(self, value: ir.Value | None, reader: ir.Node | None = None) -> Gauge | None:
+        return None if value is None else self._gauges.get((value, reader))
+
+    def draw_up(self) -> dict[int, str] | None:
+        """Make all edits; where one cannot be made, the tag of the lift to do without, and why."""
+        for node in self._touched():
+            edits = self._edits_of(node)
+            if isinstance(edits, Refusal):
+                return {self._culprit(node): edits.reason}
+            if edits:
+                self.edits[node] = edits
+        return None
+
+    def _touched(self) -> Iterator[ir.Node]:
+        """Nodes next to a tensor that is stored differently, and all lifts."""
+        nodes: dict[ir.Node, None] = {}
+        for (value, reader), gauge in self._gauges.items():
+            if gauge is None:
+                continue
+            if reader is not None:
+                nodes[reader] = None
+                continue
+            producer = value.producer()
+            if producer is not None:
+                nodes[producer] = None
+            nodes.update(dict.fromkeys(number_readers(value)))
+        nodes.update(dict.fromkeys(self.tag_of))
+        for node in list(nodes):  # an Add behind a MatMul holds what that cannot
+            if linear.unheld_shift(node, self, self.known) is not None:
+                nodes.update(dict.fromkeys(number_readers(node.outputs[0])))
+        yield from nodes
+
+    def _edits_of(self, node: ir.Node) -> tuple[Edit, ...] | Refusal:
+        tag = self.tag_of.get(node)
+        constants = self._constants(node)
+        if isinstance(constants, Refusal):
+            return constants
+        if tag is None:
+            own = REWRITES[node.op_type](node, self, self.known) if node.op_type in REWRITES else ()
+            return own if isinstance(own, Refusal) else (*constants, *own)
+        law, fate = self.solution.problem.lift(tag), self.solution.fate[tag]
+        if fate is Fate.FOLDED:
+            self.removed.append(law)
+            return ()
+        return keep(law, self, self.known) if fate is Fate.KEPT else reduce(law, fate.value, self, self.known)
+
+    def _constants(self, node: ir.Node) -> tuple[Edit, ...] | Refusal:
+        """Constant operands with a port of their own: `K' = A K + B`."""
+        edits: list[Edit] = []
+        for index, value in enumerate(node.inputs):
+            gauge = None if value is None else self.of(value, node)
+            if value is None or gauge is None:
+                continue
+            array = self.known.constant(value)
+            assert array is not None and array.dtype in FLOAT_DTYPES
+            rank = array.ndim
+            moved = gauge.spread(gauge.scale, rank) * widen(array) + gauge.spread(gauge.shift, rank)
+            rounded = round_once(moved, array.dtype)
+            if not np.isfinite(rounded).all():
+                return Refusal(f"constant '{value.name}' would not be finite in {array.dtype}")
+            edits.append(SetOperand(node, index, rounded, value, role="constant"))
+        return tuple(edits)
+
+    def _culprit(self, node: ir.Node) -> int:
+        """The lift to blame for numbers that do not fit: of those folded that share a bundle with the node, the most
+        extreme."""
+        problem, solution = self.solution.problem, self.solution
+        mine = {value for value in (*node.inputs, *node.outputs) if value is not None}
+        classes = [problem.classes(port) for (value, _), port in problem.reached.ports.items() if value in mine]
+        wanted = np.unique(np.concatenate(classes))
+        bundles = {n for n, b in enumerate(problem.bundles) if np.isin(b.classes, wanted).any()}
+        candidates = [
+            tag
+            for tag in problem.lifts
+            if solution.fate[tag] is not Fate.KEPT and any(n in bundles for n, _ in problem.by_tag.get(tag, ()))
+        ]
+        return max(candidates, key=lambda tag: _extremity(problem.lift(tag)))
+
+    def _find_clamped(self) -> None:
+        """Which BatchNormalization each moved clamp served: the one before it, else the one behind it."""
+        problem, waiting = self.solution.problem, set(self.solution.moved)
+        for side in ("y", "x"):
+            clamp_at = np.full(len(problem.weight), -1)
+            for tag in waiting:
+                law = problem.law(tag)
+                assert isinstance(law, Clamp)
+                clamp_at[problem.classes(law.x)] = tag
+            for tag in problem.lifts:
+                if self.solution.fate[tag] is Fate.FOLDED:
+                    lift = problem.lift(tag)
+                    served = set(clamp_at[problem.classes(getattr(lift, side))].tolist()) - {-1}
+                    if served:
+                        self.clamped.add(lift.node)
+                        waiting -= served
+
+    def find_holders(self) -> None:
+        """For each lift that went, the nodes that hold it now; before the graph is edited, while ways lead there."""
+        for node, tag in self.tag_of.items():
+            law, fate = self.solution.problem.lift(tag), self.solution.fate[tag]
+            if fate is not Fate.KEPT:
+                left = [] if fate is Fate.FOLDED else [node]
+                upstream = reversed(self._nearest(law.x.value, up=True))
+                near = [*upstream, *left, *self._nearest(law.y.value, up=False)]
+                self.holders[node] = tuple(dict.fromkeys(near))
+
+    def _nearest(self, start: ir.Value, *, up: bool) -> list[ir.Node]:
+        """The edited nodes that are the fewest steps upstream or downstream, over tensors stored differently.
+
+        An Add or a clamp holds a part, and what it reads or gives is stored differently too: the way goes on behind it,
+        to the next operator with weights.
+        """
+        found: list[ir.Node] = []
+        level, seen = [start], {start}
+        while level and not any(node.op_type in linear.RULES for node in found):
+            level = [value for value in level if self.of(value) is not None]
+            producers = [node for value in level if (node := value.producer()) is not None]
+            nodes = producers if up else [node for value in level for node in number_readers(value)]
+            found += [node for node in nodes if node in self.edits]
+            onward = [value for node in nodes for value in (node.inputs if up else node.outputs)]
+            level = list(dict.fromkeys(value for value in onward if value is not None and value not in seen))
+            seen.update(level)
+        return found
+
+    def reason(self, tag: int) -> str:
+        if self.solution.fate[tag] is Fate.FOLDED:
+            return ""
+        return self.reasons.get(tag) or explain(self.solution, tag)
+
+    def way_out(self, tag: int) -> str:
+        if self.reasons.get(tag, "").startswith("slower on"):
+            return "--profile generic folds it"
+        return ""
+
+    def carry_out(self, model: ir.Model) -> None:
+        """Apply the edits, then take out what became the identity."""
+        places = [(law, list(law.node.inputs).index(law.x.value)) for law in self.removed]
+        keeps_name = {
+            law.node: self.of(law.y.value) is not None and self.of(law.x.value) is None for law in self.removed
+        }
+        apply(model, [edit for edits in self.edits.values() for edit in edits])
+        for law, place in places:
+            sweep(bypass(law.node, place, keeps_name=keeps_name[law.node]))
+
+
+def _extremity(law: Lift) -> float:
+    with np.errstate(divide="ignore"):
+        exponents = np.abs(np.log2(np.abs(law.scale)))
+    return float(np.max(exponents[np.isfinite(exponents)], initial=0.0))

@@ -1,0 +1,125 @@
+"""The laws of a graph as relations between numbered variables, in bundles: what the solver works on.
+
+Translates ports to variables and back. Solves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from training.fold.bundles import Bundle, Instance, Relation, bundle, unite
+from training.fold.known import Known
+from training.fold.laws import Clamp, Equal, Free, Index, Law, Lift, Port, Sum
+from training.fold.reach import Key, Reached, Statement
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """`by_tag[t]`: where statement t holds, as (bundle number, instance)."""
+
+    reached: Reached
+    sizes: dict[Key, tuple[int, ...]]
+    first: dict[Key, int]  # of each port's variables
+    class_of: Index  # [variables]
+    bundles: Sequence[Bundle]
+    by_tag: dict[int, list[tuple[int, Instance]]]
+    lifts: tuple[int, ...]  # tags
+    weight: Index  # [classes]: how many variables are in each
+
+    def law(self, tag: int) -> Law:
+        return self.reached.statements[tag].law
+
+    def lift(self, tag: int) -> Lift:
+        law = self.law(tag)
+        assert isinstance(law, Lift)
+        return law
+
+    def classes(self, port: Port) -> Index:
+        """The class of each entry."""
+        start = self.first[port.value, port.reader]
+        return self.class_of[start : start + count(self.sizes[port.value, port.reader])]
+
+    def tags(self, kind: type[Law]) -> list[int]:
+        return [tag for tag, s in enumerate(self.reached.statements) if isinstance(s.law, kind)]
+
+
+def count(sizes: tuple[int, ...]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+@dataclass
+class _Variables:
+    first: dict[Key, int] = field(default_factory=dict)
+    sizes: dict[Key, tuple[int, ...]] = field(default_factory=dict)
+    total: int = 0
+
+    def add(self, key: Key, sizes: tuple[int, ...]) -> None:
+        self.first[key], self.sizes[key] = self.total, sizes
+        self.total += count(sizes)
+
+    def of(self, port: Port, index: Index | None = None) -> Index:
+        key = (port.value, port.reader)
+        start = self.first[key]
+        return np.arange(start, start + count(self.sizes[key])) if index is None else start + index
+
+
+def pose(reached: Reached, known: Known) -> Problem:
+    """All that was reached, as a problem."""
+    variables = _Variables()
+    for key, port in reached.ports.items():
+        dims = known.dims(port.value) or ()
+        variables.add(key, tuple(dims[axis] or 0 for axis in port.axes))
+    class_of = unite(variables.total, list(_equalities(reached.statements, variables)))
+    lifts = tuple(tag for tag, s in enumerate(reached.statements) if isinstance(s.law, Lift))
+    relations = [
+        relation
+        for tag, statement in enumerate(reached.statements)
+        for relation in _relations(tag, statement, variables, class_of)
+    ]
+    classes = int(class_of.max()) + 1 if variables.total else 0
+    bundles = bundle(classes, relations)
+    by_tag: dict[int, list[tuple[int, Instance]]] = {}
+    for number, one in enumerate(bundles):
+        for instance in one.instances:
+            by_tag.setdefault(instance.tag, []).append((number, instance))
+    weight = np.bincount(class_of, minlength=classes)
+    return Problem(reached, variables.sizes, variables.first, class_of, bundles, by_tag, lifts, weight)
+
+
+def _equalities(statements: Sequence[Statement], variables: _Variables) -> Iterator[tuple[Index, Index]]:
+    for statement in statements:
+        match statement.law:
+            case Equal() as law:
+                yield variables.of(law.a, law.a_index), variables.of(law.b, law.b_index)
+            case Clamp() as law:
+                yield variables.of(law.x), variables.of(law.y)
+
+
+def _relations(tag: int, statement: Statement, variables: _Variables, class_of: Index) -> Iterator[Relation]:
+    """On classes. A law on one port speaks once of each class; a lift speaks of its dead channels apart."""
+    law = statement.law
+    match law:
+        case Equal():
+            return
+        case Sum():
+            out = variables.of(law.out)
+            slots = (out, *(variables.of(term.port, term.index) for term in law.terms))
+            yield Relation(tag, tuple(class_of[slot] for slot in slots), np.arange(len(out)))
+        case Lift():
+            x, y = class_of[variables.of(law.x)], class_of[variables.of(law.y)]
+            for dead in (False, True):
+                entries = np.flatnonzero((law.scale == 0) == dead)
+                if entries.size:
+                    yield Relation(tag, (x[entries], y[entries]), entries, dead)
+        case Free() if not law.quiet and not statement.is_demand:
+            return
+        case _:
+            classes = class_of[variables.of(law.x if isinstance(law, Clamp) else law.port)]
+            distinct, entries = np.unique(classes, return_index=True)
+            yield Relation(tag, (distinct,), entries)

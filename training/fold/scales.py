@@ -1,0 +1,153 @@
+"""Scales of one bundle: a union-find whose links carry ratios, signs included.
+
+Every place holds `A_i = ratio_i * A_root`, one float64 a strand. A tie `A_i = r A_j` joins two trees, or holds already,
+or contradicts; what is said to be positive fixes its root's sign. A tree may be *dead*, all its scales 0, if nothing in
+it is needed: whoever computes it then computes a constant. Statements can be taken back to a mark, so that a map that
+turns out not to fit in another bundle leaves no trace here. Knows no graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.fold.affine import Float64s
+
+_SAME = 1e-10  # relative; a path multiplies some hundred ratios of 1e-16 each, and a real difference is far above
+Signs = NDArray[np.int8]
+
+
+class Scales:
+    """`places` unknowns for each of `width` strands; the place GROUND is stored as it is."""
+
+    GROUND = -1
+
+    def __init__(self, places: int, width: int) -> None:
+        self._width = width
+        self._parent: dict[int, int] = {}
+        self._ratio: dict[int, Float64s] = {}  # A_i = ratio * A_parent
+        self._size: dict[int, int] = dict.fromkeys(range(places), 1) | {self.GROUND: 1 << 60}  # GROUND stays a root
+        self._sign: dict[int, Signs] = {self.GROUND: np.ones(width, dtype=np.int8)}  # of a root; 0: undecided
+        self._dead: set[int] = set()  # roots
+        self._needed: set[int] = {self.GROUND}  # roots
+        self._undo: list[Callable[[], None]] = []
+
+    def find(self, place: int) -> tuple[int, Float64s]:
+        """The root of `place`, and the ratio to it."""
+        ratio = np.ones(self._width)
+        while place in self._parent:
+            ratio = ratio * self._ratio[place]
+            place = self._parent[place]
+        return place, ratio
+
+    def tie(self, i: int, j: int, ratio: Float64s | float = 1.0) -> bool:
+        """Let `A_i = ratio * A_j` (ratio finite, not 0); False, and nothing said, where that contradicts."""
+        root_i, to_i = self.find(i)
+        root_j, to_j = self.find(j)
+        wanted = ratio * to_j / to_i  # A_root_i = wanted * A_root_j
+        if root_i == root_j:
+            return root_i in self._dead or bool((np.abs(wanted - 1.0) <= _SAME).all())
+        if self._size[root_i] > self._size[root_j]:
+            root_i, root_j, wanted = root_j, root_i, 1.0 / wanted
+        sign = self._merged_sign(root_j, self._sign_of(root_i) * np.sign(wanted).astype(np.int8))
+        both = {root_i, root_j}
+        if (
+            sign is None
+            or not (np.isfinite(wanted).all() and wanted.all())
+            or (both & self._dead and both & self._needed)
+        ):
+            return False
+        self._undo.append(partial(self._part, root_i, root_j, self._sign.get(root_j)))
+        self._parent[root_i], self._ratio[root_i] = root_j, wanted
+        self._size[root_j] += self._size[root_i]
+        self._sign[root_j] = sign
+        for group in (self._dead, self._needed):
+            if root_i in group:
+                self._join(group, root_j)
+        return True
+
+    def kill(self, place: int) -> bool:
+        """Let `A = 0`; False, and nothing said, where that is needed for more than a constant."""
+        root = self.find(place)[0]
+        if root in self._needed:
+            return False
+        self._join(self._dead, root)
+        return True
+
+    def need(self, place: int) -> bool:
+        """Let `A` be not 0; False, and nothing said, where that contradicts."""
+        root = self.find(place)[0]
+        if root in self._dead:
+            return False
+        self._join(self._needed, root)
+        return True
+
+    def is_dead(self, place: int) -> bool:
+        return self.find(place)[0] in self._dead
+
+    def pin(self, place: int) -> bool:
+        """Let `A = 1`."""
+        return self.tie(place, self.GROUND)
+
+    def positive(self, place: int) -> bool:
+        """Let `A > 0`; False, and nothing said, where that contradicts."""
+        root, ratio = self.find(place)
+        sign = self._merged_sign(root, np.sign(ratio).astype(np.int8))
+        if sign is None:
+            return False
+        self._undo.append(partial(self._put_sign, root, self._sign.get(root)))
+        self._sign[root] = sign
+        return True
+
+    def mark(self) -> int:
+        return len(self._undo)
+
+    def back_to(self, mark: int) -> None:
+        """Take back all that was said since `mark`."""
+        while len(self._undo) > mark:
+            self._undo.pop()()
+
+    def solution(self, weights: Float64s) -> Float64s:
+        """[places, width]: A of every place. A free tree is scaled so that its heaviest place has |A| = 1, or A = 1."""
+        places = len(self._size) - 1
+        found = [self.find(place) for place in range(places)]
+        heaviest: dict[int, int] = {}
+        for place, (root, _) in enumerate(found):
+            if root not in heaviest or weights[place] > weights[heaviest[root]]:
+                heaviest[root] = place
+        factor = {root: self._factor(root, found[place][1]) for root, place in heaviest.items()}
+        return np.array([ratio * factor[root] for root, ratio in found]).reshape(places, self._width)
+
+    def _factor(self, root: int, ratio: Float64s) -> Float64s:
+        if root == self.GROUND:
+            return np.ones(self._width)
+        if root in self._dead:
+            return np.zeros(self._width)
+        sign = self._sign_of(root)
+        return np.where(sign == 0, 1.0 / ratio, sign / np.abs(ratio))
+
+    def _part(self, child: int, parent: int, sign: Signs | None) -> None:
+        del self._parent[child], self._ratio[child]
+        self._size[parent] -= self._size[child]
+        self._put_sign(parent, sign)
+
+    def _put_sign(self, root: int, sign: Signs | None) -> None:
+        if sign is None:
+            self._sign.pop(root, None)
+        else:
+            self._sign[root] = sign
+
+    def _join(self, group: set[int], root: int) -> None:
+        if root not in group:
+            group.add(root)
+            self._undo.append(partial(group.discard, root))
+
+    def _sign_of(self, root: int) -> Signs:
+        return self._sign.get(root, np.zeros(self._width, dtype=np.int8))
+
+    def _merged_sign(self, root: int, other: Signs) -> Signs | None:
+        mine = self._sign_of(root)
+        return None if (mine * other < 0).any() else np.where(mine != 0, mine, other).astype(np.int8)

@@ -1,0 +1,137 @@
+"""Shifts of one bundle: linear equations, solved as they come, with the freedom to take the last ones back.
+
+Unknowns are the places' shifts, one float64 a strand. An equation `sum c_i b_i = k` determines one more of them (its
+pivot), holds already, or contradicts. What stays undetermined is 0. Knows no graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.fold.affine import Float64s
+
+Coefficient = Float64s | float
+_NOTHING = 1e-12  # a coefficient this small beside those it came from is a rounding error
+_SAME = 1e-9  # of the sizes of what is summed up
+_PIVOT = 1e-6  # a pivot smaller than this beside the largest coefficient would blow errors up
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """`sum of terms + constant`, over undetermined places; `size`: the largest number that went into the constant."""
+
+    terms: dict[int, Coefficient]
+    constant: Float64s
+    size: Float64s
+
+
+class Shifts:
+    """Equations over places 0, 1, ... for each of `width` strands.
+
+    `degree`: in how many relations each place stands. The pivot is the one in the fewest: in a residual stream that is
+    what a block adds, `f_k = x_(k+1) - x_k`, and no equation grows with the depth of the network.
+    """
+
+    def __init__(self, width: int, degree: Sequence[int] | None = None) -> None:
+        self._width = width
+        self._degree = degree
+        self._forms: dict[int, _Form] = {}
+        self._users: dict[int, set[int]] = {}  # place -> determined places whose form mentions it
+        self._undo: list[tuple[int, _Form | None]] = []
+
+    def equation(self, terms: Iterable[tuple[int, Coefficient]], constant: Coefficient = 0.0) -> bool:
+        """Let `sum c b = constant`; False, and nothing said, where that contradicts, or cannot be solved safely."""
+        form = self._substituted(terms, -np.broadcast_to(constant, (self._width,)))
+        if not form.terms:
+            return bool((np.abs(form.constant) <= _SAME * form.size).all())
+        pivot = self._pivot(form)
+        if pivot is None:
+            return False
+        scale = -1.0 / np.asarray(form.terms[pivot])
+        others: dict[int, Coefficient] = {place: c * scale for place, c in form.terms.items() if place != pivot}
+        solved = _Form(others, form.constant * scale, form.size * np.abs(scale))
+        for user in list(self._users.get(pivot, ())):
+            mine = self._forms[user]
+            self._set(user, _joined(mine, pivot, solved))
+        self._set(pivot, solved)
+        return True
+
+    def vanish(self, places: Iterable[int]) -> None:
+        """Let these be 0, and all that they were made from: a way out that no homogeneous equation contradicts."""
+        for place in places:
+            form = self._forms.get(place)
+            for free in [place] if form is None else list(form.terms):
+                held = self.equation([(free, 1.0)])
+                assert held, f"place {free} is undetermined"
+
+    def mark(self) -> int:
+        return len(self._undo)
+
+    def back_to(self, mark: int) -> None:
+        """Take back all that was said since `mark`."""
+        while len(self._undo) > mark:
+            self._put(*self._undo.pop())
+
+    def solution(self, places: int) -> Float64s:
+        """[places, width]; undetermined places are 0."""
+        found = np.zeros((places, self._width))
+        for place, form in self._forms.items():
+            found[place] = form.constant
+        return found
+
+    def _substituted(self, terms: Iterable[tuple[int, Coefficient]], constant: Float64s) -> _Form:
+        total: dict[int, Coefficient] = {}
+        grown: dict[int, Coefficient] = {}
+        size = np.abs(constant)
+        for place, c in terms:
+            form = self._forms.get(place)
+            parts = {place: 1.0} if form is None else form.terms
+            for free, inner in parts.items():
+                total[free] = total.get(free, 0.0) + c * inner
+                grown[free] = grown.get(free, 0.0) + np.abs(c * inner)
+            if form is not None:
+                constant = constant + c * form.constant
+                size = np.maximum(size, np.abs(c) * form.size)
+        left = {p: c for p, c in total.items() if (np.abs(c) > _NOTHING * np.asarray(grown[p])).any()}
+        return _Form(left, constant, size)
+
+    def _pivot(self, form: _Form) -> int | None:
+        """The place in the fewest relations whose coefficient is large enough in every strand."""
+        sizes = {place: np.broadcast_to(np.abs(c), (self._width,)) for place, c in form.terms.items()}
+        largest = np.max(np.stack(list(sizes.values())), axis=0)
+        fit = [place for place, size in sizes.items() if (size > _PIVOT * largest).all()]
+        degree = self._degree
+        return min(
+            fit,
+            key=lambda p: (0 if degree is None else degree[p], len(self._users.get(p, ())), p),
+            default=None,
+        )
+
+    def _set(self, place: int, form: _Form) -> None:
+        self._undo.append((place, self._forms.get(place)))
+        self._put(place, form)
+
+    def _put(self, place: int, form: _Form | None) -> None:
+        old = self._forms.pop(place, None)
+        for free in old.terms if old is not None else ():
+            self._users[free].discard(place)
+        if form is not None:
+            self._forms[place] = form
+            for free in form.terms:
+                self._users.setdefault(free, set()).add(place)
+
+
+def _joined(form: _Form, pivot: int, solved: _Form) -> _Form:
+    """`form` with `pivot` replaced by what it was solved to."""
+    c = form.terms[pivot]
+    terms: dict[int, Coefficient] = {place: own for place, own in form.terms.items() if place != pivot}
+    for place, inner in solved.terms.items():
+        added = terms.get(place, 0.0) + c * inner
+        if (np.abs(added) > _NOTHING * (np.abs(terms.get(place, 0.0)) + np.abs(c * inner))).any():
+            terms[place] = added
+        else:
+            terms.pop(place, None)
+    return _Form(terms, form.constant + c * solved.constant, np.maximum(form.size, np.abs(c) * solved.size))

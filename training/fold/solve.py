@@ -1,0 +1,300 @@
+"""Finds gauges that obey every law and make as many lifted maps as possible the identity.
+
+First the scales, by weighted union-find, then, with these known, the shifts, by linear elimination. What must hold is
+said first; then lift after lift is tried, and stays said where no bundle contradicts. For scales alone that greedy
+order is optimal in number: sets of lifts without a contradiction are the forests of a graph (a graphic matroid), if
+ratios around a cycle never agree by chance. What is only preferred (a ReLU that stays a ReLU, a convolution without
+bias that stays without) comes last, or first for a `Policy` that forbids the alternative. Knows no operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import numpy as np
+
+from training.fold.affine import Float64s
+from training.fold.bundles import Bundle, Instance
+from training.fold.laws import Clamp, Free, Gauge, Lift, NoShift, Pinned, Port, Positive, Stays, Sum
+from training.fold.problem import Problem
+from training.fold.scales import Scales
+from training.fold.shifts import Shifts
+
+
+class Fate(Enum):
+    """What becomes of a lift. `ADD`, `MUL`: only that much of it is left."""
+
+    FOLDED = "folded"
+    ADD = "Add"
+    MUL = "Mul"
+    KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """`order`: lift tags, the most wanted first. `clamps`: may a ReLU become a per-channel clamp?
+
+    `moved`: clamps that change anyway, so that nothing is arranged to spare them. `without`: lifts that must stay;
+    `reduces_to_mul`: whether a Mul is better than a lift that stays.
+    """
+
+    order: tuple[int, ...]
+    clamps: bool
+    without: frozenset[int] = frozenset()
+    reduces_to_mul: bool = True
+    moved: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """`scale`, `shift`: of each class. `fate`: of each lift, by tag. `moved`: clamps that must change, by tag."""
+
+    problem: Problem
+    policy: Policy
+    scale: Float64s
+    shift: Float64s
+    fate: dict[int, Fate]
+    moved: frozenset[int]
+
+    def gauge(self, port: Port) -> Gauge | None:
+        """None where the port is stored as it was."""
+        classes = self.problem.classes(port)
+        scale, shift = self.scale[classes], self.shift[classes]
+        if (scale == 1.0).all() and not shift.any():
+            return None
+        return Gauge(port.axes, self.problem.sizes[port.value, port.reader], scale, shift)
+
+    def count(self, *fates: Fate) -> int:
+        return sum(fate in fates for fate in self.fate.values())
+
+
+def solve(problem: Problem, policy: Policy) -> Solution:
+    """The solution for `policy`; lifts that turn out to need a shift which they cannot hold are put out one by one."""
+    while True:
+        attempt = _Attempt(problem, policy)
+        solution = attempt.run()
+        if attempt.unholdable:
+            policy = replace(policy, without=policy.without | attempt.unholdable)
+        elif solution.moved <= policy.moved:
+            return solution
+        else:
+            policy = replace(policy, moved=policy.moved | solution.moved)
+
+
+@dataclass
+class _Attempt:
+    problem: Problem
+    policy: Policy
+    scales: list[Scales] = field(init=False)
+    shifts: list[Shifts] = field(init=False)
+    A: list[Float64s] = field(init=False)  # per bundle [places, width]
+    unholdable: set[int] = field(default_factory=set)
+    fate: dict[int, Fate] = field(init=False)
+
+    def __post_init__(self) -> None:
+        bundles = self.problem.bundles
+        self.scales = [Scales(b.places, b.width) for b in bundles]
+        self.shifts = [Shifts(b.width, _degrees(b)) for b in bundles]
+        self.fate = dict.fromkeys(self.problem.lifts, Fate.KEPT)
+
+    def run(self) -> Solution:
+        self._solve_scales()
+        self.A = [s.solution(self._weights(n)) for n, s in enumerate(self.scales)]
+        self._solve_shifts()
+        scale, shift = self._spread()
+        moved = frozenset(tag for tag in self.problem.tags(Clamp) if self._is_moved(tag, scale, shift))
+        return Solution(self.problem, self.policy, scale, shift, self.fate, moved)
+
+    # Scales.
+
+    def _solve_scales(self) -> None:
+        for number, bundle in enumerate(self.problem.bundles):
+            for instance in bundle.instances:
+                held = self._say_scale(self.scales[number], instance)
+                assert held, f"laws contradict each other: {self.problem.law(instance.tag)}"
+        for tag in sorted(self.policy.order, key=self._has_dead):  # those last: they want what they read for themselves
+            if tag in self.policy.without or not self.problem.lift(tag).holds_scale:
+                continue
+            if self._each_scale(tag, self._fold_scale):
+                self.fate[tag] = Fate.ADD  # until its shift is folded too
+        if self.policy.clamps:
+            for tag in self._spared():
+                self._each_scale(tag, self._prefer_scale)
+
+    def _say_scale(self, scales: Scales, instance: Instance) -> bool:
+        law, places = self.problem.law(instance.tag), instance.places
+        match law:
+            case Sum():
+                return all(scales.tie(places[0], place) for place in places[1:])
+            case Pinned():
+                return scales.pin(places[0])
+            case Positive():
+                return scales.positive(places[0])
+            case Free() | NoShift() if self.problem.reached.statements[instance.tag].is_demand:
+                return scales.need(places[0])
+            case Lift() if not law.holds_scale:
+                return scales.tie(*places)
+            case Clamp() if not self.policy.clamps:
+                return self._prefer_scale(scales, instance)
+            case _:
+                return True
+
+    def _fold_scale(self, scales: Scales, instance: Instance) -> bool:
+        """`y' = x'`: `A_x = s A_y`."""
+        x, y = instance.places
+        if instance.dead:
+            return scales.kill(x) and not self._read_by_others(scales, instance)
+        return scales.tie(x, y, self.problem.lift(instance.tag).scale[instance.entries])
+
+    def _read_by_others(self, scales: Scales, mine: Instance) -> bool:
+        """Does a lift that stays, so far, read what was just said to be dead?"""
+        number = next(n for n, i in self.problem.by_tag[mine.tag] if i is mine)
+        return any(
+            scales.is_dead(other.places[0])
+            for other in self.problem.bundles[number].instances
+            if other.tag != mine.tag and self._stays(other.tag)
+        )
+
+    def _stays(self, tag: int) -> bool:
+        law = self.problem.law(tag)
+        return isinstance(law, Lift) and law.holds_scale and self.fate[tag] is Fate.KEPT
+
+    def _has_dead(self, tag: int) -> bool:
+        return not self.problem.lift(tag).scale.all()
+
+    def _prefer_scale(self, scales: Scales, instance: Instance) -> bool:
+        unmoved = self._clamp(instance.tag).stays is Stays.UNMOVED
+        return scales.pin(instance.places[0]) if unmoved else scales.positive(instance.places[0])
+
+    def _weights(self, number: int) -> Float64s:
+        classes = self.problem.bundles[number].classes
+        return np.asarray(self.problem.weight[classes[:, 0]], dtype=np.float64)
+
+    # Shifts.
+
+    def _solve_shifts(self) -> None:
+        for number, bundle in enumerate(self.problem.bundles):
+            for instance in bundle.instances:
+                if not self._say_shift(number, instance):  # too small a pivot; what must hold holds for zeros too
+                    self.shifts[number].vanish(instance.places)
+        for tag in sorted(self.policy.order, key=lambda tag: self.problem.lift(tag).holds_shift):
+            self._fold_shift(tag)  # a Mul whose scale is gone has no choice
+        if self.policy.reduces_to_mul:
+            for tag in self.policy.order:
+                if self.fate[tag] is Fate.KEPT and self._is_whole(tag) and self._each_shift(tag, self._to_mul):
+                    self.fate[tag] = Fate.MUL
+        unshifted = [tag for tag in self._spared() if self._clamp(tag).stays is not Stays.UPRIGHT]
+        for tag in (*unshifted, *self.problem.tags(Free)):  # what is only preferred
+            self._each_shift(tag, self._to_zero)
+
+    def _say_shift(self, number: int, instance: Instance) -> bool:
+        law, places, shifts = self.problem.law(instance.tag), instance.places, self.shifts[number]
+        match law:
+            case Pinned() | NoShift():
+                return shifts.equation([(places[0], 1.0)])
+            case Sum() if not law.holds_shift:
+                terms = [(place, -term.factor) for place, term in zip(places[1:], law.terms, strict=True)]
+                return shifts.equation([(places[0], 1.0), *terms])
+            case Clamp() if not self.policy.clamps and law.stays is not Stays.UPRIGHT:
+                return shifts.equation([(places[0], 1.0)])
+            case Lift() if self.fate[instance.tag] is Fate.KEPT and not law.holds_shift:
+                return self._to_mul(number, instance)
+            case _:
+                return True
+
+    def _fold_shift(self, tag: int) -> None:
+        law = self.problem.lift(tag)
+        if (law.holds_scale and self.fate[tag] is Fate.KEPT) or tag in self.policy.without:
+            return
+        if self._each_shift(tag, self._to_identity):
+            self.fate[tag] = Fate.FOLDED
+        elif not law.holds_shift:
+            self.unholdable.add(tag)
+        elif not law.holds_scale:
+            self.fate[tag] = Fate.KEPT  # an Add that stays
+
+    def _to_identity(self, number: int, instance: Instance) -> bool:
+        """`y' = x'`: `b_x = A_y t + b_y`."""
+        law = self.problem.lift(instance.tag)
+        x, y = instance.places
+        constant = self.A[number][y] * law.shift[instance.entries]
+        return self.shifts[number].equation([(x, 1.0), (y, -1.0)], constant)
+
+    def _to_mul(self, number: int, instance: Instance) -> bool:
+        """`y' = m x'`, `m = A_y s / A_x`: `b_y - m b_x = - A_y t`."""
+        law = self.problem.lift(instance.tag)
+        x, y = instance.places
+        A = self.A[number]
+        m = A[y] * law.scale[instance.entries] / A[x]
+        return self.shifts[number].equation([(y, 1.0), (x, -m)], -A[y] * law.shift[instance.entries])
+
+    def _to_zero(self, number: int, instance: Instance) -> bool:
+        return self.shifts[number].equation([(instance.places[0], 1.0)])
+
+    def _is_whole(self, tag: int) -> bool:
+        """Is it a map that a Mul would be less than?"""
+        law = self.problem.lift(tag)
+        return law.holds_scale and law.holds_shift and tag not in self.policy.without
+
+    def _each_scale(self, tag: int, say: Callable[[Scales, Instance], bool]) -> bool:
+        return _everywhere(self.problem.by_tag.get(tag, ()), self.scales, lambda n, i: say(self.scales[n], i))
+
+    def _each_shift(self, tag: int, say: Callable[[int, Instance], bool]) -> bool:
+        return _everywhere(self.problem.by_tag.get(tag, ()), self.shifts, say)
+
+    def _spared(self) -> list[int]:
+        """Clamps that would rather stay what they are."""
+        return [tag for tag in self.problem.tags(Clamp) if tag not in self.policy.moved]
+
+    def _clamp(self, tag: int) -> Clamp:
+        law = self.problem.law(tag)
+        assert isinstance(law, Clamp)
+        return law
+
+    # Results.
+
+    def _spread(self) -> tuple[Float64s, Float64s]:
+        count = len(self.problem.weight)
+        scale, shift = np.ones(count), np.zeros(count)
+        for number, bundle in enumerate(self.problem.bundles):
+            scale[bundle.classes] = self.A[number]
+            shift[bundle.classes] = self.shifts[number].solution(bundle.places)
+        for statement in self.problem.reached.statements:  # exactly, not but for a rounding error
+            if isinstance(statement.law, Pinned | NoShift):
+                classes = self.problem.classes(statement.law.port)
+                shift[classes] = 0.0
+                scale[classes] = 1.0 if isinstance(statement.law, Pinned) else scale[classes]
+        return scale, shift
+
+    def _is_moved(self, tag: int, scale: Float64s, shift: Float64s) -> bool:
+        law = self._clamp(tag)
+        classes = self.problem.classes(law.x)
+        if law.stays is Stays.UPRIGHT:
+            return bool((scale[classes] < 0).any())
+        if law.stays is Stays.UNSHIFTED:
+            return bool((scale[classes] < 0).any() or shift[classes].any())
+        return bool((scale[classes] != 1).any() or shift[classes].any())
+
+
+def _degrees(bundle: Bundle) -> list[int]:
+    degree = [0] * bundle.places
+    for instance in bundle.instances:
+        for place in instance.places:
+            degree[place] += 1
+    return degree
+
+
+def _everywhere(
+    places: Sequence[tuple[int, Instance]],
+    parts: Sequence[Scales] | Sequence[Shifts],
+    say: Callable[[int, Instance], bool],
+) -> bool:
+    """Say it in every bundle where the law holds, or in none."""
+    marks = {number: parts[number].mark() for number, _ in places}
+    if all(say(number, instance) for number, instance in places):
+        return True
+    for number, mark in marks.items():
+        parts[number].back_to(mark)
+    return False

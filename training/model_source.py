@@ -1,0 +1,258 @@
+"""SPEC to nn.Module: a user's own factory by module or by file, or a name of timm's or torchvision's.
+
+    py:package.module:factory     the current folder can be imported from
+    file:path/model.py:factory    the file's folder and the current one can be imported from
+    timm:NAME, torchvision:NAME   untrained weights; --weights brings one's own
+
+A factory takes nothing and returns an nn.Module, or (module, example_inputs); a module stands for itself. Promises: the
+user's folders may hold a `training` or a `service` of their own, which are then theirs inside their code and ours
+outside of it; whatever their code raises becomes one line. Nothing is downloaded. Knows no ONNX.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.errors import UserError
+
+OURS = ("training", "service")
+_PRIVATE = "_foldtrain_user"
+_MISSING_OPERATORS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+"""What torchvision's Python part registers more for, at import, than its compiled part brings."""
+
+
+class SourceRefused(UserError):
+    """The SPEC leads to no module. The line begins with the SPEC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """(x - mean) / std, one entry a channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """What a SPEC leads to.
+
+    `examples`: what the factory gave beside the module, as it gave it, else None. `row`: the shape of one row of the
+    only input, where the model says it. `normalisation`: what its pretrained weights expect, where it says it.
+    """
+
+    module: nn.Module
+    examples: Any = None
+    row: tuple[int, ...] | None = None
+    normalisation: Normalisation | None = None
+
+
+@contextmanager
+def opened(spec: str, *, torchvision_shim: bool = False) -> Iterator[Source]:
+    """The module of `spec`. Its folders can be imported from for the block, for code that imports when it runs.
+
+    torchvision_shim: declare the operators that keep torchvision's wheel from importing beside another build of torch.
+    Raises SourceRefused.
+    """
+    kind, _, rest = spec.partition(":")
+    openers: Mapping[str, Callable[[str, str, bool], Source]] = {"timm": _of_timm, "torchvision": _of_torchvision}
+    if kind in openers and rest:
+        yield openers[kind](spec, rest, torchvision_shim)
+        return
+    where, _, factory = rest.rpartition(":")
+    if kind not in ("py", "file") or not where or not factory:
+        raise SourceRefused(
+            f"{spec!r}: expected py:package.module:factory, file:path/model.py:factory, timm:NAME or torchvision:NAME"
+        )
+    folders = [Path.cwd()] if kind == "py" else [Path(where).resolve().parent, Path.cwd()]
+    with _importable(folders, first=False):  # torch, at work now, must not find the user's modules for its own
+        yield _of_user(spec, where, factory, folders)
+
+
+# --- the user's own code ------------------------------------------------------------------------------------------
+
+
+def _of_user(spec: str, where: str, factory: str, folders: Sequence[Path]) -> Source:
+    with _told_of(spec), _their_names(folders), _importable(folders, first=True):
+        module = _imported(spec, where)
+        if not hasattr(module, factory):
+            there = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
+            raise SourceRefused(f"{spec}: {where} has no {factory!r}; it has {', '.join(there) or 'nothing to call'}")
+        made = getattr(module, factory)
+        if not isinstance(made, nn.Module):
+            made = made() if callable(made) else made
+    examples = None
+    if isinstance(made, tuple) and len(made) == 2:
+        made, examples = made
+    if not isinstance(made, nn.Module):
+        raise SourceRefused(
+            f"{spec}: {factory!r} gave {type(made).__name__}, expected an nn.Module or (module, example_inputs)"
+        )
+    return _described(made, examples)
+
+
+def _imported(spec: str, where: str) -> ModuleType:
+    if spec.startswith("py:"):
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+                raise  # found, and what it imports is not
+            raise SourceRefused(f"{spec}: there is no module {error.name!r} here or among what is installed") from error
+    path = Path(where)
+    if not path.is_file():
+        raise SourceRefused(f"{spec}: there is no file {where}")
+    name = f"{_PRIVATE}_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise SourceRefused(f"{spec}: {where} is no Python file")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and torch look classes up by the name of their module
+    found.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _importable(folders: Sequence[Path], *, first: bool) -> Iterator[None]:
+    added, before = [str(folder) for folder in folders], list(sys.path)
+    sys.path[:] = [*added, *before] if first else [*before, *added]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def _their_names(folders: Sequence[Path]) -> Iterator[None]:
+    """Where the user has a package of one of our names, that name is theirs inside the block.
+
+    Ours comes back afterwards, and theirs stays reachable under a private name.
+    """
+    names = {name for name in OURS if any(_holds_another(folder, name) for folder in folders)}
+    ours = _of_names(names)
+    for name in ours:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        for name, module in _of_names(names).items():
+            sys.modules[f"{_PRIVATE}.{name}"] = sys.modules.pop(name)
+            assert module is sys.modules[f"{_PRIVATE}.{name}"]
+        sys.modules.update(ours)
+
+
+def _holds_another(folder: Path, name: str) -> bool:
+    """Does `folder` hold a module or package `name` that is not this very one (as the checkout does)?"""
+    own = Path(__file__).resolve().parent.parent / name
+    return (folder / f"{name}.py").is_file() or ((folder / name).is_dir() and (folder / name).resolve() != own)
+
+
+def _of_names(names: set[str]) -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in names}
+
+
+@contextmanager
+def _told_of(spec: str) -> Iterator[None]:
+    """Whatever foreign code raises is one line: what, and in which of its lines."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        last = next((frame for frame in reversed(frames) if not frame.filename.startswith("<frozen")), None)
+        place = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
+        raise SourceRefused(f"{spec}: {type(error).__name__}: {first_line(error)}{place}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; torch's run over pages."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:300]
+
+
+# --- the zoos -----------------------------------------------------------------------------------------------------
+
+
+def _of_timm(spec: str, name: str, shim: bool) -> Source:
+    timm = _zoo(spec, "timm", shim)
+    with _told_of(spec):
+        module: nn.Module = timm.create_model(name, pretrained=False, exportable=True)
+    return _described(module.eval(), None)
+
+
+def _of_torchvision(spec: str, name: str, shim: bool) -> Source:
+    _zoo(spec, "torchvision", shim)
+    with _told_of(spec):
+        models = importlib.import_module("torchvision.models")
+        module: nn.Module = models.get_model(name, weights=None)
+        transforms = models.get_model_weights(name).DEFAULT.transforms()
+    crop = tuple(getattr(transforms, "crop_size", ()))
+    return Source(
+        module.eval(),
+        row=(3, *(crop * 2)[:2]) if crop else None,
+        normalisation=_normalisation(getattr(transforms, "mean", None), getattr(transforms, "std", None)),
+    )
+
+
+def _described(module: nn.Module, examples: Any) -> Source:
+    """With what timm's models, and those that follow its custom, say of themselves."""
+    config = getattr(module, "pretrained_cfg", None)
+    config = config if isinstance(config, dict) else {}
+    size = config.get("input_size")
+    return Source(
+        module, examples, tuple(size) if size else None, _normalisation(config.get("mean"), config.get("std"))
+    )
+
+
+def _normalisation(mean: Any, std: Any) -> Normalisation | None:
+    return Normalisation(tuple(map(float, mean)), tuple(map(float, std))) if mean and std else None
+
+
+def _zoo(spec: str, package: str, shim: bool) -> Any:
+    """timm imports torchvision, whose compiled part fits one build of torch only."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise SourceRefused(
+            f"{spec}: this needs {error.name}, which is not installed: pip install {package}"
+        ) from error
+    except (RuntimeError, ImportError) as error:
+        if not shim:
+            raise SourceRefused(
+                f"{spec}: torchvision does not import beside this build of torch ({first_line(error)}); install one "
+                f"that was built for it, or add --torchvision-shim, which declares what is missing as empty operators"
+            ) from error
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", package)]:
+        del sys.modules[name]  # half imported
+    _declare_missing_operators()
+    with _told_of(spec):
+        return importlib.import_module(package)
+
+
+_declared: list[torch.library.Library] = []  # a declaration lives as long as its Library
+
+
+def _declare_missing_operators() -> None:
+    """Schemas without kernels: whoever calls one of them is told by torch that there is none."""
+    if not _declared:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name, schema in _MISSING_OPERATORS.items():
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}{schema}")
+        _declared.append(library)
