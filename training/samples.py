@@ -224,6 +224,9 @@ def _fills(
 
 def _one_hot(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[Array]:
     """One pixel at the first or last index of each spatial axis (and of all), packed into the rows there are."""
+    if 0 in shape:
+        yield np.zeros(shape, dtype=dtype)
+        return
     if len(shape) < 2:
         for end in (0, -1):
             x = np.zeros(shape, dtype=dtype)

@@ -9,6 +9,7 @@ always safe: what cannot be folded exactly stays, with a reason that names what 
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from training.fold.driver import fold_in_place
@@ -45,7 +46,8 @@ def fold(model: ir.Model | str | Path, profile: Profile | str = Profile.ORT_CPU)
     profile = Profile(profile)
     source = model if isinstance(model, ir.Model) else read_model(model)
     folded = normalise(copy_model(source))
-    report = fold_in_place(folded, profile)
+    with np.errstate(all="ignore"):  # what overflows on the way is judged by its result
+        report = fold_in_place(folded, profile)
     if report.changed:
         folded.metadata_props.update(report.metadata(source.meta.get(SOURCE_SHA256)))
         return folded, report

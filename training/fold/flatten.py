@@ -53,8 +53,7 @@ def _pull_up(node: ir.Node, known: Known) -> bool:
     target = _constant(node, np.array([-1, rows], dtype=np.int64), f"{flat.name}_rows")
     early = ir.Node("", "Reshape", [x, target], name=f"{reshape.name or flat.name}_early")
     early.outputs[0].name = f"{flat.name}_operand"
-    early.outputs[0].type = x.type
-    early.outputs[0].shape = ir.Shape([(known.dims(flat) or (None, None))[0], rows])
+    _annotate(early.outputs[0], [(known.dims(flat) or (None, None))[0], rows], known.shapes.dtype(x))
     assert node.graph is not None
     node.graph.insert_before(node, early)
     node.replace_input_with(0, early.outputs[0])
@@ -79,7 +78,9 @@ def _push_down(node: ir.Node, known: Known) -> bool:
         return False
     sizes = _target(reshape, known)
     keeps = len(sizes) > 2 and (known.dims(regrouped) or (None,))[-1] == dims[1] and sizes[-1] is not None
-    keeps = keeps and 0 not in sizes[1:-1]
+    # A size that is computed may turn out 0, which copies axis 1, the one that changes.
+    split = known.dims(regrouped) or ()
+    keeps = keeps and 0 not in sizes[1:-1] and (sizes[1] is not None or split[1] not in (None, dims[1]))
     alone = len(list(regrouped.uses())) == 1 and not regrouped.is_graph_output() and reshape.graph is node.graph
     producer = flat.producer()
     if not keeps or not alone or producer is None or not _next_to_batchnorm([producer]):
@@ -93,7 +94,7 @@ def _push_down(node: ir.Node, known: Known) -> bool:
     late.replace_input_with(0, product)
     take_over_identity(late.outputs[0], product)
     product.name = f"{late.outputs[0].name}_flat"
-    product.shape = ir.Shape([dims[0], columns])
+    _annotate(product, [dims[0], columns], known.shapes.dtype(flat))
     node.replace_input_with(0, flat)
     node.graph.insert_after(node, late)
     node.graph.remove(reshape, safe=True)
@@ -130,6 +131,12 @@ def _with_last(reshape: ir.Node, node: ir.Node, size: int, name: str, known: Kno
     new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = name, target.type, target.shape
     node.graph.insert_before(node, new)
     return new.outputs[0]
+
+
+def _annotate(value: ir.Value, sizes: list[int | None], dtype: ir.DataType | None) -> None:
+    """Type and shape together: a shape without a type cannot be written."""
+    if dtype is not None:
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape(sizes)
 
 
 def _merges(reshape: ir.Node, known: Known) -> bool:

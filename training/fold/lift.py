@@ -109,6 +109,8 @@ def _along(constant: Float64s, port: Port, known: Known) -> Float64s | None:
 def _sum(
     node: ir.Node, parts: Operands, x: Port, y: Port, along: Float64s | None, known: Known
 ) -> tuple[Law, ...] | Refusal:
+    if not np.isfinite(parts.constant).all():
+        return Refusal(f"the constant of {describe(node)} is not finite: a mask, not a shift")
     reversed_sub = node.op_type == "Sub" and parts.index == 0
     if along is None or reversed_sub or _is_bias(parts.x, known):
         if along is None and _grown(parts.constant, x, known) > _MOST_GROWN:
@@ -128,6 +130,8 @@ def _product(
     if not np.isfinite(along).all() or (node.op_type == "Div" and not along.all()):
         return Refusal(f"the constant of {describe(node)} is not finite, or divides by zero")
     scale = 1.0 / along if node.op_type == "Div" else along
+    if not np.isfinite(scale).all():
+        return Refusal(f"the constant of {describe(node)} is too small to divide by")
     return (Lift(x, y, scale, np.zeros_like(along), node, holds_scale=True, holds_shift=False),)
 
 
@@ -260,6 +264,7 @@ def rewrite(node: ir.Node, gauges: Gauges, known: Known) -> tuple[Edit, ...] | R
         moved = parts.constant * (c / a if node.op_type == "Mul" else a / c)
     else:
         moved = _moved_summand(node, parts, b, c, d, unheld=_unheld(parts, gauges, known, rank))
+    moved = _shrunk(moved, parts.constant.shape)
     if moved.shape == parts.constant.shape and (moved == parts.constant).all():
         return ()
     array = round_once(moved, parts.dtype)
@@ -273,6 +278,15 @@ def rewrite(node: ir.Node, gauges: Gauges, known: Known) -> tuple[Edit, ...] | R
     while len(shape) > np.ndim(_array(node, parts.index, known)) and shape[0] == 1:
         shape = shape[1:]
     return (SetOperand(node, parts.index, array.reshape(shape), origin, role="bias"),)
+
+
+def _shrunk(moved: Float64s, shape: tuple[int, ...]) -> Float64s:
+    """`moved`, which broadcasting gave the size of a gauge, without the axes along which it holds one number anyway."""
+    for axis, size in enumerate(shape):
+        first = moved.take([0], axis=axis)
+        if size == 1 and moved.shape[axis] > 1 and (moved == first).all():
+            moved = first
+    return moved
 
 
 def _moved_summand(node: ir.Node, parts: Operands, b: Array, c: Array, d: Array, unheld: Array) -> Float64s:

@@ -21,6 +21,8 @@ from training.fold.refusal import Refusal
 from training.fold.solve import Fate, Solution
 from training.fold.weights import FLOAT_DTYPES, round_once, widen
 
+_FARTHEST = 128  # tensors looked at for the nodes that hold a lift; farther ones are not named
+
 
 @dataclass
 class Plan:
@@ -45,14 +47,15 @@ class Plan:
         return None if value is None else self._gauges.get((value, reader))
 
     def draw_up(self) -> dict[int, str] | None:
-        """Make all edits; where one cannot be made, the tag of the lift to do without, and why."""
+        """Make all edits; where some cannot be made, the tags of the lifts to do without, and why."""
+        failed: dict[int, str] = {}
         for node in self._touched():
             edits = self._edits_of(node)
             if isinstance(edits, Refusal):
-                return {self._culprit(node): edits.reason}
-            if edits:
+                failed.setdefault(self._culprit(node), edits.reason)
+            elif edits:
                 self.edits[node] = edits
-        return None
+        return failed or None
 
     def _touched(self) -> Iterator[ir.Node]:
         """Nodes next to a tensor that is stored differently, and all lifts."""
@@ -152,17 +155,19 @@ class Plan:
         An Add or a clamp holds a part, and what it reads or gives is stored differently too: the way goes on behind it,
         to the next operator with weights.
         """
-        found: list[ir.Node] = []
-        level, seen = [start], {start}
-        while level and not any(node.op_type in linear.RULES for node in found):
+        found: dict[ir.Node, None] = {}
+        level, seen, weights_met = [start], {start}, False
+        while level and not weights_met and len(seen) < _FARTHEST:
             level = [value for value in level if self.of(value) is not None]
             producers = [node for value in level if (node := value.producer()) is not None]
             nodes = producers if up else [node for value in level for node in number_readers(value)]
-            found += [node for node in nodes if node in self.edits]
+            edited = [node for node in nodes if node in self.edits]
+            found.update(dict.fromkeys(edited))
+            weights_met = any(node.op_type in linear.RULES for node in edited)
             onward = [value for node in nodes for value in (node.inputs if up else node.outputs)]
             level = list(dict.fromkeys(value for value in onward if value is not None and value not in seen))
             seen.update(level)
-        return found
+        return list(found)
 
     def reason(self, tag: int) -> str:
         if self.solution.fate[tag] is Fate.FOLDED:

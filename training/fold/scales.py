@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from training.fold.affine import Float64s
 
-_SAME = 1e-10  # relative; a path multiplies some hundred ratios of 1e-16 each, and a real difference is far above
+_SAME = 1e-13  # relative; a path multiplies some hundred ratios of 1e-16 each; what is let pass is an error of the fold
 Signs = NDArray[np.int8]
 
 

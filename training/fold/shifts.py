@@ -2,6 +2,9 @@
 
 Unknowns are the places' shifts, one float64 a strand. An equation `sum c_i b_i = k` determines one more of them (its
 pivot), holds already, or contradicts. What stays undetermined is 0. Knows no graph.
+
+Sums are kept in the widest float there is (80 bits on x86): where a scale of 1e-8 meets one of 1e14, a shift is the
+small difference of large ones, and half a unit in the last place of those would be blown up to be seen.
 """
 
 from __future__ import annotations
@@ -10,12 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.fold.affine import Float64s
 
-Coefficient = Float64s | float
-_NOTHING = 1e-12  # a coefficient this small beside those it came from is a rounding error
-_SAME = 1e-9  # of the sizes of what is summed up
+Wide = NDArray[np.longdouble]
+Coefficient = Wide | Float64s | float
+_NOTHING = 1e-13  # a coefficient this small beside those it came from is a rounding error
+_SAME = 1e-14  # of the largest number that is summed up, which was rounded to 1e-16; what is let pass is an error
 _PIVOT = 1e-6  # a pivot smaller than this beside the largest coefficient would blow errors up
 
 
@@ -24,8 +29,8 @@ class _Form:
     """`sum of terms + constant`, over undetermined places; `size`: the largest number that went into the constant."""
 
     terms: dict[int, Coefficient]
-    constant: Float64s
-    size: Float64s
+    constant: Wide
+    size: Wide
 
 
 class Shifts:
@@ -44,7 +49,9 @@ class Shifts:
 
     def equation(self, terms: Iterable[tuple[int, Coefficient]], constant: Coefficient = 0.0) -> bool:
         """Let `sum c b = constant`; False, and nothing said, where that contradicts, or cannot be solved safely."""
-        form = self._substituted(terms, -np.broadcast_to(constant, (self._width,)))
+        form = self._substituted(terms, -np.broadcast_to(np.asarray(constant, dtype=np.longdouble), (self._width,)))
+        if not np.isfinite(form.constant).all():
+            return False
         if not form.terms:
             return bool((np.abs(form.constant) <= _SAME * form.size).all())
         pivot = self._pivot(form)
@@ -79,10 +86,10 @@ class Shifts:
         """[places, width]; undetermined places are 0."""
         found = np.zeros((places, self._width))
         for place, form in self._forms.items():
-            found[place] = form.constant
+            found[place] = form.constant.astype(np.float64)
         return found
 
-    def _substituted(self, terms: Iterable[tuple[int, Coefficient]], constant: Float64s) -> _Form:
+    def _substituted(self, terms: Iterable[tuple[int, Coefficient]], constant: Wide) -> _Form:
         total: dict[int, Coefficient] = {}
         grown: dict[int, Coefficient] = {}
         size = np.abs(constant)

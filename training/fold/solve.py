@@ -219,14 +219,14 @@ class _Attempt:
         """`y' = x'`: `b_x = A_y t + b_y`."""
         law = self.problem.lift(instance.tag)
         x, y = instance.places
-        constant = self.A[number][y] * law.shift[instance.entries]
+        constant = self.A[number][y].astype(np.longdouble) * law.shift[instance.entries]
         return self.shifts[number].equation([(x, 1.0), (y, -1.0)], constant)
 
     def _to_mul(self, number: int, instance: Instance) -> bool:
         """`y' = m x'`, `m = A_y s / A_x`: `b_y - m b_x = - A_y t`."""
         law = self.problem.lift(instance.tag)
         x, y = instance.places
-        A = self.A[number]
+        A = self.A[number].astype(np.longdouble)
         m = A[y] * law.scale[instance.entries] / A[x]
         return self.shifts[number].equation([(y, 1.0), (x, -m)], -A[y] * law.shift[instance.entries])
 

@@ -12,7 +12,7 @@ from training.verify import run
 BATCHNORMS = {
     "resnet18": 20,
     "mobilenet_v2": 52,
-    "regnet_y_400mf": 75,
+    "regnet_y_400mf": 53,
     "shufflenet_v2_x1_0": 56,
     "googlenet": 57,
     "efficientnet_b0": 49,

@@ -112,7 +112,7 @@ def homogeneous(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Re
         return x
     if isinstance(y, Refusal):
         return y
-    if port.value not in (x.value, y.value):
+    if port.value not in (x.value, y.value) or x.value in node.inputs[1:]:
         return Refusal(f"'{port.value.name}' is a slope of {describe(node)}")
     return (Equal(x, y), *_homogeneous(x, node))
 

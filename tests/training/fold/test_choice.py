@@ -1,0 +1,159 @@
+"""What each profile wants of what algebra permits."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.training.fold.judge import judge
+from tests.training.fold.maps import bn, numbers
+from tests.training.fold.models import build, op_types
+from training.fold import Profile, Verdict
+
+ALL = pytest.mark.parametrize("profile", Profile)
+CHEAP = pytest.mark.parametrize("profile", [Profile.ORT_CPU, Profile.ORT_CUDA])
+
+
+def model(nodes: str, shape: str = "2,3,4,4", **constants) -> ir.Model:
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(3, 3, 1, 1)), "k": rng.normal(size=(3, 3, 3, 3))}
+    used = {name: array for name, array in weights.items() if f", {name})" in nodes}
+    return build(f"m (double[{shape}] x) => (double[{shape}] y) {{ {nodes} }}", **used, **constants)
+
+
+def after_relu(gamma=(1.0, -2.0, 0.5), beta=(0.0, 0.0, 1.0)) -> ir.Model:
+    """Conv, ReLU, BatchNormalization, and nothing behind that could take it."""
+    return model(
+        f"[conv] h = Conv (x, w) [relu] p = Relu (h) {bn('n', 'p', 'q')} [end] y = Sigmoid (q)",
+        **numbers("n", gamma, beta, [0.0] * 3),
+    )
+
+
+def padded() -> ir.Model:
+    """The scale goes into the convolution, the shift does not pass its padding."""
+    return model(f"{bn('n', 'x', 'q')} [conv] y = Conv <pads = [1, 1, 1, 1]> (q, k)", **numbers("n"))
+
+
+@ALL
+def test_what_costs_nothing_folds_under_every_profile(profile):
+    plain = model(f"[conv] h = Conv (x, w) {bn('n', 'h', 'y')}", **numbers("n"))
+
+    assert op_types(judge(plain, profile).folded) == ["Conv"]
+
+
+@ALL
+def test_a_positive_scale_passes_a_relu_under_every_profile(profile):
+    judged = judge(after_relu((1.0, 2.0, 0.5), (0.0, 0.0, 0.0)), profile)
+
+    assert op_types(judged.folded) == ["Conv", "Relu", "Sigmoid"] and not judged.report.batchnorms[0].clamped
+
+
+@pytest.mark.parametrize(
+    ("gamma", "beta"), [((1, -2, 0.5), (0, 0, 0)), ((1, 2, 3), (0, 0, 1)), ((1, -1, 1), (1, 1, 1))]
+)
+def test_generic_pays_with_a_clamp_for_a_shift_or_a_negative_scale(gamma, beta):
+    judged = judge(after_relu(gamma, beta), Profile.GENERIC)
+
+    assert judged.report.batchnorms[0].clamped and "BatchNormalization" not in op_types(judged.folded)
+
+
+@CHEAP
+def test_others_keep_the_batchnorm_and_name_the_way_out(profile):
+    judged = judge(after_relu(), profile)
+    (outcome,) = judged.report.batchnorms
+
+    assert op_types(judged.folded) == ["Conv", "Relu", "BatchNormalization", "Sigmoid"] and not judged.report.changed
+    assert (outcome.verdict, outcome.reason) == (Verdict.KEPT, f"slower on {profile}")
+    assert outcome.way_out == "--profile generic folds it"
+
+
+@CHEAP
+def test_a_max_that_stays_one_is_no_price(profile):
+    graph = model(
+        f"[conv] h = Conv (x, w) [max] p = Max (h, low) {bn('n', 'p', 'q')} [end] y = Sigmoid (q)",
+        low=np.array(0.0),
+        **numbers("n"),
+    )
+
+    assert op_types(judge(graph, profile).folded) == ["Conv", "Max", "Sigmoid"]
+
+
+def test_generic_reduces_what_it_cannot_fold():
+    judged = judge(padded(), Profile.GENERIC)
+
+    assert op_types(judged.folded) == ["Add", "Conv"]
+    assert judged.report.batchnorms[0].verdict is Verdict.REDUCED
+
+
+@CHEAP
+def test_others_leave_it_whole_for_the_same_reason(profile):
+    """No option would fold it, so there is no way out to name."""
+    reduced, kept = (judge(padded(), p).report.batchnorms[0] for p in (Profile.GENERIC, profile))
+
+    assert (kept.verdict, kept.reason, kept.way_out) == (Verdict.KEPT, reduced.reason, "")
+    assert not judge(padded(), profile).report.changed
+
+
+@ALL
+def test_what_algebra_forbids_is_never_called_slow(profile):
+    graph = model(f"{bn('n', 'x', 'y')}", **numbers("n"))
+
+    assert judge(graph, profile).report.batchnorms[0].reason == (
+        "its scale can go neither way: 'x' is a graph input; 'y' is a graph output"
+    )
+
+
+def test_clamps_are_paid_only_where_nothing_cheaper_folds_as_much():
+    """The Conv behind can take it all; the ReLU before stays one."""
+    graph = model(
+        f"[c1] h = Conv (x, w) [relu] p = Relu (h) {bn('n', 'p', 'q')} [c2] y = Conv (q, w)",
+        **numbers("n", [1.0, -2.0, 0.5]),
+    )
+
+    judged = judge(graph, Profile.GENERIC)
+
+    assert op_types(judged.folded) == ["Conv", "Relu", "Conv"]
+    assert judged.report.batchnorms[0].into == ("c2",)
+
+
+def test_batchnorms_come_before_other_maps():
+    """One scale fits into the convolution: the Mul comes first in the graph, and stays."""
+    graph = model(
+        f"""[conv] h = Conv (x, w) [mul] p = Mul (h, s) {bn("n", "h", "q")} [e1] a = Sigmoid (p) [e2] b = Sigmoid (q)
+            [add] y = Add (a, b)""",
+        s=np.array([1.5, -2.0, 3.0]).reshape(3, 1, 1),
+        **numbers("n", beta=[0.0] * 3, mean=[0.0] * 3),
+    )
+
+    report = judge(graph, Profile.GENERIC).report
+
+    assert report.batchnorms[0].verdict is Verdict.FOLDED and report.affines[0].verdict is Verdict.KEPT
+    assert "Sigmoid 'e2' takes 'q' only as it is; Sigmoid 'e1' takes 'p'" in report.affines[0].reason
+
+
+def test_of_two_batchnorms_that_exclude_each_other_the_first_folds_and_stands_in_the_way_of_the_other():
+    graph = model(
+        f"""[conv] h = Conv (x, w) {bn("n1", "h", "p")} {bn("n2", "h", "q")} [e1] a = Sigmoid (p) [e2] b = Tanh (q)
+            [add] y = Add (a, b)""",
+        **numbers("n1"),
+        **numbers("n2", [3.0, 4.0, -5.0]),
+    )
+
+    first, second = judge(graph, Profile.GENERIC).report.batchnorms
+
+    assert first.verdict is Verdict.FOLDED and first.into == ("conv",)
+    assert second.verdict is Verdict.KEPT
+    assert "Sigmoid 'e1' takes 'p' only as it is; Tanh 'e2' takes 'q' only as it is" in second.reason
+
+
+def test_two_with_the_same_numbers_both_fold():
+    same = [numbers(name) for name in ("n1", "n2")]
+    graph = model(
+        f"""[conv] h = Conv (x, w) {bn("n1", "h", "p")} {bn("n2", "h", "q")} [e1] a = Sigmoid (p) [e2] b = Tanh (q)
+            [add] y = Add (a, b)""",
+        **same[0],
+        **same[1],
+    )
+
+    assert judge(graph, Profile.GENERIC).report.count(Verdict.FOLDED) == 2

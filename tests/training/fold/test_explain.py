@@ -1,0 +1,133 @@
+"""Why a map stayed: the nearest operator and tensor on either side that stood in its way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.training.fold.judge import judge
+from tests.training.fold.maps import bn, numbers
+from tests.training.fold.models import build
+from training.fold import Profile, Verdict
+
+RNG = np.random.default_rng(0)
+WEIGHTS = {f"w{i}": RNG.normal(size=(3, 3, 1, 1)) for i in range(4)} | {"w3x3": RNG.normal(size=(3, 3, 3, 3))}
+PADDED = "Conv <pads = [1, 1, 1, 1]>"
+
+
+def model(nodes: str, outputs: str = "y", **stats):
+    used = {name: array for name, array in WEIGHTS.items() if f", {name})" in nodes}
+    results = ", ".join(f"double[2,3,4,4] {name}" for name in outputs.split())
+    return build(f"m (double[2,3,4,4] x) => ({results}) {{ {nodes} }}", **used, **(stats or numbers("n")))
+
+
+def outcome(profile: Profile, nodes: str, outputs: str = "y", **stats):
+    """Of the first BatchNormalization that did not fold."""
+    report = judge(model(nodes, outputs, **stats), profile).report
+    return next(o for o in report.batchnorms if o.verdict is not Verdict.FOLDED)
+
+
+GENERIC = {
+    "a graph's ends": (
+        bn("n", "x", "y"),
+        "its scale can go neither way: 'x' is a graph input; 'y' is a graph output",
+    ),
+    "operators that have no rule": (
+        f"[t] h = Tanh (x) {bn('n', 'h', 'p')} [s] y = Sigmoid (p)",
+        "its scale can go neither way: Tanh 't' takes 'h' only as it is; Sigmoid 's' takes 'p' only as it is",
+    ),
+    "what stands behind operators that pass it on": (
+        f"[t] h = Tanh (x) [m] i = Neg (h) {bn('n', 'i', 'p')} [i] q = Identity (p) [s] y = Sigmoid (q)",
+        "its scale can go neither way: Tanh 't' takes 'h' only as it is; Sigmoid 's' takes 'p' only as it is",
+    ),
+    "zeros that a convolution pads with": (
+        f"[t] h = Tanh (x) {bn('n', 'h', 'p')} [c] y = {PADDED} (p, w3x3)",
+        "its shift can go neither way: Tanh 't' takes 'h' only as it is; Conv 'c' pads 'p' with zeros",
+    ),
+    "a function that passes no shift": (
+        f"[c] h = Conv (x, w0) [l] i = LeakyRelu (h) {bn('n', 'i', 'p')} [s] y = Sigmoid (p)",
+        (
+            "its shift can go neither way: LeakyRelu 'l' lets no shift and no negative scale pass; "
+            "Sigmoid 's' takes 'p' only as it is"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GENERIC)
+def test_both_sides_are_named(case):
+    nodes, reason = GENERIC[case]
+
+    assert outcome(Profile.GENERIC, nodes).reason == reason
+
+
+def test_a_negative_scale_names_its_channel_and_who_wants_it_positive():
+    nodes = f"[c] h = Conv (x, w0) [l] i = LeakyRelu (h) {bn('n', 'i', 'p')} [s] y = Sigmoid (p)"
+
+    reason = outcome(Profile.GENERIC, nodes, **numbers("n", [1.0, -2.0, 0.5])).reason
+
+    assert reason == "its scale is negative in channel 1: LeakyRelu 'l' lets no shift and no negative scale pass"
+
+
+def test_a_dead_channel_that_others_read_is_named():
+    nodes = f"[c] h = Conv (x, w0) {bn('n', 'h', 'p')} [d] y = Conv (p, w1) [e] z = Conv (h, w2)"
+
+    reason = outcome(Profile.GENERIC, nodes, "y z", **numbers("n", [1.0, 2.0, 0.0])).reason
+
+    assert reason == "its scale is 0 in channel 2, and 'h' is not its alone"
+
+
+def test_the_map_that_was_served_first_is_named():
+    """`h` can be stored for n1 or for n2, whose outputs are added, behind a ReLU each."""
+    nodes = f"""[c] h = Conv (x, w0) {bn("n1", "h", "p")} {bn("n2", "h", "q")} [r1] i = Relu (p) [r2] j = Relu (q)
+        [add] k = Add (i, j) [d] y = Conv (k, w1)"""
+
+    reason = outcome(Profile.GENERIC, nodes, **numbers("n1"), **numbers("n2", [3.0, 4.0, 5.0])).reason
+
+    assert reason.endswith("the scale that is left serves BatchNormalization 'n1'")
+
+
+def test_one_side_that_gives_way_is_not_blamed():
+    """Upstream is a convolution, which would take a scale, if not for the other reader."""
+    nodes = f"[c] h = Conv (x, w0) {bn('n', 'h', 'p')} [s] y = Sigmoid (p) [t] z = Tanh (h)"
+
+    reason = outcome(Profile.GENERIC, nodes, "y z").reason
+
+    assert reason == (
+        "its scale can go neither way: Tanh 't' takes 'h' only as it is; Sigmoid 's' takes 'p' only as it is"
+    )
+
+
+@pytest.mark.parametrize("call", ["Clip (h, low)", "Relu (h)", "MaxPool <kernel_shape = [1, 1]> (h)"])
+def test_what_a_carrier_passes_on_is_not_blamed_for_the_end_that_does_not(call):
+    nodes = f"[t] h = Tanh (x) [r] i = {call} {bn('n', 'i', 'p')} [s] y = Sigmoid (p)"
+    stats = numbers("n") | ({"low": np.array(-0.5)} if "low" in call else {})
+
+    assert outcome(Profile.GENERIC, nodes, **stats).reason == (
+        "its scale can go neither way: Tanh 't' takes 'h' only as it is; Sigmoid 's' takes 'p' only as it is"
+    )
+
+
+def test_a_profile_without_clamps_blames_the_clamp_where_there_is_one():
+    nodes = f"[t] h = Tanh (x) [r] i = Clip (h, low) {bn('n', 'i', 'p')} [s] y = Sigmoid (p)"
+    stats = numbers("n") | {"low": np.array(-0.5)}
+
+    assert outcome(Profile.ORT_CPU, nodes, **stats).reason == (
+        "its scale can go neither way: Clip 'r' stays what it is under the identity only; "
+        "Sigmoid 's' takes 'p' only as it is"
+    )
+
+
+def test_a_captured_tensor_is_named_with_its_reader():
+    text = f"""m (double[2,3,4,4] x, bool c) => (double[2,3,4,4] y, double[2,3,4,4] z) {{
+        [conv] h = Conv (x, w0) {bn("n", "h", "y")}
+        [if] z = If (c) <then_branch = one () => (double[2,3,4,4] a) {{ [inner] a = Tanh (h) }},
+                         else_branch = two () => (double[2,3,4,4] b) {{ b = Sigmoid (h) }}>
+    }}"""
+    graph = build(text, w0=WEIGHTS["w0"], **numbers("n"))
+
+    report = judge(graph, Profile.GENERIC).report
+
+    assert report.batchnorms[0].reason == (
+        "its scale can go neither way: 'h' is read inside a subgraph, by Tanh 'inner'; 'y' is a graph output"
+    )
