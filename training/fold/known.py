@@ -44,8 +44,10 @@ class Known:
         if value is None:
             return Refusal(f"{describe(node)} lacks an operand")
         dims = self.dims(value)
-        if dims is None or any(axis >= len(dims) or not dims[axis] for axis in axes):
-            return Refusal(f"the size of '{value.name}' of {describe(node)} along axis {axes} is not known, or 0")
+        if dims is None or any(axis >= len(dims) or dims[axis] is None for axis in axes):
+            return Refusal(f"the size of '{value.name}' of {describe(node)} along axis {axes} is not known")
+        if any(dims[axis] == 0 for axis in axes):
+            return Refusal(f"'{value.name}' of {describe(node)} is empty")
         if prod(dims[axis] or 1 for axis in axes) > _MOST_ENTRIES:
             return Refusal(f"'{value.name}' of {describe(node)} has more than {_MOST_ENTRIES} entries along {axes}")
         if self.constants.holds(value):

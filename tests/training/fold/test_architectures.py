@@ -63,7 +63,9 @@ RAW = {
     "xception": Counts(40),
     "hrnet": Counts(43),
     "crnn": Counts(3),
-    "deepspeech2": Counts(7),
+    # The last stands before a Linear without bias on [steps, rows, features]. It could run on [steps * rows, features],
+    # as a Gemm, but for `rows` = 0, which a Reshape reads as "copy"; in the default export the size is inferred.
+    "deepspeech2": Counts(6, reduced=1),
     "tabular": Counts(4),
 }
 # What a default export leaves to us: onnxscript has already folded what directly follows a Conv or a Gemm.
@@ -170,7 +172,8 @@ def test_a_file_without_the_exporters_shapes_folds_as_well(key, exports, folding
 
     _, report = fold(ir.from_proto(proto), profile="generic")
 
-    assert report.summary() == folding(key)[1].summary(), report.as_text()
+    without, summary = report.summary(), folding(key)[1].summary()
+    assert {field: without[field] for field in Counts._fields} == {field: summary[field] for field in Counts._fields}
 
 
 @pytest.mark.parametrize("key", PROVED)
