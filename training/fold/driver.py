@@ -109,7 +109,8 @@ class _Book:
     def _gone(self, name: str) -> ir.Node:
         """The BatchNormalization of this name that is in no graph any more; names need not be unique."""
         nodes = [node for node, known in self.order.items() if known == (name, "BatchNormalization")]
-        return next(node for node in nodes if node.graph is None and node not in self.told)
+        told = [node for node in nodes if node in self.told and self.told[node].verdict is Verdict.FOLDED]
+        return next(node for node in nodes if node.graph is None and node not in told)
 
     def report(self, model: ir.Model, profile: Profile) -> FoldReport:
         batchnorms, affines = list(_inside_functions(model)), []

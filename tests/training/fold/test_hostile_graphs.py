@@ -9,6 +9,7 @@ import pytest
 
 from tests.training.fold.judge import judge
 from tests.training.fold.models import build, mild_statistics, op_types, rng_of
+from tests.training.fold.random_graphs import random_model
 from training.fold import Profile, fold
 
 INFINITE = np.array([0.0, 0.0, -np.inf])
@@ -122,3 +123,8 @@ def test_a_long_chain_is_no_matter():
     )
 
     assert fold(model, Profile.GENERIC)[1].summary()["folded"] == 600
+
+
+def test_a_batchnorm_that_one_pass_keeps_may_merge_in_the_next():
+    """Found by the fuzzer: the report lost track of it."""
+    assert judge(random_model(6019160), Profile.GENERIC).report.changed
