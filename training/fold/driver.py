@@ -67,10 +67,10 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU) -> FoldRe
         if not any(_is_batchnorm(node) or is_map(node, known) for node in model.graph.all_nodes()):
             break
         merged = book.enter_merged(merge_branches(model, known))
-        if flatten_linears(model, known_of(model, opset) if merged else known):
-            merged = True
-        told = _Pass(model, opset, profile, Shapes(model) if merged else known.shapes).run()
-        if not (book.enter(told) or merged):
+        known = known_of(model, opset) if merged else known
+        flattened = flatten_linears(model, known)
+        told = _Pass(model, opset, profile, Shapes(model) if flattened else known.shapes).run()
+        if not (book.enter(told) or merged or flattened):
             break
     return book.report(model, profile)
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from training.fold.affine import Array
-from training.fold.graph import label
+from training.fold.graph import is_standard, label
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def bypass(node: ir.Node, place: int, *, keeps_name: bool = False) -> list[ir.Va
 def bypass_identities(model: ir.Model) -> None:
     """Take out every Identity, but for those between two tensors that both have to keep their names."""
     for node in list(model.graph.all_nodes()):
-        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
+        if not is_standard(node, "Identity") or node.inputs[0] is None:
             continue
         x, y = node.inputs[0], node.outputs[0]
         producer = x.producer()
@@ -98,10 +98,9 @@ def bypass_identities(model: ir.Model) -> None:
             bypass(node, 0, keeps_name=not (inner and y.is_graph_output()))
 
 
-def apply(model: ir.Model, edits: Sequence[Edit]) -> dict[ir.Node, ir.Node]:
-    """Carry out `edits`; return the Add that was appended after a node, for each that got one."""
+def apply(model: ir.Model, edits: Sequence[Edit]) -> None:
+    """Carry out `edits`."""
     names = _Names(model)
-    added: dict[ir.Node, ir.Node] = {}
     operands: list[SetOperand] = []
     became: set[ir.Node] = set()
     left_over: list[ir.Value] = []
@@ -117,7 +116,6 @@ def apply(model: ir.Model, edits: Sequence[Edit]) -> dict[ir.Node, ir.Node]:
                 node = edit.node
                 if node in became:
                     node = _append(node, edit.op_type, edit.op_type.lower(), names)
-                    added[edit.node] = node
                 else:
                     left_over += _become(edit)
                     became.add(node)
@@ -125,7 +123,6 @@ def apply(model: ir.Model, edits: Sequence[Edit]) -> dict[ir.Node, ir.Node]:
                 operands.append(SetOperand(node, 1, edit.array, node.outputs[0], name, name))
     _set_operands(model, operands, names)
     sweep(left_over)
-    return added
 
 
 def sweep(values: Iterable[ir.Value]) -> None:

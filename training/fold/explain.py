@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from training.fold.graph import describe
 from training.fold.laws import Clamp, Equal, Lift, NoShift, Pinned, Port, Positive, Stays, Sum, ports
-from training.fold.reach import Key, Statement
+from training.fold.reach import Statement
 from training.fold.solve import Fate, Solution
 
 
@@ -21,17 +21,11 @@ def explain(solution: Solution, tag: int) -> str:
     return view.scale(tag, law)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _View:
-    """Which statements speak of which tensor."""
+    """The answers, of one solution."""
 
     solution: Solution
-    at: dict[Key, list[tuple[int, Statement]]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for tag, statement in enumerate(self.solution.problem.reached.statements):
-            for port in ports(statement.law):
-                self.at.setdefault((port.value, port.reader), []).append((tag, statement))
 
     def scale(self, tag: int, law: Lift) -> str:
         before, after = (self._nearest(port, tag, self._holds_scale) for port in (law.x, law.y))
@@ -59,7 +53,7 @@ class _View:
         seen, queue = {(start.value, start.reader)}, deque([(start.value, start.reader)])
         while queue:
             key = queue.popleft()
-            for other, statement in self.at.get(key, ()):
+            for other, statement in self.solution.problem.statements_at.get(key, ()):
                 if other == tag:
                     continue
                 words = answer(other, statement)

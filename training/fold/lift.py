@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from training.fold.affine import Affine, Array, Float64s
+from training.fold.affine import Array, Float64s
 from training.fold.batchnorm import read_batchnorm
 from training.fold.broadcasting import aligned
 from training.fold.carriers.gates import dynamic_div, dynamic_mul
@@ -314,10 +314,6 @@ def _legacy_operand(node: ir.Node, parts: Operands, array: Array) -> tuple[Edit,
         ir.AttrInt64("broadcast", 1),
     )
     return (Become(node, node.op_type, 0, array.reshape(shape), attributes),)
-
-
-def affine_of(law: Lift) -> Affine:
-    return Affine(law.scale, np.zeros_like(law.scale), law.shift)
 
 
 REWRITES = dict.fromkeys(_MAPS, rewrite)

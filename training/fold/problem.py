@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 
 import numpy as np
 
 from training.fold.bundles import Bundle, Instance, Relation, bundle, unite
 from training.fold.known import Known
-from training.fold.laws import Clamp, Equal, Free, Index, Law, Lift, Port, Sum
+from training.fold.laws import Clamp, Equal, Free, Index, Law, Lift, Port, Sum, ports
 from training.fold.reach import Key, Reached, Statement
 
 
@@ -40,17 +42,19 @@ class Problem:
     def classes(self, port: Port) -> Index:
         """The class of each entry."""
         start = self.first[port.value, port.reader]
-        return self.class_of[start : start + count(self.sizes[port.value, port.reader])]
+        return self.class_of[start : start + prod(self.sizes[port.value, port.reader])]
+
+    @cached_property
+    def statements_at(self) -> dict[Key, list[tuple[int, Statement]]]:
+        """Which statements, with their tags, speak of which tensor."""
+        at: dict[Key, list[tuple[int, Statement]]] = {}
+        for tag, statement in enumerate(self.reached.statements):
+            for port in ports(statement.law):
+                at.setdefault((port.value, port.reader), []).append((tag, statement))
+        return at
 
     def tags(self, kind: type[Law]) -> list[int]:
         return [tag for tag, s in enumerate(self.reached.statements) if isinstance(s.law, kind)]
-
-
-def count(sizes: tuple[int, ...]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
 
 
 @dataclass
@@ -61,12 +65,12 @@ class _Variables:
 
     def add(self, key: Key, sizes: tuple[int, ...]) -> None:
         self.first[key], self.sizes[key] = self.total, sizes
-        self.total += count(sizes)
+        self.total += prod(sizes)
 
     def of(self, port: Port, index: Index | None = None) -> Index:
         key = (port.value, port.reader)
         start = self.first[key]
-        return np.arange(start, start + count(self.sizes[key])) if index is None else start + index
+        return np.arange(start, start + prod(self.sizes[key])) if index is None else start + index
 
 
 def pose(reached: Reached, known: Known) -> Problem:

@@ -20,24 +20,6 @@ def widen(values: Array) -> Float64s:
     return np.asarray(values).astype(np.float64)
 
 
-def scale_axis(weight: Float64s, scale: Float64s, axis: int) -> Float64s:
-    """`weight[.., c, ..] * scale[c]` along `axis`, whose size is C."""
-    shape = [1] * weight.ndim
-    shape[axis] = len(scale)
-    return weight * scale.reshape(shape)
-
-
-def scale_transposed(weight: Float64s, scale: Float64s, group: int) -> Float64s:
-    """ConvTranspose: weight [C_in, C_out/group, k..], scale [C_out].
-
-    Output channel `o` of group `g` is column `o - g * C_out/group` of the rows of that group, so the weight is viewed
-    as [group, C_in/group, C_out/group, k..] and the scale as [group, 1, C_out/group, 1..].
-    """
-    grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-    per_group = scale.reshape(group, 1, -1, *(1,) * (weight.ndim - 2))
-    return (grouped * per_group).reshape(weight.shape)
-
-
 def fold_constant(constant: Float64s, affine: Affine, rank: int, axis: int = 1) -> Float64s:
     """What a constant that is added to a rank-`rank` tensor becomes when the sum passes `affine` along `axis`.
 

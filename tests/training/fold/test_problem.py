@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from tests.training.fold.maps import bn, numbers, posed
 from tests.training.fold.models import build
 from training.fold.laws import Free, Lift, Sum
-from training.fold.problem import count
 
 W = np.ones((3, 3, 1))
 
@@ -28,7 +29,7 @@ CHAIN = f"[c] h = Conv (x, w) [r] i = Relu (h) {bn('n', 'i', 'p')} [t] y = Tanh 
 def test_every_entry_of_a_port_is_one_variable():
     posed = problem(CHAIN)
 
-    assert sum(count(sizes) for sizes in posed.sizes.values()) == len(posed.class_of) == 9  # h, i, p
+    assert sum(prod(sizes) for sizes in posed.sizes.values()) == len(posed.class_of) == 9  # h, i, p
 
 
 def test_entries_that_a_law_makes_equal_are_one_class():

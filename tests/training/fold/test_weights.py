@@ -9,27 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.fold.affine import Affine
-from training.fold.weights import BFLOAT16, fold_constant, round_once, scale_axis, scale_transposed, widen
-
-
-@pytest.mark.parametrize(
-    ("group", "shape"), [(1, (3, 4, 2)), (2, (4, 3, 2, 2)), (3, (3, 1, 5)), (4, (4, 2, 3))], ids=str
-)
-def test_each_output_channel_of_a_transposed_convolution_gets_its_own_scale(group, shape):
-    weight = np.arange(1.0, np.prod(shape) + 1).reshape(shape)
-    scale = np.arange(1.0, shape[1] * group + 1)
-    expected = weight.copy()
-    for i in range(shape[0]):
-        for o in range(shape[1]):
-            expected[i, o] *= scale[(i // (shape[0] // group)) * shape[1] + o]
-
-    assert np.array_equal(scale_transposed(weight, scale, group), expected)
-
-
-def test_scale_axis_scales_slices():
-    weight = np.ones((2, 2, 2))
-
-    assert np.array_equal(scale_axis(weight, np.array([2.0, 3.0]), 1), [[[2, 2], [3, 3]]] * 2)
+from training.fold.weights import BFLOAT16, fold_constant, round_once, widen
 
 
 @pytest.mark.parametrize(

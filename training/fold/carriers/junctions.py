@@ -7,6 +7,8 @@ This is the freedom that residual networks fold by: a shift may enter a sum thro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from training.fold.broadcasting import operand_port, output_axes
@@ -20,6 +22,15 @@ _BROADCASTING = 7  # the opset from which operands broadcast as NumPy's do
 
 def junction(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     """Add, Sub, Sum of tensors. (1) No operand is constant (lift.py has those). (2) Opset 7 on, or equal shapes."""
+    negative = node.op_type == "Sub"
+    factors = [-1.0 if negative and place == 1 else 1.0 for place in range(len(node.inputs))]
+    return weighted_sum(node, port, factors, _BROADCASTING, known)
+
+
+def weighted_sum(
+    node: ir.Node, port: Port, factors: Sequence[float], broadcasting: int, known: Known
+) -> tuple[Law, ...] | Refusal:
+    """The sum of all operands, each times its factor. `broadcasting`: the opset from which shapes may differ."""
     axes = output_axes(node, port, known)
     if isinstance(axes, Refusal):
         return axes
@@ -27,14 +38,13 @@ def junction(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refus
     if isinstance(out, Refusal):
         return out
     terms = []
-    for position, value in enumerate(node.inputs):
-        if value is not None and known.opset < _BROADCASTING and known.dims(value) != known.dims(out.value):
+    for value, factor in zip(node.inputs, factors, strict=True):
+        if value is not None and known.opset < broadcasting and known.dims(value) != known.dims(out.value):
             return Refusal(f"the operands of {describe(node)} differ in shape, under opset {known.opset}")
         found = operand_port(node, value, axes, known)
         if isinstance(found, Refusal):
             return found
-        negative = node.op_type == "Sub" and position == 1
-        terms.append(Term(found[0], -1.0 if negative else 1.0, found[1]))
+        terms.append(Term(found[0], factor, found[1]))
     return (Sum(out, tuple(terms)),)
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from training.fold.broadcasting import operand_port, output_axes
 from training.fold.carriers.ends import Axes, ends, is_output
+from training.fold.carriers.junctions import weighted_sum
 from training.fold.graph import describe
 from training.fold.known import Known, Rule
 from training.fold.laws import Equal, Law, NoShift, Port, Positive, Sum, Term
@@ -153,21 +153,8 @@ def mean_of_tensors(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] 
     1. The operands broadcast as NumPy's do, opset 8 on; before, their shapes are equal.
     2. Constant ones have a size along the gauge's axes.
     """
-    axes = output_axes(node, port, known)
-    if isinstance(axes, Refusal):
-        return axes
-    out = known.port(node.outputs[0], axes, node)
-    if isinstance(out, Refusal):
-        return out
-    terms = []
-    for value in node.inputs:
-        if value is not None and known.opset < _BROADCASTING_MEAN and known.dims(value) != known.dims(out.value):
-            return Refusal(f"the operands of {describe(node)} differ in shape, under opset {known.opset}")
-        found = operand_port(node, value, axes, known)
-        if isinstance(found, Refusal):
-            return found
-        terms.append(Term(found[0], 1 / len(node.inputs), found[1]))
-    return (Sum(out, tuple(terms)),)
+    count = len(node.inputs)
+    return weighted_sum(node, port, [1 / count] * count, _BROADCASTING_MEAN, known)
 
 
 RULES: dict[str, Rule] = {
