@@ -20,7 +20,9 @@ tolerance is
 in words: the folded graph is right if it is the exact graph with each new weight moved by a unit or so in its last
 place (a small backward error). Anything else - a wrong axis, sign, epsilon, border - moves weights by 1e3 units.
 A graph without new constants gets no allowance but 1e-9 S and the original's own response to moving its data by a few
-units of float64, which is what a channel that cancels to nearly nothing consists of.
+units of float64, which is what a channel that cancels to nearly nothing consists of. Where it cancels exactly (x minus its
+mean, on a sample of zeros), rounding inside the operators is all there is, and no perturbation of the data shows it: such a
+channel is allowed 64 * 2^-53 of the size that it had in the samples before.
 
 Four probes decide the usual case. A sample that does not pass gets more, up to 32, so that an unlucky draw cannot fail
 a right fold (all 32 draws would have to be small), and from the second look on the original's own response.
@@ -47,6 +49,7 @@ _FACTOR = (
     3.0  # rounding is at most 1.0 where the probe's standard deviation is 1.0; three of them leave no false alarms
 )
 _PROBES = (4, 8, 16, 32)  # a right fold needs four or eight; only a wrong one always takes 32
+_NOISE = 64 * 2.0**-53  # of a channel's size in other samples: what float64 leaves of one that cancels in this one
 _DECISION_UNITS = (
     8.0  # a decision within this many units of the graph's own precision is the rounding's, not the fold's
 )
@@ -94,6 +97,7 @@ class Algebra:
         self.folded = folded
         self._known = {_digest(array) for array in _constants(original)}
         self._unproved = _changed(original, folded)
+        self._sizes: dict[str, Array] = {}  # of each output's channels, the largest in any sample so far
 
     def expected(self, sample: Mapping[str, Array], branch: bool | None = None) -> dict[str, Array]:
         """What the original answers: the oracle of `judge`."""
@@ -104,7 +108,8 @@ class Algebra:
     ) -> list[Finding]:
         """One finding an output. `oracle` is `expected(sample, branch)`."""
         answer = self._evaluate(self.folded, sample, branch)
-        findings = {name: _first_look(name, oracle[name], answer[name]) for name in oracle}
+        noise = {name: _NOISE * self._largest_so_far(name, oracle[name]) for name in oracle}
+        findings = {name: _first_look(name, oracle[name], answer[name], noise[name]) for name in oracle}
         responses = _Responses(answer)
         for probes in _PROBES:
             open_names = [name for name, finding in findings.items() if not finding.holds and _explicable(finding)]
@@ -114,7 +119,7 @@ class Algebra:
             if probes == _PROBES[1]:
                 responses.add(oracle, self._own_response(sample, branch))
             for name in open_names:
-                findings[name] = _second_look(findings[name], oracle[name], answer[name], responses)
+                findings[name] = _second_look(findings[name], oracle[name], answer[name], responses, noise[name])
         return list(findings.values())
 
     def unproved(self) -> list[str]:
@@ -126,6 +131,15 @@ class Algebra:
         answer = evaluate(model, sample, steering=steering)
         self._unproved -= steering.ran
         return answer
+
+    def _largest_so_far(self, name: str, expected: Array) -> Array:
+        """Of each channel, this sample included; this sample's alone where the number of channels is another."""
+        if not _is_number(expected):
+            return np.zeros(1)
+        scale = _scales(expected)
+        before = self._sizes.get(name, scale)
+        self._sizes[name] = np.maximum(scale, before) if before.shape == scale.shape else scale
+        return self._sizes[name]
 
     def _own_response(self, sample: Mapping[str, Array], branch: bool | None) -> dict[str, Array]:
         move = _own_rounding()
@@ -144,14 +158,14 @@ def _explicable(finding: Finding) -> bool:
     return finding.comparable and bool(np.isfinite(finding.error))
 
 
-def _first_look(name: str, expected: Array, found: Array) -> Finding:
-    """Against 1e-9 of each channel's scale alone."""
+def _first_look(name: str, expected: Array, found: Array, noise: Array) -> Finding:
+    """Against 1e-9 of each channel's scale, or `noise` where that is more."""
     if expected.shape != found.shape or _is_number(expected) != _is_number(found):
         return Finding(name, float("inf"), 0.0, 0.0, comparable=False)
     if not _is_number(expected):
         return Finding(name, float(np.count_nonzero(expected != found)), 0.0, 0.0)
     scale = _scales(expected)
-    return _worst(name, _by_channel(difference(expected, found)), BOUND * scale, scale)
+    return _worst(name, _by_channel(difference(expected, found)), np.maximum(BOUND * scale, noise), scale)
 
 
 def _worst(name: str, error: Array, tolerance: Array, scale: Array) -> Finding:
@@ -164,7 +178,7 @@ def _worst(name: str, error: Array, tolerance: Array, scale: Array) -> Finding:
     return Finding(name, float(error[worst]), float(tolerance[worst]), float(scale[worst]))
 
 
-def _second_look(finding: Finding, expected: Array, found: Array, responses: _Responses) -> Finding:
+def _second_look(finding: Finding, expected: Array, found: Array, responses: _Responses, noise: Array) -> Finding:
     """Against the measured response, channel by channel; the finding tells of the channel nearest to its bound."""
     name = finding.output
     if not _is_number(expected):
@@ -172,7 +186,7 @@ def _second_look(finding: Finding, expected: Array, found: Array, responses: _Re
         differing = int(np.count_nonzero(expected != found))
         return Finding(name, float(differing - explained.sum()), 0.0, 0.0, int(explained.sum()))
     scale = _scales(expected)
-    tolerance = np.maximum(BOUND * scale, _FACTOR * responses.by_channel(name))
+    tolerance = np.maximum(np.maximum(BOUND * scale, noise), _FACTOR * responses.by_channel(name))
     return _worst(name, _by_channel(difference(expected, found)), tolerance, scale)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
@@ -146,3 +147,23 @@ def test_a_huge_channel_does_not_excuse_its_neighbours(axes: tuple[int, ...]) ->
     original, right, folded = (model(nodes, weights={"w": each}, **shapes) for each in (w, w, wrong))
     assert judged(original, right, random(1, 2, 5, 3)).holds
     assert not judged(original, folded, random(1, 2, 5, 3)).holds
+
+
+def test_a_channel_that_cancels_to_nothing_is_judged_by_its_size_in_other_samples() -> None:
+    """x - mean(x) on equal numbers is 0; stored with another shift the same sum leaves some 1e-17."""
+
+    def centred(by: float) -> ir.Model:
+        nodes = [
+            helper.make_node("Add", ["x", "b"], ["a"]),
+            helper.make_node("ReduceMean", ["a", "axes"], ["m"]),
+            helper.make_node("Sub", ["a", "m"], ["y"]),
+        ]
+        weights = {"b": np.full(1, by), "axes": np.array([0])}
+        return model(nodes, inputs={"x": [3, 2]}, outputs={"y": [3, 2]}, weights=weights)
+
+    noise, zeros = random(1, 3, 2), np.zeros((3, 2))
+    shifted = Algebra(centred(0.0), centred(0.1))
+    oracle = shifted.expected({"x": zeros})
+    assert not shifted.judge({"x": zeros}, oracle)[0].holds  # nothing says yet how large it usually is
+    assert shifted.judge({"x": noise}, shifted.expected({"x": noise}))[0].holds
+    assert shifted.judge({"x": zeros}, oracle)[0].holds
