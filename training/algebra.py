@@ -20,9 +20,9 @@ tolerance is
 in words: the folded graph is right if it is the exact graph with each new weight moved by a unit or so in its last
 place (a small backward error). Anything else - a wrong axis, sign, epsilon, border - moves weights by 1e3 units.
 A graph without new constants gets no allowance but 1e-9 S and the original's own response to moving its data by a few
-units of float64, which is what a channel that cancels to nearly nothing consists of. Where it cancels exactly (x minus its
-mean, on a sample of zeros), rounding inside the operators is all there is, and no perturbation of the data shows it: such a
-channel is allowed 64 * 2^-53 of the size that it had in the samples before.
+units of float64, which is what a channel that cancels to nearly nothing consists of. Where it cancels exactly (x minus
+its mean, on a sample of zeros), rounding inside the operators is all there is, and no perturbation of the data shows
+it: such a channel is allowed 64 * 2^-53 of the size that it had in the samples before.
 
 Four probes decide the usual case. A sample that does not pass gets more, up to 32, so that an unlucky draw cannot fail
 a right fold (all 32 draws would have to be small), and from the second look on the original's own response.

@@ -6,7 +6,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx_ir as ir
 import pytest
 from onnx import helper
 
@@ -150,20 +149,20 @@ def test_a_huge_channel_does_not_excuse_its_neighbours(axes: tuple[int, ...]) ->
 
 
 def test_a_channel_that_cancels_to_nothing_is_judged_by_its_size_in_other_samples() -> None:
-    """x - mean(x) on equal numbers is 0; stored with another shift the same sum leaves some 1e-17."""
+    """0.1 + 0.2 - 0.3 is 5.6e-17: on a sample of zeros that is an infinite relative error, and no mistake."""
+    weights = {name: np.full(1, value) for name, value in {"a": 0.1, "b": 0.2, "c": 0.3, "o": 0.0}.items()}
+    shapes = {"inputs": {"x": [3, 2]}, "outputs": {"y": [3, 2]}}
+    plain = [helper.make_node("Add", ["x", "o"], ["y"])]
+    detour = [
+        helper.make_node("Add", ["x", "a"], ["s"]),
+        helper.make_node("Add", ["s", "b"], ["t"]),
+        helper.make_node("Sub", ["t", "c"], ["y"]),
+    ]
+    algebra = Algebra(*(model(nodes, weights=weights, dtype=np.float64, **shapes) for nodes in (plain, detour)))
 
-    def centred(by: float) -> ir.Model:
-        nodes = [
-            helper.make_node("Add", ["x", "b"], ["a"]),
-            helper.make_node("ReduceMean", ["a", "axes"], ["m"]),
-            helper.make_node("Sub", ["a", "m"], ["y"]),
-        ]
-        weights = {"b": np.full(1, by), "axes": np.array([0])}
-        return model(nodes, inputs={"x": [3, 2]}, outputs={"y": [3, 2]}, weights=weights)
+    def holds(x: Any) -> bool:
+        return algebra.judge({"x": x}, algebra.expected({"x": x}))[0].holds
 
-    noise, zeros = random(1, 3, 2), np.zeros((3, 2))
-    shifted = Algebra(centred(0.0), centred(0.1))
-    oracle = shifted.expected({"x": zeros})
-    assert not shifted.judge({"x": zeros}, oracle)[0].holds  # nothing says yet how large it usually is
-    assert shifted.judge({"x": noise}, shifted.expected({"x": noise}))[0].holds
-    assert shifted.judge({"x": zeros}, oracle)[0].holds
+    assert not holds(np.zeros((3, 2)))  # nothing says yet how large it usually is
+    assert holds(random(1, 3, 2).astype(np.float64))
+    assert holds(np.zeros((3, 2)))
