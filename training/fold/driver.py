@@ -28,6 +28,7 @@ from training.fold.lift import is_map, seeds
 from training.fold.linear import native_axes
 from training.fold.operators import RULES
 from training.fold.plan import Plan
+from training.fold.precompute import precompute
 from training.fold.problem import pose
 from training.fold.profiles import Profile
 from training.fold.reach import Reach, Reached
@@ -62,6 +63,7 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU) -> FoldRe
         raise FoldError("the model does not say which version of ONNX's operators it uses (opset_import)")
     book = _Book(model)
     bypass_identities(model)
+    changed = False
     for _ in range(_MOST_PASSES):
         known = known_of(model, opset)
         if not any(_is_batchnorm(node) or is_map(node, known) for node in model.graph.all_nodes()):
@@ -72,6 +74,9 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU) -> FoldRe
         told = _Pass(model, opset, profile, Shapes(model) if flattened else known.shapes).run()
         if not (book.enter(told) or merged or flattened):
             break
+        changed = True
+    if changed:
+        precompute(model)
     return book.report(model, profile)
 
 
