@@ -10,7 +10,7 @@ serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
 
 test: .venv/test.stamp  ## every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: an hour or two
 	$(BIN)/python -m tests.training.fold.fuzz $(ARGS)
