@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test test-zoo fuzz lint models bench-start bench-build bench-fold bench-large
+.PHONY: serve test test-zoo test-exporters fuzz lint models bench-start bench-build bench-fold bench-large
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
@@ -17,6 +17,9 @@ fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: an hour or two
 
 test-zoo: $(BENCH)/zoo.stamp  ## fold all of torchvision's networks and fifty of timm's: about an hour
 	$(BENCH)/zoo/bin/python -m tests.zoo $(ARGS)
+
+test-exporters: $(BENCH)/exporters.stamp  ## fold what Keras and Flax export: ten minutes
+	$(BENCH)/exporters/bin/python -m tests.zoo.exporters $(ARGS)
 
 lint: .venv/test.stamp  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -51,6 +54,9 @@ $(BENCH)/%.stamp: pyproject.toml constraints.txt
 
 $(BENCH)/zoo.stamp: pyproject.toml constraints.txt tests/zoo/requirements.txt
 	$(PYTHON) -m venv --clear $(BENCH)/zoo && $(BENCH)/zoo/bin/$(INSTALL) '.[training]' -r tests/zoo/requirements.txt && touch $@
+
+$(BENCH)/exporters.stamp: pyproject.toml constraints.txt tests/zoo/exporters.txt
+	$(PYTHON) -m venv --clear $(BENCH)/exporters && $(BENCH)/exporters/bin/$(INSTALL) '.[fold]' -r tests/zoo/exporters.txt && touch $@
 
 $(BENCH)/fold-rivals.stamp: tests/benchmarks/rivals.txt
 	$(PYTHON) -m venv --clear $(BENCH)/fold-rivals && $(BENCH)/fold-rivals/bin/pip install --quiet -r $< && touch $@

@@ -104,6 +104,7 @@ def export(options: argparse.Namespace) -> int:
         std=options.std,
         fold=not options.no_fold,
         profile=options.profile,
+        widen=options.widen,
         verify=not options.no_verify,
         torchvision_shim=options.torchvision_shim,
     )
@@ -118,6 +119,7 @@ def fold(options: argparse.Namespace) -> int:
         options.input,
         options.output,
         profile=options.profile,
+        widen=options.widen,
         reports=options.report,
         input_shapes=dict(parse_input_shape(text) for text in options.input_shape),
         samples=options.samples,
@@ -161,7 +163,7 @@ class _Result(Protocol):
 
 
 def _tell(result: _Result) -> int:
-    sys.stdout.write(f"{result.as_text()}\n")
+    sys.stdout.write(f"{_harmless(result.as_text())}\n")
     return DONE
 
 
@@ -318,6 +320,11 @@ def _add_folding(new: argparse.ArgumentParser) -> None:
     """What `fold` and `export` share."""
     new.add_argument("--profile", choices=PROFILES, default="ort-cpu", help="where it will run; default: %(default)s")
     new.add_argument(
+        "--widen",
+        action="store_true",
+        help="also give tensors a channel of ones where that folds what no weight can hold otherwise",
+    )
+    new.add_argument(
         "--report",
         action="append",
         type=_report_file,
@@ -413,8 +420,13 @@ def _announce(step: str) -> None:
 
 
 def _say(message: str, exit_code: int) -> int:
-    sys.stderr.write(f"foldtrain: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"foldtrain: error: {_harmless(' '.join(message.split()))}\n")
     return exit_code
+
+
+def _harmless(text: str) -> str:
+    """Names come from files: to a terminal, a control character in one of them is a command."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 if __name__ == "__main__":

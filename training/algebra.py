@@ -24,8 +24,12 @@ units of float64, which is what a channel that cancels to nearly nothing consist
 its mean, on a sample of zeros), rounding inside the operators is all there is, and no perturbation of the data shows
 it: such a channel is allowed 64 * 2^-53 of the size that it had in the samples before.
 
-Four probes decide the usual case. A sample that does not pass gets more, up to 32, so that an unlucky draw cannot fail
-a right fold (all 32 draws would have to be small), and from the second look on the original's own response.
+Probes are drawn one by one, for the samples that do not pass yet: more of them can only widen the tolerance, so that
+to stop early is to be strict. Two or three decide the usual case. There are up to 32, so that an unlucky draw cannot
+fail a right fold (all 32 draws would have to be small), and from the eighth on the original's own response.
+
+Samples are evaluated side by side, as many as fit, because each pass over the constants (reading, widening, moving)
+costs more than the products with a few rows do.
 
 What never ran proves nothing: `unproved` names the nodes that folding changed and no sample reached. `branch` sends all
 Ifs one way. Two graphs with equal branches stay equal when both are steered, whatever the conditions say.
@@ -34,22 +38,40 @@ Ifs one way. Two graphs with equal branches stay equal when both are steered, wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from training.reference import ReadConstant, Steering, evaluate, float_format, is_float, widen
+from training.recurring import Recurring
+from training.reference import (
+    Effort,
+    ReadConstant,
+    Steering,
+    evaluate,
+    evaluate_all,
+    float_format,
+    is_float,
+    widen,
+    widened,
+)
 from training.reference.op import Array
+
+Move = Callable[[Array], Array]
+"""From an array as it is stored to a widened one, of which each number is a little beside its place."""
 
 BOUND = 1e-9  # of the output's scale times its condition; the figure the project promises
 _FACTOR = (
     3.0  # rounding is at most 1.0 where the probe's standard deviation is 1.0; three of them leave no false alarms
 )
-_PROBES = (4, 8, 16, 32)  # a right fold needs four or eight; only a wrong one always takes 32
+_PROBES = 32  # a right fold needs a few; only a wrong one always takes them all
+_OWN_RESPONSE = 8  # probes before the original's own response is measured, and before samples go on one by one
+_TOGETHER_BYTES = 128 << 20  # of computed tensors of samples side by side
+_CHUNK = 1 << 15  # numbers moved at a time: what a core's cache holds, and no second copy of a large weight
 _NOISE = 64 * 2.0**-53  # of a channel's size in other samples: what float64 leaves of one that cancels in this one
+_EVALUATION_UNITS = 4.0  # of float64, that rounding inside the operators is worth in weights of that type
 _DECISION_UNITS = (
     8.0  # a decision within this many units of the graph's own precision is the rounding's, not the fold's
 )
@@ -90,82 +112,178 @@ class Finding:
 
 
 class Algebra:
-    """Compares two graphs sample by sample. Holds the hashes of the original's constants, nothing that grows."""
+    """Compares two graphs on samples. Holds views of the original's constants, nothing that grows."""
 
     def __init__(self, original: ir.Model, folded: ir.Model) -> None:
         self.original = original
         self.folded = folded
-        self._known = {_digest(array) for array in _constants(original)}
+        self.effort = Effort()  # of the first sample's evaluation
+        self._old = Recurring(_constants(original))
         self._unproved = _changed(original, folded)
         self._sizes: dict[str, Array] = {}  # of each output's channels, the largest in any sample so far
 
     def expected(self, sample: Mapping[str, Array], branch: bool | None = None) -> dict[str, Array]:
         """What the original answers: the oracle of `judge`."""
-        return self._evaluate(self.original, sample, branch)
+        return self.expected_all([sample], branch)[0]
+
+    def expected_all(
+        self, samples: Sequence[Mapping[str, Array]], branch: bool | None = None
+    ) -> list[dict[str, Array]]:
+        """`expected` of each sample. The first of all tells how many may be evaluated side by side."""
+        if self.effort.work:
+            return self._evaluate(self.original, samples, branch)
+        first = self._evaluate(self.original, samples[:1], branch, effort=self.effort)
+        return first + (self._evaluate(self.original, samples[1:], branch) if samples[1:] else [])
 
     def judge(
         self, sample: Mapping[str, Array], oracle: Mapping[str, Array], branch: bool | None = None
     ) -> list[Finding]:
         """One finding an output. `oracle` is `expected(sample, branch)`."""
-        answer = self._evaluate(self.folded, sample, branch)
-        noise = {name: _NOISE * self._largest_so_far(name, oracle[name]) for name in oracle}
-        findings = {name: _first_look(name, oracle[name], answer[name], noise[name]) for name in oracle}
-        responses = _Responses(answer)
-        for probes in _PROBES:
-            open_names = [name for name, finding in findings.items() if not finding.holds and _explicable(finding)]
-            if not open_names:
+        return self.judge_all([sample], [oracle], branch)[0]
+
+    def judge_all(
+        self,
+        samples: Sequence[Mapping[str, Array]],
+        oracles: Sequence[Mapping[str, Array]],
+        branch: bool | None = None,
+    ) -> list[list[Finding]]:
+        """The findings of each sample. After one that does not hold, the rest may not have had all their probes."""
+        answers = self._evaluate(self.folded, samples, branch)
+        views = []
+        for oracle, answer in zip(oracles, answers, strict=True):
+            views.append({n: _View(n, oracle[n], answer[n], self._noise(n, oracle[n])) for n in oracle})
+        for probe in range(_OWN_RESPONSE):
+            still = [index for index, view in enumerate(views) if _is_open(view)]
+            if not still:
                 break
-            responses.extend(self._probes(sample, responses.count, probes, branch))
-            if probes == _PROBES[1]:
-                responses.add(oracle, self._own_response(sample, branch))
-            for name in open_names:
-                findings[name] = _second_look(findings[name], oracle[name], answer[name], responses, noise[name])
-        return list(findings.values())
+            self._probe([samples[i] for i in still], [views[i] for i in still], probe, branch)
+        for sample, view, oracle in zip(samples, views, oracles, strict=True):
+            if _is_open(view):
+                self._insist(sample, view, oracle, branch)
+            if not all(each.finding().holds for each in view.values()):
+                break
+        return [[each.finding() for each in view.values()] for view in views]
+
+    def _insist(
+        self, sample: Mapping[str, Array], view: dict[str, _View], oracle: Mapping[str, Array], branch: bool | None
+    ) -> None:
+        """The original's own response, and all the probes there are."""
+        own = _own_rounding()
+        moved = {name: own(np.asarray(array)) for name, array in sample.items()}
+        (response,) = self._evaluate(self.original, [moved], branch, read=lambda tensor: own(tensor.numpy()))
+        for name, each in view.items():
+            each.add(oracle[name], response[name])
+        for probe in range(_OWN_RESPONSE, _PROBES):
+            if not _is_open(view):
+                return
+            self._probe([sample], [view], probe, branch)
+
+    def _probe(
+        self,
+        samples: Sequence[Mapping[str, Array]],
+        views: Sequence[dict[str, _View]],
+        number: int,
+        branch: bool | None,
+    ) -> None:
+        for group, places in self._groups(samples):
+            move = perturbed(number)  # the same for each group: it is one graph that moved
+
+            def read(tensor: ir.TensorProtocol, move: Move = move) -> Array:
+                return widened(tensor) if self._old.has(tensor) else move(tensor.numpy())
+
+            probes = evaluate_all(self.folded, group, read=read, steering=Steering(branch))
+            for view, probe in zip(views[places], probes, strict=True):
+                for name, each in view.items():
+                    each.add(each.answer, probe[name], moved=True)
 
     def unproved(self) -> list[str]:
         """Nodes, as "name (operator)", that are in one graph and not in the other and were never evaluated."""
         return sorted({f"{node.name or node.outputs[0].name!r} ({node.op_type})" for node in self._unproved})
 
-    def _evaluate(self, model: ir.Model, sample: Mapping[str, Array], branch: bool | None) -> dict[str, Array]:
-        steering = Steering(branch)
-        answer = evaluate(model, sample, steering=steering)
+    def _evaluate(
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, Array]],
+        branch: bool | None,
+        *,
+        read: ReadConstant = widened,
+        effort: Effort | None = None,
+    ) -> list[dict[str, Array]]:
+        steering, answers = Steering(branch), []
+        for group, _ in self._groups(samples):
+            answers += evaluate_all(model, group, read=read, steering=steering, effort=effort)
         self._unproved -= steering.ran
-        return answer
+        return answers
 
-    def _largest_so_far(self, name: str, expected: Array) -> Array:
-        """Of each channel, this sample included; this sample's alone where the number of channels is another."""
+    def _groups(self, samples: Sequence[Mapping[str, Array]]) -> Iterator[tuple[Sequence[Mapping[str, Array]], slice]]:
+        """As many samples as may be evaluated side by side, and their places."""
+        together = max(_TOGETHER_BYTES // max(self.effort.live_bytes, 1), 1) if self.effort.work else 1
+        for start in range(0, len(samples), together):
+            places = slice(start, start + together)
+            yield samples[places], places
+
+    def _noise(self, name: str, expected: Array) -> Array:
+        """What rounding inside operators leaves of each channel: of its size in this sample and those before it.
+
+        This sample's alone where the number of channels is another.
+        """
         if not _is_number(expected):
             return np.zeros(1)
         scale = _scales(expected)
         before = self._sizes.get(name, scale)
         self._sizes[name] = np.maximum(scale, before) if before.shape == scale.shape else scale
-        return self._sizes[name]
-
-    def _own_response(self, sample: Mapping[str, Array], branch: bool | None) -> dict[str, Array]:
-        move = _own_rounding()
-        moved = {name: move(np.asarray(array)) for name, array in sample.items()}
-        return evaluate(self.original, moved, read=move, steering=Steering(branch))
-
-    def _probes(
-        self, sample: Mapping[str, Array], start: int, stop: int, branch: bool | None
-    ) -> Iterator[dict[str, Array]]:
-        for number in range(start, stop):
-            read = perturbed(number, spare=self._known)
-            yield evaluate(self.folded, sample, read=read, steering=Steering(branch))
+        return _NOISE * self._sizes[name]
 
 
-def _explicable(finding: Finding) -> bool:
-    return finding.comparable and bool(np.isfinite(finding.error))
+class _View:
+    """One output of one sample: how far apart the graphs are, and what perturbed evaluations explain of it."""
+
+    def __init__(self, name: str, expected: Array, answer: Array, noise: Array) -> None:
+        self.name = name
+        self.answer = answer
+        self.comparable = expected.shape == answer.shape and _is_number(expected) == _is_number(answer)
+        self._is_number = _is_number(expected)
+        if not self.comparable:
+            return
+        if self._is_number:
+            self._error = _by_channel(difference(expected, answer))
+            self._scale = _scales(expected)
+            self._allowed = np.maximum(BOUND * self._scale, noise)
+            self._response = np.zeros_like(self._scale)
+        else:
+            self._wanted = expected
+            self._differing = expected != answer
+            self._explained = np.zeros(expected.shape, dtype=bool)
+
+    def add(self, base: Array, other: Array, *, moved: bool = False) -> None:
+        """An evaluation with perturbed data, `moved`: of the folded graph; and what it is compared with.
+
+        Of a number counts how far it moved, of a decision whether the folded graph can come to the wanted one.
+        """
+        if not self.comparable or other.shape != base.shape or _is_number(other) != self._is_number:
+            return
+        if self._is_number:
+            change = difference(base, other)
+            change[~np.isfinite(change)] = 0.0  # an overflow explains nothing
+            self._response = np.maximum(self._response, _by_channel(change))
+        elif moved:
+            self._explained |= other == self._wanted
+
+    def finding(self) -> Finding:
+        """Of the channel that is nearest to its bound."""
+        if not self.comparable:
+            return Finding(self.name, float("inf"), 0.0, 0.0, comparable=False)
+        if not self._is_number:
+            explained = int(np.count_nonzero(self._differing & self._explained))
+            return Finding(self.name, float(np.count_nonzero(self._differing) - explained), 0.0, 0.0, explained)
+        tolerance = np.maximum(self._allowed, _FACTOR * self._response)
+        return _worst(self.name, self._error, tolerance, self._scale)
 
 
-def _first_look(name: str, expected: Array, found: Array, noise: Array) -> Finding:
-    """Against 1e-9 of each channel's scale, or `noise` where that is more."""
-    if expected.shape != found.shape or _is_number(expected) != _is_number(found):
-        return Finding(name, float("inf"), 0.0, 0.0, comparable=False)
-    if not _is_number(expected):
-        return Finding(name, float(np.count_nonzero(expected != found)), 0.0, 0.0)
-    scale = _scales(expected)
-    return _worst(name, _by_channel(difference(expected, found)), np.maximum(BOUND * scale, noise), scale)
+def _is_open(view: Mapping[str, _View]) -> bool:
+    """Is there an output that does not hold yet, and that probes could explain?"""
+    findings = [each.finding() for each in view.values()]
+    return any(not one.holds and one.comparable and np.isfinite(one.error) for one in findings)
 
 
 def _worst(name: str, error: Array, tolerance: Array, scale: Array) -> Finding:
@@ -178,53 +296,6 @@ def _worst(name: str, error: Array, tolerance: Array, scale: Array) -> Finding:
     return Finding(name, float(error[worst]), float(tolerance[worst]), float(scale[worst]))
 
 
-def _second_look(finding: Finding, expected: Array, found: Array, responses: _Responses, noise: Array) -> Finding:
-    """Against the measured response, channel by channel; the finding tells of the channel nearest to its bound."""
-    name = finding.output
-    if not _is_number(expected):
-        explained = (expected != found) & responses.values_seen(name, expected)
-        differing = int(np.count_nonzero(expected != found))
-        return Finding(name, float(differing - explained.sum()), 0.0, 0.0, int(explained.sum()))
-    scale = _scales(expected)
-    tolerance = np.maximum(np.maximum(BOUND * scale, noise), _FACTOR * responses.by_channel(name))
-    return _worst(name, _by_channel(difference(expected, found)), tolerance, scale)
-
-
-class _Responses:
-    """What perturbed evaluations did to each output: the largest change in a channel, and the decisions they took."""
-
-    def __init__(self, answer: Mapping[str, Array]) -> None:
-        self._answer = answer
-        self._outputs: list[dict[str, Array]] = []
-        self._largest: dict[str, Array] = {}
-        self.count = 0
-
-    def extend(self, probes: Iterable[dict[str, Array]]) -> None:
-        for probe in probes:
-            self.add(self._answer, probe)
-            self._outputs.append({name: array for name, array in probe.items() if not _is_number(array)})
-            self.count += 1
-
-    def add(self, base: Mapping[str, Array], moved: Mapping[str, Array]) -> None:
-        for name, array in moved.items():
-            if _is_number(array) and array.shape == base[name].shape:
-                change = difference(base[name], array)
-                change[~np.isfinite(change)] = 0.0  # an overflow explains nothing
-                so_far = self._largest.get(name, np.zeros(1))
-                self._largest[name] = np.maximum(so_far, _by_channel(change))
-
-    def by_channel(self, name: str) -> Array:
-        return self._largest[name]
-
-    def values_seen(self, name: str, wanted: Array) -> Array:
-        """Where did some probe give just the wanted value?"""
-        seen = np.zeros(wanted.shape, dtype=bool)
-        for probe in self._outputs:
-            if probe[name].shape == wanted.shape:
-                seen |= probe[name] == wanted
-        return seen
-
-
 def decided_by_rounding(
     model: ir.Model, sample: Mapping[str, Array], output: str, wanted: Array, asked: Array
 ) -> Array:
@@ -234,9 +305,8 @@ def decided_by_rounding(
     their like: an element may differ only where the graph is undecided.
     """
     explained = np.zeros(wanted.shape, dtype=bool)
-    for number in range(_PROBES[-1]):
-        move = perturbed(number, units=_DECISION_UNITS)
-        moved = evaluate(model, {name: move(np.asarray(array)) for name, array in sample.items()}, read=move)[output]
+    for number in range(_PROBES):
+        moved = _moved(model, sample, perturbed(number, units=_DECISION_UNITS))[output]
         if moved.shape == wanted.shape:
             explained |= moved == wanted
         if explained[asked].all():
@@ -244,44 +314,54 @@ def decided_by_rounding(
     return explained & asked
 
 
-def perturbed(seed: int, *, units: float = 1.0, spare: Iterable[str] = ()) -> ReadConstant:
-    """Widen, then move each float by uniform noise; its deviation is `units` times the unit roundoff of its type.
+def _moved(model: ir.Model, sample: Mapping[str, Array], move: Move) -> dict[str, Array]:
+    """The outputs with all inputs and all constants moved."""
+    inputs = {name: move(np.asarray(array)) for name, array in sample.items()}
+    return evaluate(model, inputs, read=lambda tensor: move(tensor.numpy()))
 
-    Constants whose hash is in `spare` stay exact. The same seed moves the same graph in the same way.
+
+def perturbed(seed: int, *, units: float = 1.0) -> Move:
+    """Widen, then move each float by uniform noise; its deviation is `units` times the unit roundoff of its type, in
+    float64 four times that: there the evaluation rounds as coarsely as the weights were rounded.
+
+    The same seed moves the same arrays, in the same order, in the same way.
     """
     generator = np.random.default_rng((seed, 0x0F01D))
-    exact = frozenset(spare)
 
-    def read(array: Array) -> Array:
-        wide = widen(array)
-        if not is_float(array.dtype) or _digest(array) in exact:
-            return wide
+    def move(array: Array) -> Array:
+        if not is_float(array.dtype):
+            return widen(array)
         form = float_format(array.dtype)
-        moved = generator.random(array.shape, dtype=np.float32).astype(np.float64)
-        moved -= 0.5
-        moved *= 12**0.5 * 0.5 * units * form.eps  # a uniform number's deviation is 1 / sqrt(12) of its span
-        # Below the smallest normal number spacing no longer shrinks. In float16 that begins at 6e-5.
+        own = units * (_EVALUATION_UNITS if form.bits == 64 else 1.0)
+        spread = 12**0.5 * 0.5 * own * form.eps  # a uniform number's deviation is 1 / sqrt(12) of its span
+        moved, stored = np.empty(array.size), array.reshape(-1)
         with np.errstate(invalid="ignore"):
-            moved *= np.maximum(np.abs(wide), form.smallest_normal) if form.bits <= 16 else wide
-            moved += wide
-        still = ~np.isfinite(wide)  # an infinite bound of a clamp is not rounded to anything else
-        moved[still] = wide[still]
-        return moved
+            for start in range(0, array.size, _CHUNK):
+                wide = widen(stored[start : start + _CHUNK])
+                noise = np.subtract(generator.random(wide.size, dtype=np.float32), 0.5, dtype=np.float64)
+                noise *= spread
+                # Below the smallest normal number spacing no longer shrinks. In float16 that begins at 6e-5.
+                noise *= np.maximum(np.abs(wide), form.smallest_normal) if form.bits <= 16 else wide
+                noise += wide
+                still = ~np.isfinite(wide)  # an infinite bound of a clamp is not rounded to anything else
+                noise[still] = wide[still]
+                moved[start : start + _CHUNK] = noise
+        return moved.reshape(array.shape)
 
-    return read
+    return move
 
 
-def _own_rounding() -> ReadConstant:
+def _own_rounding() -> Move:
     """All constants, and inputs, move by a few units of float64: how uncertain the oracle itself is."""
     generator = np.random.default_rng(0x0F01D)
 
-    def read(array: Array) -> Array:
+    def move(array: Array) -> Array:
         wide = widen(array)
         if not is_float(array.dtype):
             return wide
         return wide * (1.0 + 4 * 2.0**-53 * generator.standard_normal(array.shape))
 
-    return read
+    return move
 
 
 def spacing(values: Array, dtype: np.dtype) -> Array:
@@ -371,17 +451,17 @@ def _identity(node: ir.Node) -> tuple[object, ...]:
     return (*node.op_identifier(), reads, tuple(value.name for value in node.outputs), tuple(plain), ends)
 
 
-def _constants(model: ir.Model) -> Iterator[Array]:
+def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """As `evaluate` reads them: initializers and Constant nodes of all graphs, subgraphs and local functions."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
-                yield value.const_value.numpy()
+                yield value.const_value
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
         for node in ir.traversal.RecursiveGraphIterator(body):
             if node.op_type == "Constant" and "value" in node.attributes and not node.attributes["value"].is_ref():
-                yield node.attributes["value"].as_tensor().numpy()
+                yield node.attributes["value"].as_tensor()
 
 
 def _digest(array: Array) -> str:

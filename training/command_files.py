@@ -74,13 +74,22 @@ def check_places(targets: Sequence[Path], *, sources: Sequence[Path] = ()) -> No
     for path in targets:
         if path.is_dir():
             raise CannotUseFile(f"{path}: is a folder, expected the name of a file")
+        if path.exists() and not path.is_file():  # which a file would replace: /dev/null is one of them
+            raise CannotUseFile(f"{path}: is a pipe or a device, expected the name of a file")
         if not path.parent.is_dir():
             raise CannotUseFile(f"{path}: cannot be written: the folder {path.parent} does not exist")
-    taken = {path.resolve() for path in (*targets[:1], *sources)}
+    taken = {_resolved(path) for path in (*targets[:1], *sources)}
     for report in targets[1:]:
-        if report.resolve() in taken:
+        if _resolved(report) in taken:
             raise CannotUseFile(f"{report}: is the model's own path, or another report's; give the report another one")
-        taken.add(report.resolve())
+        taken.add(_resolved(report))
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # Python 3.11's word for a link that leads to itself
+        raise CannotUseFile(f"{path}: is a link that leads nowhere, expected the name of a file") from None
 
 
 @dataclass(frozen=True, slots=True)

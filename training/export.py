@@ -42,6 +42,7 @@ def fold_module(
     example_inputs: ExampleInputs,
     *,
     profile: Profile | str = "ort-cpu",
+    widen: bool = False,
     verify: bool = True,
     dynamic_batch: bool = True,
     opset: int | None = None,
@@ -50,7 +51,8 @@ def fold_module(
     same function.
 
     Graph inputs bear the names of `forward`'s parameters; axis 0 of each is the batch and free, unless `dynamic_batch`
-    is False; a single example row is doubled to show it. `verify=False` leaves the proof out.
+    is False; a single example row is doubled to show it. `profile`, `widen`: of training.fold.fold. `verify=False`
+    leaves the proof out.
 
     Raises ExportRefused, training.fold.FoldError, training.verify.VerificationFailed.
     """
@@ -60,7 +62,7 @@ def fold_module(
         examples = {name: at_least_two_rows(example) for name, example in examples.items()}
     outputs = name_outputs(answer(module, examples), taken=examples)
     source = export(module, examples, list(outputs), dynamic_batch=dynamic_batch, opset=opset)
-    folded, report = fold(source, profile=profile)
+    folded, report = fold(source, profile=profile, widen=widen)
     if verify and report.changed:
         held_out = {name: example.detach().cpu().numpy() for name, example in examples.items()}
         proof.verify(source, folded, proof.make_samples(source, [held_out]))

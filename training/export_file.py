@@ -85,6 +85,7 @@ class Wishes:
     std: Sequence[float] | None = None
     fold: bool = True
     profile: Profile | str = "ort-cpu"
+    widen: bool = False
     verify: bool = True
     torchvision_shim: bool = False
 
@@ -180,7 +181,7 @@ def _export_opened(
     opset = wishes.opset or (_BFLOAT16_OPSET if wishes.dtype == "bf16" else None)
     unfolded = export(module, examples, outputs, dynamic_batch=wishes.dynamic_batch, opset=opset)
 
-    folded, report = fold(unfolded, profile=wishes.profile) if wishes.fold else (unfolded, None)
+    folded, report = fold(unfolded, profile=wishes.profile, widen=wishes.widen) if wishes.fold else (unfolded, None)
     held_out = cut_rows(unfolded, samples) if samples else [_arrays(examples)]
     verified = None
     if report and report.changed and wishes.verify:

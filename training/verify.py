@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -26,10 +26,11 @@ import numpy as np
 import onnx_ir as ir
 
 from training.algebra import BOUND, Algebra, Finding, decided_by_rounding, difference, largest, spacing
+from training.boundary import Cut, cut, declared, like, out_of_reach
 from training.errors import UserError
-from training.reference import EvaluationFailed, evaluate, float_format, is_float, widen
+from training.reference import EvaluationFailed, UnsupportedOperator, evaluate, float_format, is_float, widen
 from training.reference.op import Array
-from training.samples import CannotMakeSamples, Sample, check_sample, make_samples, more_like
+from training.samples import CannotMakeSamples, Sample, check_sample, make_samples, more_like, noise
 from training.verify_report import CERTAIN, FLOAT64_ONLY, OutputReport, Rounding, VerificationFailed, VerifyReport
 
 __all__ = ["CannotMakeSamples", "VerificationFailed", "VerifyReport", "make_samples", "run", "verify"]
@@ -39,6 +40,8 @@ ROUNDING_FLOOR_ULP = 4.0  # plus this many units in the last place of the output
 MINIMUM_OUTPUTS = 1000  # numbers to take the error over; fewer make the ratio a matter of luck
 _RESAMPLES = 2000
 _ROWS_FOR_SECOND_LOOK = 24  # fewer rows make a bootstrap mean little; samples are drawn until there are as many
+MOST_WORK = 2**38  # multiply-adds, about ten seconds of one core; above, samples that are to spare are left out
+_EVALUATIONS = 6  # that a sample takes: both graphs, and the usual number of probes
 _FAR_ULP = 1e4  # an original this far from the oracle is not rounding: an ill-conditioned graph, or another meaning
 # Above, the session reads a temporary file: a copy, a message and its bytes in memory are three times the weights.
 _IN_MEMORY_BYTES = 64 << 20
@@ -55,17 +58,74 @@ def verify(original: ir.Model, folded: ir.Model, samples: Sequence[Mapping[str, 
     Raises:
         VerificationFailed: The graphs do not agree; carries the report.
         CannotMakeSamples: `samples` is empty, or one does not fit the graph's inputs.
-        training.reference.UnsupportedOperator: The oracle cannot evaluate a node, so that nothing can be proved.
+        training.reference.UnsupportedOperator: The oracle cannot evaluate a node, and nobody knows what it answers or
+            it is inside a subgraph or a function, so that what follows it cannot be proved (see `boundary`).
     """
     if not samples:
         raise CannotMakeSamples("verify needs at least one sample; make_samples(model) makes some")
     proof = _Proof(original, folded)
     if mismatch := _interface_mismatch(original, folded):
         raise VerificationFailed(proof.report(mismatch))
-    checked = [check_sample(original, s, getattr(s, "label", f"number {i}")) for i, s in enumerate(samples)]
-    proof.judge_algebra(checked)
+    checked = [_checked(original, sample, number) for number, sample in enumerate(samples)]
+    beyond = out_of_reach(original)
+    while True:
+        try:
+            return _proved(original, folded, checked, beyond)
+        except UnsupportedOperator as error:  # has a reference, which does not cover this one
+            more = like(error.node, original)
+            if not set(more) - set(beyond):
+                raise
+            beyond = [node for node in original.graph if node in (*beyond, *more)]
+
+
+def _proved(original: ir.Model, folded: ir.Model, samples: Sequence[Sample], beyond: Sequence[ir.Node]) -> VerifyReport:
+    """The proof of both graphs, or, with nodes that are `beyond` the oracle, of all that is around these."""
+    if not beyond:
+        proof = _Proof(original, folded)
+        proof.judge_algebra(samples)
+        proof.judge_rounding()
+        return proof.report("")
+    part = cut(original, folded, beyond)
+    proof = _Proof(part.original, part.folded)
+    answered, source = _answered(part, original, samples)
+    proof.say(f"proved up to {part.described()}, which was not evaluated{source}")
+    proof.judge_algebra(answered)
     proof.judge_rounding()
+    proof.tell_of_whole(original, folded, samples, part)
     return proof.report("")
+
+
+def _answered(part: Cut, original: ir.Model, samples: Sequence[Sample]) -> tuple[list[Sample], str]:
+    """The samples with an array for each answer of the nodes that were cut out, and where these come from."""
+    if not part.answers:
+        return list(samples), ""
+    generator = np.random.default_rng(1)
+    whole = original.clone()
+    values = {value.name: value for node in whole.graph for value in node.outputs}
+    shown = [value.name for value in whole.graph.outputs]
+    whole.graph.outputs.extend(values[a.value.name] for a in part.answers if a.value.name not in shown)
+    try:
+        with _Session(whole) as session:
+            runs = [session.run(sample) for sample in samples]
+        found = [{a.name: run[a.value.name or ""] for a in part.answers} for run in runs]
+        part.check_tensors(found[0])
+        source = ", and on from it for answers that ONNX Runtime computes"
+    except _CannotRun:
+        found, source = [], ", and on from it for answers that were made up"
+        for sample in samples:
+            kinds = {a.name: declared(a, sample, original.graph.inputs) for a in part.answers}
+            found.append({name: noise(tuple(s), kind.numpy(), generator) for name, (kind, s) in kinds.items()})
+    part.set_types({name: array.dtype for name, array in found[0].items()})
+    return [
+        Sample({**sample, **arrays}, sample.label, spare=sample.spare)
+        for sample, arrays in zip(samples, found, strict=True)
+    ], source
+
+
+def _checked(model: ir.Model, sample: Mapping[str, Array], number: int) -> Sample:
+    checked = check_sample(model, sample, getattr(sample, "label", f"number {number}"))
+    checked.spare = getattr(sample, "spare", False)
+    return checked
 
 
 def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -74,8 +134,8 @@ def run(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
     `inputs` are cast to the graph's types. Raises UserError when it cannot run the model or these inputs.
     """
     try:
-        with _session(model) as session:
-            return _run(session, check_sample(model, inputs, "inputs"))
+        with _Session(model) as session:
+            return session.run(check_sample(model, inputs, "inputs"))
     except _CannotRun as error:
         raise UserError(f"ONNX Runtime cannot run the model: {error}") from error
 
@@ -107,20 +167,36 @@ class _Proof:
     total: Rounding | None = None
     oracle: str = FLOAT64_ONLY
     note: str = ""
+    work: int = 0  # multiply-adds that one sample's evaluation takes
 
     def judge_algebra(self, samples: Sequence[Sample]) -> None:
         """First judgement; keeps the oracle's answers for the second."""
         algebra = Algebra(self.original, self.folded)
-        for sample in samples:
-            expected = algebra.expected(sample)
+        self._remember(samples[0], algebra.expected(samples[0]))
+        self.work = algebra.effort.work
+        samples = self._affordable(samples)
+        for sample, expected in zip(samples[1:], algebra.expected_all(samples[1:]), strict=True):
             self._remember(sample, expected)
-            self._hold(algebra.judge(sample, expected), f"sample {len(self.samples)} ({sample.label})")
+        for number, found in enumerate(algebra.judge_all(samples, self.oracles)):
+            self._hold(found, f"sample {number + 1} ({samples[number].label})")
         self._steer(algebra, samples)
         if unproved := algebra.unproved():
             names = ", ".join(unproved[:3]) + (", ..." if len(unproved) > 3 else "")
             text = f"no sample reaches {len(unproved)} of the changed nodes: {names}; give inputs that do (--samples)"
             raise VerificationFailed(self.report(text))
         self._check_something_was_seen()
+
+    def _affordable(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """All samples, or, where that would take very long, those that are not to spare."""
+        kept = [sample for sample in samples if not sample.spare]
+        if _EVALUATIONS * self.work * len(samples) <= MOST_WORK or not kept or len(kept) == len(samples):
+            return samples
+        left_out = ", ".join(sample.label for sample in samples if sample.spare)
+        self.say(
+            f"an evaluation takes {self.work / 1e9:.1f} billion multiply-adds: judged by {len(kept)} of {len(samples)} "
+            f"samples, without {left_out}"
+        )
+        return kept if kept[0] is samples[0] else [samples[0], *kept]
 
     def _hold(self, found: Sequence[Finding], place: str) -> None:
         for finding in found:
@@ -159,16 +235,16 @@ class _Proof:
     def judge_rounding(self) -> None:
         """Second judgement; skipped, with a note, when ONNX Runtime cannot run the original. One session at a time."""
         try:
-            with _session(self.original) as session:
-                before = [_run(session, sample) for sample in self.samples]
+            with _Session(self.original) as session:
+                before = [session.run(sample) for sample in self.samples]
                 self._draw(session, self._missing(), before)
         except _CannotRun as error:
             self.note = f"the proof is float64 only: ONNX Runtime cannot run the original ({error})"
             return
         self.oracle = f"float64, onnxruntime {_runtime().__version__}"
         try:
-            with _session(self.folded) as session:
-                after = [_run(session, sample) for sample in self.samples]
+            with _Session(self.folded) as session:
+                after = [session.run(sample) for sample in self.samples]
         except _CannotRun as error:
             raise VerificationFailed(
                 self.report(f"ONNX Runtime runs the original but not the folded graph: {error}")
@@ -176,28 +252,35 @@ class _Proof:
         try:
             self._judge_runs(before, after, certainly=False)
         except _Doubtful:
-            with suppress(_CannotRun, EvaluationFailed), _session(self.original) as session:  # what there is must do
+            with suppress(_CannotRun, EvaluationFailed), _Session(self.original) as session:  # what there is must do
                 self._draw(session, self._missing_rows(), before)
             try:
-                with _session(self.folded) as session:
-                    after += [_run(session, sample) for sample in self.samples[len(after) :]]
+                with _Session(self.folded) as session:
+                    after += [session.run(sample) for sample in self.samples[len(after) :]]
             except _CannotRun as error:
                 text = f"ONNX Runtime runs the original but not the folded graph: {error}"
                 raise VerificationFailed(self.report(text)) from error
             self._judge_runs(before, after, certainly=True)
 
-    def _draw(self, session: Any, count: int, before: list[dict[str, Array]]) -> None:
+    def _draw(self, session: _Session, count: int, before: list[dict[str, Array]]) -> None:
         """`count` more samples, which resemble those there are; the original's runs of them join `before`."""
         for sample in islice(more_like(tuple(self.samples), seed=len(self.samples)), count):
             expected = evaluate(self.original, sample)
-            before.append(_run(session, sample))
+            before.append(session.run(sample))
             self._remember(sample, expected)
 
     def _missing(self) -> int:
         """As many more samples as `MINIMUM_OUTPUTS` asks for."""
         per_sample = sum(array.size for array in self.oracles[0].values())
         missing = MINIMUM_OUTPUTS - sum(array.size for oracle in self.oracles for array in oracle.values())
-        return max(-(-missing // per_sample), 0) if per_sample else 0
+        wanted = max(-(-missing // per_sample), 0) if per_sample else 0
+        affordable = max(MOST_WORK // (_EVALUATIONS * max(self.work, 1)), 1)
+        if wanted > affordable:
+            self.say(
+                f"an evaluation takes {self.work / 1e9:.1f} billion multiply-adds: the rounding was judged over "
+                f"{MINIMUM_OUTPUTS - missing + affordable * per_sample} numbers only"
+            )
+        return min(wanted, affordable)
 
     def _missing_rows(self) -> int:
         """As many more samples as the second look asks for."""
@@ -236,13 +319,13 @@ class _Proof:
         rounding = replace(rounding, certainty=_certainty(sums))
         if not rounding.holds:
             raise VerificationFailed(self.report(_rounding_failure(what, rounding)))
-        self._say(
+        self.say(
             f"{what}: RMS error {rounding.folded_ulp:.3g} ulp is above {rounding.bound_ulp:.3g}, but a few rows decide "
             f"it ({rounding.certainty:.1%} of resamples agree, {CERTAIN:.1%} would be needed)"
         )
         return rounding
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         if text not in self.note:
             self.note = f"{self.note}; {text}" if self.note else text
 
@@ -254,7 +337,7 @@ class _Proof:
         condition = max((finding.condition for finding in self.findings.get(name, [])), default=1.0)
         for number, (expected, old, new) in enumerate(runs):
             if expected.shape != old.shape:
-                self._say(
+                self.say(
                     f"ONNX Runtime disagrees with the specification at output {name!r} (shape {list(old.shape)}, not "
                     f"{list(expected.shape)}): proved in float64 only, and its two runs agree"
                 )
@@ -271,6 +354,26 @@ class _Proof:
             if apart > bound:
                 text = f"ONNX Runtime's runs of the two graphs are {apart:.3g} apart, above {bound:.3g}"
                 raise VerificationFailed(self.report(f"{self._place(name, number)}: {text}"))
+
+    def tell_of_whole(self, original: ir.Model, folded: ir.Model, samples: Sequence[Sample], part: Cut) -> None:
+        """How far apart are ONNX Runtime's runs of the whole files, with the nodes that the proof leaves out?
+
+        A figure, not a judgement: nobody knows what such a node makes of the roundings before it.
+        """
+        if part.is_random:
+            return self.say("ONNX Runtime did not run the whole files: their answers are random")
+        runs: list[list[dict[str, Array]]] = []
+        for model in (original, folded):
+            try:
+                with _Session(model) as session:
+                    runs.append([session.run(sample) for sample in samples])
+            except _CannotRun as error:
+                if runs:
+                    text = f"ONNX Runtime runs the original but not the folded graph: {error}"
+                    raise VerificationFailed(self.report(text)) from error
+                return self.say(f"ONNX Runtime cannot run the whole file ({error}), only what is around such nodes")
+        apart = max((_apart(old, new) for pair in zip(*runs, strict=True) for old, new in _outputs(*pair)), default=0.0)
+        return self.say(f"ONNX Runtime's runs of the whole files are at most {apart:.2g} of an output's scale apart")
 
     def _judge_numbers(self, name: str, runs: Sequence[tuple[Array, Array, Array]], certainly: bool) -> Array:
         """Returns [sum of squares of the original's error, of the folded one's, elements] of each row.
@@ -300,7 +403,7 @@ class _Proof:
         self.rounding[name] = _rounding(rows.sum(axis=0))
         self.rounding[name] = self._judged(f"output {name!r}", rows, certainly)
         if (far := self.rounding[name].original_ulp) > _FAR_ULP:
-            self._say(
+            self.say(
                 f"output {name!r}: ONNX Runtime's run of the original is {far:.3g} ulp from "
                 "the oracle, so that the rounding judgement says little; the runs differ by "
                 f"{max(of_scale for _, of_scale in self.apart[name]):.2g} of the scale"
@@ -355,6 +458,18 @@ class _Proof:
             decided_by_rounding=sum(f.decided_by_rounding for f in findings) + self.undecided.get(name, 0),
             rounding=self.rounding.get(name),
         )
+
+
+def _outputs(one: Mapping[str, Array], other: Mapping[str, Array]) -> Iterator[tuple[Array, Array]]:
+    """The floating-point outputs of both, where their shapes agree."""
+    for name, array in one.items():
+        if is_float(array.dtype) and array.shape == other[name].shape:
+            yield widen(array), widen(other[name])
+
+
+def _apart(old: Array, new: Array) -> float:
+    scale = largest(old)
+    return float(difference(old, new).max(initial=0.0)) / scale if scale else 0.0
 
 
 def _rounding(sums: Any) -> Rounding:
@@ -421,17 +536,22 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-class _session:  # noqa: N801  used as a function: `with _session(model) as session`
-    """A session on the CPU without graph optimisation, closed (and its weights freed) at the end of the block."""
+class _Session:
+    """A session on the CPU without graph optimisation, closed (and its weights freed) at the end of the `with` block.
+
+    Its weights are where ONNX Runtime maps them: not packed a second time for each kernel.
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._session: Any = None
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> _Session:
         ort = _runtime()
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 4  # errors arrive as exceptions; no second copy on the terminal
         with tempfile.TemporaryDirectory(prefix="foldtrain-verify-") as folder:
             try:
@@ -439,10 +559,18 @@ class _session:  # noqa: N801  used as a function: `with _session(model) as sess
                 self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's exceptions share no base class
                 raise _CannotRun(_one_line(error)) from error
-        return self._session
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._session = None
+
+    def run(self, sample: Mapping[str, Array]) -> dict[str, Array]:
+        """Only while it is open: whoever kept the session itself would keep its weights, beside the next one's."""
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            return dict(zip(names, self._session.run(names, dict(sample)), strict=True))
+        except Exception as error:  # as above
+            raise _CannotRun(_one_line(error)) from error
 
 
 def _loadable(model: ir.Model, folder: Path) -> bytes | str:
@@ -455,14 +583,6 @@ def _loadable(model: ir.Model, folder: Path) -> bytes | str:
         return str(path)
     ir.external_data.load_to_model(copy)
     return bytes(ir.serde.serialize_model(copy).SerializeToString())
-
-
-def _run(session: Any, sample: Mapping[str, Array]) -> dict[str, Array]:
-    names = [output.name for output in session.get_outputs()]
-    try:
-        return dict(zip(names, session.run(names, dict(sample)), strict=True))
-    except Exception as error:  # as above
-        raise _CannotRun(_one_line(error)) from error
 
 
 def _one_line(error: Exception) -> str:

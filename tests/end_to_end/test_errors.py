@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import pytest
 
 from tests.end_to_end.material import DIGITS
 from tests.end_to_end.running import Foldserve, foldserve, run_command
+from tests.training.damaged_files import REFUSED, SOURCE
 
 INFER = f"/v2/models/{DIGITS}/infer"
 MAX_BODY_BYTES = 100_000
@@ -165,6 +167,30 @@ def test_command_line_refuses_in_one_line_with_code_2(
     assert told in ran.stderr
     assert ran.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a cycle", "10,000 nested Ifs", "functions that stand for a billion nodes", "data above the folder"]
+)
+def test_a_hostile_model_is_refused_in_one_line_with_code_2(name: str, tmp_path: Path) -> None:
+    """In a process of its own: what breaks the interpreter, or takes all memory, shows only here."""
+    REFUSED[name].write(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    ran = run_command("foldtrain", "fold", SOURCE, "-o", "out.onnx", "--report", "out.html", cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stderr.startswith(f"foldtrain: error: {SOURCE}: ")
+    assert ran.stderr.count("\n") == 1
+    assert REFUSED[name].told in ran.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_model_that_is_no_file_is_refused_without_waiting_for_it(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / SOURCE
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    ran = run_command("foldtrain", "fold", SOURCE, "-o", "out.onnx", cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stderr == f"foldtrain: error: {SOURCE}: cannot be read: it is a pipe or a device, expected a file\n"
 
 
 def test_port_that_is_taken_is_refused_in_one_line(service: Foldserve, checkout: Path) -> None:

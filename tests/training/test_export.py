@@ -348,6 +348,18 @@ def test_fold_module_exports_folds_and_proves(network, rows) -> None:
     np.testing.assert_allclose(logits, network(images).detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("widen", [False, True])
+def test_fold_module_widens_where_that_is_asked_for(widen) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(4), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1)).eval()
+    nn.init.normal_(net[2].bias)
+
+    folded, report = fold_module(net, torch.rand(1, 3, 8, 8), widen=widen)
+
+    assert report.summary()["widened"] == report.summary()["folded"] == int(widen)
+    assert [node.op_type for node in folded.graph].count("BatchNormalization") == int(not widen)
+
+
 def test_fold_module_raises_where_the_fold_is_wrong_unless_nobody_asks(network, monkeypatch) -> None:
     import training.export
 

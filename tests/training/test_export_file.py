@@ -60,6 +60,12 @@ def partly():
 def bare():
     return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval()
 
+def face():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(4), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1)).eval()
+    nn.init.normal_(net[2].bias)
+    return net, torch.rand(1, 3, 8, 8)
+
 class Two(nn.Module):
     def forward(self, tokens, mask):
         return {"kept": tokens * mask, "count": mask.sum(1)}
@@ -126,6 +132,15 @@ def operators() -> list[str]:
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wishes", "left"), [({}, 1), ({"widen": True}, 0)])
+def test_what_a_zero_padded_convolution_cannot_hold_goes_by_widening(folder: Path, wishes: Any, left: int) -> None:
+    result = exported("face", **wishes)
+
+    assert operators().count("BatchNormalization") == left
+    assert left or (result.verify is not None and result.verify.report.passed)
+    assert result.torch is not None and result.torch.max_rel_error < 1e-5
 
 
 def test_a_folded_verified_file_answers_as_torch_does_for_any_number_of_rows(folder: Path) -> None:

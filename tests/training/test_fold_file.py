@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 import training.command_files
 import training.fold_file
@@ -87,6 +88,36 @@ def test_without_the_proof_the_report_and_the_text_say_so(tmp_path: Path) -> Non
     assert json.loads(report.read_text(encoding="utf-8"))["verify"] == "skipped"
     assert "not verified: the proof was skipped (--no-verify)" in result.as_text()
     assert [n.op_type for n in onnx.load(tmp_path / "out.onnx").graph.node] == ["Conv"]
+
+
+def test_widening_is_proved_like_any_other_fold(tmp_path: Path) -> None:
+    """And counted, and drawn, with the way out in the report of a fold without it."""
+    s = Statistics.plausible(4)
+    graph = model(
+        [
+            node("Conv", ["x", "w"], ["c"], name="stem"),
+            node("PRelu", ["c", "slope"], ["p"]),
+            batch_norm("p", "b"),
+            node("Conv", ["b", "w2"], ["y"], pads=[1, 1, 1, 1], name="body"),
+        ],
+        inputs={"x": [2, 3, "h", 5]},
+        outputs={"y": [2, 2, None, 5]},
+        weights={"w": random(1, 4, 3, 1, 1), "slope": random(2, 4, 1, 1), "w2": random(3, 2, 4, 3, 3), **s.weights()},
+    )
+    source, reports = saved(graph, tmp_path / "in.onnx"), [tmp_path / "r.json", tmp_path / "r.html"]
+    shapes = {"x": (2, 3, 6, 5)}
+    narrow = fold_file(source, tmp_path / "narrow.onnx", input_shapes=shapes)
+
+    wide = fold_file(source, tmp_path / "wide.onnx", widen=True, reports=reports, input_shapes=shapes)
+
+    assert "way out: --widen folds it" in narrow.as_text()
+    assert "1 folded (1 widened)" in wide.as_text()
+    assert wide.verify is not None and wide.verify.report.passed
+    told = json.loads(reports[0].read_text(encoding="utf-8"))
+    assert told["batchnorms"][0]["into"] == ["stem", "body"]
+    assert told["summary"]["constant_bytes_after"] > told["summary"]["constant_bytes_before"] - 4 * s.scale.nbytes
+    assert "widened" in reports[1].read_text(encoding="utf-8")
+    onnx.checker.check_model(onnx.load(tmp_path / "wide.onnx"), full_check=True)
 
 
 def test_a_profile_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -247,12 +278,13 @@ def test_samples_for_another_model_are_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == {"in.onnx", "real.npz"}
 
 
-def test_a_fold_next_to_an_operator_nobody_knows_is_not_written_unproved(tmp_path: Path) -> None:
+def test_a_fold_next_to_an_operator_whose_answer_nobody_knows_is_not_written_unproved(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [
             node("Conv", ["x", "w"], ["c"]),
             node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["b"], name="bn"),
-            node("Warp", ["b"], ["y"], domain="com.example", name="warp"),
+            node("Warp", ["b"], ["v"], domain="com.example", name="warp"),
+            node("Relu", ["v"], ["y"]),
         ],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 5, 5])],
@@ -267,6 +299,32 @@ def test_a_fold_next_to_an_operator_nobody_knows_is_not_written_unproved(tmp_pat
     with pytest.raises(UnsupportedOperator, match=r"node 'warp': operator 'Warp' of domain 'com\.example'"):
         fold_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
     assert names(tmp_path) == {"in.onnx"}
+
+
+def test_a_large_folded_model_waits_on_disk_during_the_proof_and_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved(conv_bn(), tmp_path / "in.onnx")
+    usual = fold_file(source, tmp_path / "usual.onnx")
+    monkeypatch.setattr("training.fold_file._MOST_IN_MEMORY", 0)
+    large = fold_file(source, tmp_path / "large.onnx")
+    assert usual.fold.summary() == large.fold.summary()
+    assert (tmp_path / "usual.onnx").read_bytes() == (tmp_path / "large.onnx").read_bytes()
+    assert names(tmp_path) == {"in.onnx", "usual.onnx", "large.onnx"}
+
+
+def test_a_file_with_a_shape_that_has_no_type_folds_without_a_word_on_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    proto = ir.to_proto(conv_bn())
+    info = onnx.ValueInfoProto(name=proto.graph.node[0].output[0])
+    for size in (2, 4, 6, 5):
+        info.type.tensor_type.shape.dim.add().dim_value = size
+    proto.graph.value_info.append(info)
+    onnx.save(proto, tmp_path / "in.onnx")
+    result = fold_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    assert result.fold.summary()["folded"] == 1
+    assert not caplog.records
 
 
 # --- the engine and the proof together --------------------------------------------------------------------------------
@@ -342,3 +400,122 @@ def test_what_the_engine_folds_of_hostile_statistics_is_the_same_function(seed: 
         assert "loses accuracy" in str(failed)
         figures = failed.report.as_dict()
     assert figures["algebra_error"] <= 1e-9
+
+
+# --- files in which nothing folds -------------------------------------------------------------------------------------
+
+STRANGE = """<ir_version: 8, opset_import: ["own" : 1, "" : 17], producer_name: "somebody", doc_string: "about it">
+    m (float[N,4] x) => (float[N,4] y, float[4] k) {
+        [third] c = Sigmoid (x) [first] h = own.f (c, k) [second] y = Tanh (h) }
+    <domain: "own", opset_import: ["" : 17]> f (a, b) => (c) { [inside] s = Softmax (a) c = Max (s, b) }"""
+
+
+def nothing_to_fold() -> onnx.ModelProto:
+    """No BatchNormalization, no map that could go anywhere; notes at every level, a function, a weight nobody reads."""
+    proto = onnx.parser.parse_model(STRANGE)
+    for name, size in (("z_unread", 3), ("k", 4)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(random(1, size).astype(np.float32), name))
+    for holder in (proto, proto.graph, proto.graph.node[0], proto.functions[0], proto.graph.initializer[0]):
+        holder.metadata_props.add(key="note", value="ünïcode")
+    proto.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4]))
+    return proto
+
+
+def another_order(proto: onnx.ModelProto) -> bytes:
+    """The same model as other writers may write it: functions first, the graph in two parts, the version last."""
+    head, tail = onnx.ModelProto(), onnx.ModelProto()
+    head.functions.extend(proto.functions)
+    head.graph.output.extend(proto.graph.output)
+    tail.CopyFrom(proto)
+    tail.ClearField("functions")
+    del tail.graph.output[:]
+    tail.ClearField("ir_version")
+    return head.SerializeToString() + tail.SerializeToString() + onnx.ModelProto(ir_version=8).SerializeToString()
+
+
+def with_what_is_not_known_yet(proto: onnx.ModelProto) -> bytes:
+    return proto.SerializeToString() + b"\xfa\x3f\x03new"  # field 1023
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(onnx.ModelProto.SerializeToString, id="as protobuf writes it"),
+        pytest.param(another_order, id="in another order"),
+        pytest.param(with_what_is_not_known_yet, id="with a field of a later version"),
+    ],
+)
+def test_whatever_is_in_a_file_in_which_nothing_folds_comes_out_byte_for_byte(
+    tmp_path: Path, content: Callable[[onnx.ModelProto], bytes]
+) -> None:
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    source.write_bytes(content(nothing_to_fold()))
+    result = fold_file(source, target, profile="generic")
+    assert not result.fold.changed
+    assert target.read_bytes() == source.read_bytes()
+    once = fold_file(target, target, profile="generic")
+    assert not once.fold.changed
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Path:
+    """A file without anything to fold, whose weights, one of them in a Constant node, are in another file."""
+    proto = nothing_to_fold()
+    constant = onnx.numpy_helper.from_array(random(2, 4).astype(np.float32), "constant")
+    proto.graph.node.insert(0, node("Constant", [], ["j"], value=constant, name="constant"))
+    proto.graph.node[2].input[1] = "j"
+    path = tmp_path / "in.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="in.data", size_threshold=0, convert_attribute=True)
+    held = onnx.load(path, load_external_data=False)
+    assert held.graph.node[0].attribute[0].t.data_location == TensorProto.EXTERNAL
+    return path
+
+
+def test_beside_the_same_weights_it_comes_out_byte_for_byte_too(tmp_path: Path, beside: Path) -> None:
+    before = (tmp_path / "in.data").read_bytes()
+    fold_file(beside, tmp_path / "out.onnx", profile="generic")
+    assert (tmp_path / "out.onnx").read_bytes() == beside.read_bytes()
+    assert names(tmp_path) == {"in.onnx", "in.data", "out.onnx"}
+    assert (tmp_path / "in.data").read_bytes() == before
+
+
+def test_in_another_folder_the_weights_come_with_it(tmp_path: Path, beside: Path) -> None:
+    """A copy of the graph alone would have no weights there."""
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "out.onnx"
+    fold_file(beside, target, profile="generic")
+    (tmp_path / "in.data").rename(tmp_path / "gone.data")
+    assert names(tmp_path / "elsewhere") == {"out.onnx"}
+    x = random(5, 3, 4).astype(np.float32)
+    whole = onnx.load(target)
+    (tmp_path / "gone.data").rename(tmp_path / "in.data")
+    found, wanted = (ReferenceEvaluator(proto).run(None, {"x": x}) for proto in (whole, onnx.load(beside)))
+    np.testing.assert_array_equal(found[0], wanted[0])
+
+
+def test_weights_behind_the_second_gigabyte_are_read_where_they_are(tmp_path: Path) -> None:
+    """The file beside the model is a hole of 2.2 GB, which takes no place on the disk, and a small weight behind it."""
+    hole, side = 2_200_000_000 // 4096 * 4096, 16384
+    proto = ir.to_proto(conv_bn())
+    small = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
+    numbers = onnx.numpy_helper.to_array(small)
+    with (tmp_path / "in.data").open("wb") as file:
+        file.seek(hole)
+        file.write(numbers.tobytes())
+    small.ClearField("raw_data")
+    large = TensorProto(name="unread", data_type=TensorProto.FLOAT, dims=[hole // 4 // side, side])
+    proto.graph.initializer.append(large)
+    large = proto.graph.initializer[-1]
+    for tensor, offset, length in ((large, 0, hole // 4 // side * side * 4), (small, hole, numbers.nbytes)):
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "in.data"), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+    (tmp_path / "in.onnx").write_bytes(proto.SerializeToString())
+    folded, report = fold(tmp_path / "in.onnx")
+    expected, _ = fold(conv_bn())
+    assert report.summary()["folded"] == 1
+    for value in expected.graph.initializers.values():
+        found = folded.graph.initializers[value.name].const_value
+        np.testing.assert_array_equal(found.numpy(), value.const_value.numpy())
+    assert isinstance(folded.graph.initializers["unread"].const_value, ir.ExternalTensor)

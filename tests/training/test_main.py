@@ -240,6 +240,29 @@ def test_fold_without_the_proof_says_so_in_both_reports(capsys, tmp_path) -> Non
     assert "not verified" in capsys.readouterr().out
 
 
+PRELU_BN = """
+<ir_version: 10, opset_import: ["" : 20]>
+net (float[2,1,4,4] x) => (float[2,1,4,4] y) <
+    float[2,1,1,1] stem = {1.0, -2.0}, float[2,1,1] slope = {0.5, 0.25}, float[1,2,3,1] body = {1, 2, 3, 4, 5, 6},
+    float[2] gamma = {1, 2}, float[2] beta = {3, 4}, float[2] mean = {0, 1}, float[2] var = {4, 9}
+> {
+    c = Conv (x, stem) p = PRelu (c, slope) b = BatchNormalization (p, gamma, beta, mean, var)
+    y = Conv <pads = [1, 0, 1, 0]> (b, body)
+}"""
+
+
+@pytest.mark.parametrize(("option", "left"), [("", ["BatchNormalization"]), ("--widen", [])])
+def test_fold_widens_where_that_is_asked_for(capsys, tmp_path, option, left) -> None:
+    import onnx_ir as ir
+
+    (source,) = saved(tmp_path, PRELU_BN)
+
+    assert command.main(f"fold {source} -o {tmp_path / 'out.onnx'} {option}".split()) == 0
+
+    assert [node.op_type for node in ir.load(tmp_path / "out.onnx").graph] == ["Conv", "PRelu", *left, "Conv"]
+    assert ("--widen folds it" in capsys.readouterr().out) is not bool(option)
+
+
 @pytest.mark.parametrize(("other", "code", "told"), [("4, 9", 0, "agree"), ("4, 8", 1, "differ")])
 def test_verify_answers_with_its_exit_code(capsys, tmp_path, other, code, told) -> None:
     first, second = saved(tmp_path, MATMUL_BN, MATMUL_BN.replace("var = {4, 9}", f"var = {{{other}}}"))
@@ -288,7 +311,7 @@ def test_export_takes_its_arguments_to_the_file_and_the_report(capsys, tmp_path,
     (tmp_path / "nets.py").write_text(NETS)
     wishes = (
         "--input-shape input=1,3,5,5 --input-dtype input=float32 --static-batch --opset 21 --dtype fp16 "
-        "--profile generic --mean 0.4,0.5,0.6 --std 0.2,0.2,0.2 --report r.json"
+        "--profile generic --widen --mean 0.4,0.5,0.6 --std 0.2,0.2,0.2 --report r.json"
     )
 
     code = command.main(f"export file:nets.py:make -o out.onnx {wishes}".split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -13,13 +14,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from tests.training.graphs import Statistics, batch_norm, model, random
 from training.errors import UserError
 from training.samples import CannotMakeSamples
-from training.verify import VerificationFailed, VerifyReport, _certainty, make_samples, run, verify
+from training.verify import VerificationFailed, VerifyReport, _certainty, _Session, make_samples, run, verify
 
 Pair = tuple[ir.Model, ir.Model]
 node = helper.make_node
@@ -602,6 +604,54 @@ def test_run_answers_with_the_model_unoptimised() -> None:
     assert run(original, {"x": x})["y"].dtype == np.float32
     with pytest.raises(UserError, match="ONNX Runtime cannot run the model: "):
         run(conv_bn(dtype=np.float64)[0], {"x": x})
+
+
+def test_one_session_is_gone_before_the_next_one_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds all weights."""
+    alive = []
+    enter = _Session.__enter__
+
+    def counted(self: _Session) -> _Session:
+        alive.append(sum(type(each) is onnxruntime.InferenceSession for each in gc.get_objects()))
+        return enter(self)
+
+    monkeypatch.setattr(_Session, "__enter__", counted)
+    assert prove(conv_bn()).passed
+    assert alive == [0, 0]
+
+
+def deep(classes: int) -> Pair:
+    """Two Gemm and a BatchNormalization, `classes` outputs; folded by hand."""
+    s, w, head = Statistics.plausible(5), random(1, 7, 5), random(2, 5, classes)
+    shapes = {"inputs": {"x": [2, 7]}, "outputs": {"y": [2, classes]}}
+    last = node("MatMul", ["n", "head"], ["y"])
+    weights = {"w": w, "head": head, **s.weights()}
+    original = model([node("MatMul", ["x", "w"], ["m"]), batch_norm("m", "n"), last], weights=weights, **shapes)
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Add", ["m", "b"], ["n"]), last]
+    return original, model(nodes, weights={"w": w * s.scale, "b": s.shift, "head": head}, **shapes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "samples", "told"),
+    [(200, 4, "judged by 4 of 8 samples, without ones, one-hot borders 1, noise times 10000, noise 1"), (3, 5, "")],
+    ids=["many outputs", "few outputs"],
+)
+def test_where_an_evaluation_takes_too_long_it_says_what_is_left_out(
+    classes: int, samples: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples that show little more than others do, and numbers that the rounding would be judged over."""
+    monkeypatch.setattr("training.verify.MOST_WORK", 1)
+    report = prove(deep(classes))
+    assert report.samples == samples
+    assert told in report.note
+    assert ("the rounding was judged over" in report.note) == (classes == 3)
+
+
+def test_real_inputs_are_never_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.verify.MOST_WORK", 1)
+    original, folded = deep(200)
+    real = [{"x": random(seed, 2, 7)} for seed in range(5)]
+    assert verify(original, folded, make_samples(original, real)).samples == 5 + 4
 
 
 def test_a_model_too_large_for_one_message_reaches_onnx_runtime_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,9 @@ Every operator speaks for itself, in laws (laws.py; tables in operators.py); the
 always safe: what cannot be folded exactly stays, with a reason that names what stands in the way.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +34,19 @@ __all__ = [
     "write_model",
 ]
 
+_ALLOCATIONS = 50_000  # between two looks for garbage, while folding
 
-def fold(model: ir.Model | str | Path, profile: Profile | str = Profile.ORT_CPU) -> tuple[ir.Model, FoldReport]:
+
+def fold(
+    model: ir.Model | str | Path, profile: Profile | str = Profile.ORT_CPU, widen: bool = False
+) -> tuple[ir.Model, FoldReport]:
     """Fold every BatchNormalization that the graph around it can hold exactly, where that pays under `profile`.
 
     `model`: a model, never mutated, or the path of a file. Returns a folded copy and what became of each
     BatchNormalization; inputs, outputs, their names, types and shapes stay. Weights are computed in float64 and rounded
     once to their own type. A model in which nothing folds comes back as an unmarked copy; folding twice changes
-    nothing more.
+    nothing more. `widen`: tensors inside the graph also get one more channel, of ones, where that takes out what no
+    weight can hold otherwise, at any price (widen.py).
 
     Raises ModelFileError for a file that cannot be read, FoldError for a model that cannot be worked on, ValueError for
     a profile that does not exist.
@@ -46,9 +54,21 @@ def fold(model: ir.Model | str | Path, profile: Profile | str = Profile.ORT_CPU)
     profile = Profile(profile)
     source = model if isinstance(model, ir.Model) else read_model(model)
     folded = normalise(copy_model(source))
-    with np.errstate(all="ignore"):  # what overflows on the way is judged by its result
-        report = fold_in_place(folded, profile)
+    with np.errstate(all="ignore"), _rare_collection():  # what overflows on the way is judged by its result
+        report = fold_in_place(folded, profile, widen)
     if report.changed:
         folded.metadata_props.update(report.metadata(source.meta.get(SOURCE_SHA256)))
         return folded, report
     return copy_model(source), report
+
+
+@contextmanager
+def _rare_collection() -> Iterator[None]:
+    """A graph is many small objects that live: looking through them for garbage takes a fifth of the time at CPython's
+    default of every 700 allocations."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(max(thresholds[0], _ALLOCATIONS) if thresholds[0] else 0, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)

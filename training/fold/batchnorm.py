@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from training.fold.affine import Affine, Array, from_batchnorm
+from training.fold.affine import Affine, Array, Float64s, from_batchnorm
 from training.fold.constants import Constants
 from training.fold.graph import describe
 from training.fold.refusal import Refusal
@@ -19,12 +20,17 @@ _PARAMETERS = ("scale", "B", "input_mean", "input_var")  # operands 1 to 4, by t
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Y = affine(X) along axis 1. X, Y of type T; parameters of T1, T2 (opset 15), here float64."""
+    """Y = affine(X) along axis 1. X, Y of type T; parameters of T1, T2 (opset 15), here float64.
+
+    `affine.center` is the mean; `spread` is variance + epsilon.
+    """
 
     node: ir.Node
     x: ir.Value
     y: ir.Value
     affine: Affine
+    spread: Float64s
+    epsilon: float
 
 
 def read_batchnorm(node: ir.Node, opset: int, constants: Constants) -> BatchNorm | Refusal:
@@ -51,11 +57,12 @@ def read_batchnorm(node: ir.Node, opset: int, constants: Constants) -> BatchNorm
             return Refusal(f"{name} '{value.name}' has shape {list(vector.shape)}, expected {expected}")
         vectors.append(vector)
     gamma, beta, mean, variance = vectors
-    affine = from_batchnorm(gamma, beta, mean, variance, epsilon=node.attributes.get_float("epsilon", 1e-5))
+    epsilon = float(np.float32(node.attributes.get_float("epsilon", 1e-5)))  # as the attribute stores it
+    affine = from_batchnorm(gamma, beta, mean, variance, epsilon)
     if isinstance(affine, Refusal):
         return affine
     assert x is not None
-    return BatchNorm(node, x, node.outputs[0], affine)
+    return BatchNorm(node, x, node.outputs[0], affine, np.asarray(variance, dtype=np.float64) + epsilon, epsilon)
 
 
 def _refuse_mode(node: ir.Node, opset: int) -> Refusal | None:

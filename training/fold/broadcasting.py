@@ -5,6 +5,9 @@ Knows shapes and ports, no operator's meaning.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import prod
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,6 +16,8 @@ from training.fold.graph import describe
 from training.fold.known import Known
 from training.fold.laws import Index, Port
 from training.fold.refusal import Refusal
+
+MOST_GROWN = 1 << 16  # elements that a constant may come to have, where it was one number for many entries
 
 
 def output_axes(node: ir.Node, port: Port, known: Known) -> tuple[int, ...] | Refusal:
@@ -58,3 +63,22 @@ def aligned(constant: Float64s, tensor: ir.Value, known: Known) -> Float64s | Re
     if any(size not in (1, dim) for size, dim in zip(full.shape, dims, strict=True)):
         return Refusal(f"a constant of shape {list(constant.shape)} is not proved to fit '{tensor.name}' {list(dims)}")
     return full
+
+
+def outgrows(shape: tuple[int, ...], entries: Mapping[int, int]) -> bool:
+    """Has a constant of `shape` too many elements once it has `entries` of its own along these axes?
+
+    Never one that has them, nor what is one number an entry. Any other constant that comes between gauges grows by
+    them: a bias of rows under a gauge of columns is a matrix.
+    """
+    full = tuple(entries.get(axis, size) for axis, size in enumerate(shape))
+    return full != shape and prod(full) > max(MOST_GROWN, prod(entries.values()))
+
+
+def along(constant: Float64s, port: Port, known: Known) -> Float64s | None:
+    """A constant of the tensor's rank as a vector over the port's entries; None where it differs within an entry."""
+    if any(size != 1 and axis not in port.axes for axis, size in enumerate(constant.shape)):
+        return None
+    dims = known.dims(port.value) or ()
+    sizes = [dims[axis] or 1 if axis in port.axes else 1 for axis in range(len(dims))]
+    return np.broadcast_to(constant, sizes).reshape(-1)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.fold.affine import Float64s
+from training.fold.batchnorm import read_batchnorm
 from training.fold.known import Known
-from training.fold.laws import Free, Lift, Sum, ports
+from training.fold.laws import Free, Lift, NoScale, Sum, ports
 from training.fold.problem import Problem
+from training.fold.refusal import Refusal
 from training.fold.solve import Fate, Solution
-from training.fold.weights import widen
 
 MOST_DEVIATIONS = 16.0
 
@@ -27,15 +27,18 @@ def ill_conditioned(solution: Solution, known: Known) -> dict[int, str]:
     found = {}
     for tag in problem.lifts:
         law = problem.lift(tag)
-        if solution.fate[tag] is not Fate.FOLDED or law.node.op_type != "BatchNormalization":
+        if solution.fate[tag] not in (Fate.FOLDED, Fate.MUL) or law.node.op_type != "BatchNormalization":
             continue
         classes = problem.classes(law.x)
-        mean, deviation = _statistics(law, known)
+        record = read_batchnorm(law.node, known.opset, known.constants)
+        assert not isinstance(record, Refusal), "it was lifted"
+        mean, deviation = record.affine.center, np.sqrt(record.spread)
         scale, shift = solution.scale[classes], solution.shift[classes]
         with np.errstate(divide="ignore", invalid="ignore"):
             stored = np.abs(scale * mean + shift) / (np.abs(scale) * deviation)
             before = np.abs(mean) / deviation
-        bad = np.flatnonzero(shared[classes] & (stored > MOST_DEVIATIONS) & (stored > 1.01 * before))
+        living = shared[classes] & (scale != 0)  # a channel that is stored as one number has no digits to lose
+        bad = np.flatnonzero(living & (stored > MOST_DEVIATIONS) & (stored > 1.01 * before))
         if bad.size:
             worst = int(bad[np.nanargmax(stored[bad])])
             found[tag] = (
@@ -43,13 +46,6 @@ def ill_conditioned(solution: Solution, known: Known) -> dict[int, str]:
                 f"channel {worst} (was {before[worst]:.3g}, limit {MOST_DEVIATIONS:g})"
             )
     return found
-
-
-def _statistics(law: Lift, known: Known) -> tuple[Float64s, Float64s]:
-    mean, variance = (known.constant(law.node.inputs[index]) for index in (3, 4))
-    assert mean is not None and variance is not None
-    epsilon = np.float64(np.float32(law.node.attributes.get_float("epsilon", 1e-5)))
-    return widen(mean), np.sqrt(widen(variance) + epsilon)
 
 
 def _shared(problem: Problem) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
@@ -63,6 +59,6 @@ def _shared(problem: Problem) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
                 sums[problem.classes(port)] = True
         elif isinstance(law, Lift):
             readers[np.unique(problem.classes(law.x))] += 1
-        elif isinstance(law, Free) and statement.is_demand:
+        elif isinstance(law, Free | NoScale) and statement.is_demand:
             readers[np.unique(problem.classes(law.port))] += 1
     return np.asarray(sums | (readers > 1))

@@ -9,7 +9,7 @@ such as the axis along which a tensor may be stored, gets its turn, and a folded
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import onnx_ir as ir
@@ -26,6 +26,7 @@ from training.fold.known import Known
 from training.fold.laws import Pinned
 from training.fold.lift import is_map, seeds
 from training.fold.linear import native_axes
+from training.fold.nearest import nearest_axes
 from training.fold.operators import RULES
 from training.fold.plan import Plan
 from training.fold.precompute import precompute
@@ -34,8 +35,9 @@ from training.fold.profiles import Profile
 from training.fold.reach import Reach, Reached
 from training.fold.refusal import Refusal
 from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, Verdict
-from training.fold.shapes import Shapes
+from training.fold.shapes import Shapes, tensors_of
 from training.fold.solve import Fate
+from training.fold.widen import Widening
 
 _MOST_PASSES = 32
 _MOST_ATTEMPTS = 64  # solutions tried when rewrites overflow their types; then nothing is folded
@@ -51,28 +53,34 @@ class _Told:
     reason: str = ""
     way_out: str = ""
     clamped: bool = False
+    widened: bool = False
 
 
-def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU) -> FoldReport:
+def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU, widen: bool = False) -> FoldReport:
     """Fold `model`, in its subgraphs too, and say what became of each BatchNormalization.
 
-    Raises FoldError where the model does not say which operators it uses.
+    `widen`: give tensors one more channel where that takes out what is left. Raises FoldError where the model does not
+    say which operators it uses.
     """
     opset = model.opset_imports.get("") or model.opset_imports.get("ai.onnx")
     if opset is None:
         raise FoldError("the model does not say which version of ONNX's operators it uses (opset_import)")
     book = _Book(model)
     bypass_identities(model)
-    changed = False
+    changed, shapes = False, Shapes(model)
     for _ in range(_MOST_PASSES):
-        known = known_of(model, opset)
+        known = known_of(model, opset, shapes=shapes)
         if not any(_is_batchnorm(node) or is_map(node, known) for node in model.graph.all_nodes()):
             break
         merged = book.enter_merged(merge_branches(model, known))
         known = known_of(model, opset) if merged else known
         flattened = flatten_linears(model, known)
         told = _Pass(model, opset, profile, Shapes(model) if flattened else known.shapes).run()
-        if not (book.enter(told) or merged or flattened):
+        if book.enter(told) or merged or flattened:
+            shapes = known.shapes if known.shapes.covers(model) else Shapes(model)
+        elif book.enter_widening(Widening(book.left(), known), widen):
+            shapes = Shapes(model)
+        else:
             break
         changed = True
     if changed:
@@ -89,7 +97,7 @@ class _Book:
     branches_merged: int = 0
 
     def __post_init__(self) -> None:
-        self.nodes_before = _node_count(self.model)
+        self.nodes_before, self.bytes_before = _node_count(self.model), _constant_bytes(self.model)
         # Of all nodes, in graph order: name and operator as they were.
         self.order = {node: (label(node), node.op_type) for node in self.model.graph.all_nodes()}
 
@@ -111,9 +119,42 @@ class _Book:
                 self.told[self._gone(name)] = _Told(Verdict.FOLDED, (one.node,))
         return bool(merged)
 
+    def left(self) -> list[ir.Node]:
+        """The maps of which something is left, in graph order."""
+        found = ((node, self.told.get(node)) for node in self.order)
+        return [node for node, told in found if told and told.verdict is not Verdict.FOLDED and node.graph is not None]
+
+    def enter_widening(self, widening: Widening, wanted: bool) -> bool:
+        """Widen, if that is wanted, else tell of it as a way out; did it change anything?"""
+        if not wanted:
+            for node in widening.maps:
+                way_out = self.told[node].way_out or "--widen folds it, with one channel more"
+                self.told[node] = replace(self.told[node], way_out=way_out)
+            return False
+        done = widening.carry_out(self.model)
+        places = {name: place for place, (name, _) in enumerate(self.order.values())}
+        for node, holders in done.items():
+            told = self.told[node]
+            into = {name: op for name, op in zip(told.into, told.into_ops, strict=True) if name != label(node)}
+            into |= {label(one): one.op_type for one in holders}
+            names, ops = zip(*sorted(into.items(), key=lambda pair: places.get(pair[0], 0)), strict=True)
+            self.told[node] = _Told(Verdict.FOLDED, names, ops, clamped=told.clamped, widened=True)
+        if not done:  # else those that are left are looked at once more
+            for node, why in widening.reasons.items():
+                self.told[node] = replace(self.told[node], reason=f"{self.told[node].reason}; not widened: {why}")
+        return bool(done)
+
+    @cached_property
+    def _batchnorms(self) -> dict[str, list[ir.Node]]:
+        found: dict[str, list[ir.Node]] = {}
+        for node, (name, kind) in self.order.items():
+            if kind == "BatchNormalization":
+                found.setdefault(name, []).append(node)
+        return found
+
     def _gone(self, name: str) -> ir.Node:
         """The BatchNormalization of this name that is in no graph any more; names need not be unique."""
-        nodes = [node for node, known in self.order.items() if known == (name, "BatchNormalization")]
+        nodes = self._batchnorms[name]
         told = [node for node in nodes if node in self.told and self.told[node].verdict is Verdict.FOLDED]
         return next(node for node in nodes if node.graph is None and node not in told)
 
@@ -128,7 +169,8 @@ class _Book:
             else:
                 affines.append(AffineOutcome(name, kind=kind, **vars(told)))
         after, merged = _node_count(model), self.branches_merged
-        return FoldReport(tuple(batchnorms), self.nodes_before, after, tuple(affines), merged, profile.value)
+        totals = tuple(affines), merged, profile.value, self.bytes_before, _constant_bytes(model)
+        return FoldReport(tuple(batchnorms), self.nodes_before, after, *totals)
 
 
 @dataclass
@@ -168,10 +210,21 @@ class _Pass:
                 if no is not None:
                     self.refused[node] = no.reason
         walk.run()
-        for node in nodes:
-            axes = None if _is_batchnorm(node) else seeds(node, self.known)
-            if axes is not None:
+        self._reach_maps(walk, [node for node in nodes if not _is_batchnorm(node)])
+
+    def _reach_maps(self, walk: Reach, nodes: list[ir.Node]) -> None:
+        """Last those of one number next to no operator that tells along which axis: the nearest ones do."""
+        maps = {node: axes for node in nodes if (axes := seeds(node, self.known)) is not None}
+        for node, axes in maps.items():
+            if axes:
                 walk.start(node, node.outputs[0], axes)
+        walk.run()
+        lost = [node for node, axes in maps.items() if not axes and self.reached.axes_of(node.outputs[0]) is None]
+        near = nearest_axes(RULES, self.known, self.reached, nodes) if lost else self.reached.axes_of
+        for node in lost:
+            found = near(node.outputs[0])
+            if found is not None:
+                walk.start(node, node.outputs[0], found)
         walk.run()
 
     def _plan(self) -> Plan:
@@ -243,3 +296,8 @@ def _inside_functions(model: ir.Model) -> Iterator[BatchNormOutcome]:
 def _node_count(model: ir.Model) -> int:
     """Nodes of the graph and its subgraphs."""
     return sum(1 for _ in model.graph.all_nodes())
+
+
+def _constant_bytes(model: ir.Model) -> int:
+    """Of initializers and Constant nodes, in subgraphs too."""
+    return sum(tensor.nbytes for tensor in tensors_of(model) if tensor.dtype != ir.DataType.STRING)

@@ -6,8 +6,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from training.fold.graph import describe
-from training.fold.laws import Clamp, Equal, Lift, NoShift, Pinned, Port, Positive, Stays, Sum, ports
+from training.fold.laws import Clamp, Equal, Lift, NoScale, NoShift, Pinned, Port, Positive, Stays, Sum, ports
+from training.fold.problem import Problem
 from training.fold.reach import Statement
 from training.fold.solve import Fate, Solution
 
@@ -27,8 +30,17 @@ class _View:
 
     solution: Solution
 
+    @property
+    def problem(self) -> Problem:
+        return self.solution.problem
+
     def scale(self, tag: int, law: Lift) -> str:
         before, after = (self._nearest(port, tag, self._holds_scale) for port in (law.x, law.y))
+        if before and after and (law.scale[law.scale != 0] != 1).any():
+            return f"its scale can go neither way: {before}; {after}"
+        dead = self._dead(tag, law)
+        if dead:
+            return dead
         if before and after:
             return f"its scale can go neither way: {before}; {after}"
         if (law.scale < 0).any():
@@ -37,10 +49,15 @@ class _View:
                 return f"its scale is negative in channel {int((law.scale < 0).argmax())}: {upright}"
         other = self._nearest(law.x, tag, self._folded_other) or self._nearest(law.y, tag, self._folded_other)
         found = [part for part in (before or after, f"the scale that is left serves {other}" if other else "") if part]
-        dead = (law.scale == 0).nonzero()[0]
-        if not found and dead.size:
-            return f"its scale is 0 in channel {int(dead[0])}, and '{law.x.value.name}' is not its alone"
         return "; ".join(found) or "its scale contradicts those already folded"
+
+    def _dead(self, tag: int, law: Lift) -> str:
+        """Of a channel with scale 0: who wants its input, so that this cannot be a constant, and who its output."""
+        channels = [int(i.entries[0]) for _, i in self.problem.by_tag.get(tag, ()) if i.dead]
+        before, after = self._nearest(law.x, tag, self._reads), self._nearest(law.y, tag, self._reads_constant)
+        if not (channels and before and after):
+            return ""
+        return f"its scale is 0 in channel {min(channels)}: {before}; {after}"
 
     def shift(self, tag: int, law: Lift) -> str:
         before, after = (self._nearest(port, tag, self._holds_shift) for port in (law.x, law.y))
@@ -53,7 +70,7 @@ class _View:
         seen, queue = {(start.value, start.reader)}, deque([(start.value, start.reader)])
         while queue:
             key = queue.popleft()
-            for other, statement in self.solution.problem.statements_at.get(key, ()):
+            for other, statement in self.problem.statements_at.get(key, ()):
                 if other == tag:
                     continue
                 words = answer(other, statement)
@@ -72,9 +89,27 @@ class _View:
 
     def _holds_scale(self, _: int, statement: Statement) -> str:
         law = statement.law
-        if isinstance(law, Pinned):
+        if isinstance(law, Pinned | NoScale):
             return law.reason
         return self._stays(law, (Stays.UNMOVED,))
+
+    def _reads(self, tag: int, statement: Statement) -> str:
+        law = statement.law
+        if isinstance(law, Pinned | NoScale):
+            return law.reason
+        stays = isinstance(law, Lift) and law.holds_scale and self.solution.fate[tag] is Fate.KEPT
+        if (stays or statement.is_demand) and statement.node is not None:
+            return f"{describe(statement.node)} reads '{next(ports(law)).value.name}'"
+        return ""
+
+    def _reads_constant(self, _: int, statement: Statement) -> str:
+        """Who cannot be told beforehand what a tensor holds, where it holds one number?"""
+        law = statement.law
+        if isinstance(law, Pinned | NoScale | NoShift) or (isinstance(law, Positive) and law.infinite):
+            return law.reason
+        if isinstance(law, Sum) and statement.node is not None and np.isnan(self.problem.numbers(law.out)).all():
+            return f"{describe(statement.node)} adds what is no constant"
+        return ""
 
     def _holds_sign(self, _: int, statement: Statement) -> str:
         law = statement.law

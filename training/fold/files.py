@@ -53,6 +53,8 @@ def read_model(path: str | Path) -> ir.Model:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe may never end, and a device never does
+            raise ModelFileError(f"{path}: cannot be read: it is a pipe or a device, expected a file")
         source = source_of(path)
         content = memoryview(source.view(0, source.size))
         digest = _sha256(source)
@@ -67,6 +69,7 @@ def read_model(path: str | Path) -> ir.Model:
         _put_back_what_is_packed(proto, payloads, content)
         check_file(proto, path.parent, [None if payload is None else payload.length for payload in payloads])
         model: ir.Model = ir.from_proto(proto)
+        _forget_shapes_without_types(model)
         _attach(model, [tensor.name for tensor in proto.graph.initializer], payloads, source)
         _leave_on_disk(model, path.parent.absolute())
     except Exception as problem:  # ours, the checker's, inference's, onnx-ir's, UnicodeDecodeError: all about the file
@@ -198,6 +201,14 @@ def _attach(model: ir.Model, names: list[str], payloads: list[Payload | None], s
             value = model.graph.initializers[name]
             assert value.const_value is not None
             value.const_value = FileTensor(value.const_value, source, payload.offset)
+
+
+def _forget_shapes_without_types(model: ir.Model) -> None:
+    """ONNX has no place for them: onnx-ir would leave them out of each copy, and log a line for each (serde.py)."""
+    for body in (*model.graphs(), *model.functions.values()):
+        for value in (output for node in body for output in node.outputs):
+            if value.type is None:
+                value.shape = None
 
 
 def _leave_on_disk(model: ir.Model, folder: Path) -> None:

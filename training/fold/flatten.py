@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from training.fold.edits import take_over_identity
-from training.fold.graph import is_standard
+from training.fold.graph import is_standard, number_readers
 from training.fold.known import Known
+from training.fold.shapes import Dims
 
 
 def flatten_linears(model: ir.Model, known: Known) -> int:
@@ -38,29 +39,61 @@ def _weight_columns(node: ir.Node, known: Known) -> int | None:
 def _pull_up(node: ir.Node, known: Known) -> bool:
     """MatMul -> Reshape to rank 2 -> BatchNormalization becomes Reshape -> MatMul -> BatchNormalization.
 
-    (1) The Reshape is all that reads the MatMul. (2) It keeps the last axis, of known size, and merges all others.
+    (1) The Reshape, or a Flatten, is all that reads the MatMul's numbers; who asks for its shape is given one that is
+    put together of the operand's. (2) It keeps the last axis, of known size, and merges all others.
     """
     x, weight, product = node.inputs[0], node.inputs[1], node.outputs[0]
-    uses = list(product.uses())
-    if x is None or weight is None or len(uses) != 1 or uses[0].idx != 0 or product.is_graph_output():
+    readers = number_readers(product)
+    if x is None or weight is None or len(readers) != 1 or product.is_graph_output():
         return False
-    reshape = uses[0].node
-    if not is_standard(reshape, "Reshape") or reshape.graph is not node.graph or not _merges(reshape, known):
+    regroup, askers = readers[0], [use.node for use in product.uses() if use.node is not readers[0]]
+    if regroup.op_type not in ("Reshape", "Flatten") or regroup.inputs[0] is not product:
         return False
-    flat, rows = reshape.outputs[0], (known.dims(weight) or (None,))[0]
-    if rows is None or not _next_to_batchnorm(reader.node for reader in flat.uses()):
+    if not is_standard(regroup) or regroup.graph is not node.graph or not _merges(regroup, known):
+        return False
+    flat, sizes, rank = regroup.outputs[0], known.dims(weight) or (None, None), len(known.dims(product) or ())
+    rows, columns = sizes
+    if rows is None or columns is None or not _next_to_batchnorm(reader.node for reader in flat.uses()):
+        return False
+    if not all(_asks_for_all_sizes(asker, node) for asker in askers):
         return False
     target = _constant(node, np.array([-1, rows], dtype=np.int64), f"{flat.name}_rows")
-    early = ir.Node("", "Reshape", [x, target], name=f"{reshape.name or flat.name}_early")
+    early = ir.Node("", "Reshape", [x, target], name=f"{regroup.name or flat.name}_early")
     early.outputs[0].name = f"{flat.name}_operand"
     _annotate(early.outputs[0], [(known.dims(flat) or (None, None))[0], rows], known.shapes.dtype(x))
     assert node.graph is not None
     node.graph.insert_before(node, early)
+    if askers:
+        shape = _shape_with_last(node, x, rank, columns, f"{product.name}_shape")
+        for asker in askers:
+            asker.outputs[0].replace_all_uses_with(shape)
+            node.graph.remove(asker, safe=True)
     node.replace_input_with(0, early.outputs[0])
     flat.replace_all_uses_with(product, replace_graph_outputs=True)
-    node.graph.remove(reshape, safe=True)
+    node.graph.remove(regroup, safe=True)
     take_over_identity(product, flat)
     return True
+
+
+def _asks_for_all_sizes(asker: ir.Node, node: ir.Node) -> bool:
+    """Is it a Shape, of the whole shape, in the node's own graph?"""
+    plain = is_standard(asker, "Shape") and not asker.attributes and asker.graph is node.graph
+    return plain and not asker.outputs[0].is_graph_output()
+
+
+def _shape_with_last(node: ir.Node, x: ir.Value, rank: int, last: int, name: str) -> ir.Value:
+    """The sizes of `x` with another last one, in front of `node`; with operators that are the same in every opset."""
+    leading = _constant(node, np.arange(rank - 1, dtype=np.int64), f"{name}_leading")
+    new = _constant(node, np.array([last], dtype=np.int64), f"{name}_last")
+    whole = ir.Node("", "Shape", [x], name=f"{name}_whole")
+    kept = ir.Node("", "Gather", [whole.outputs[0], leading], name=f"{name}_kept")
+    joined = ir.Node("", "Concat", [kept.outputs[0], new], [ir.AttrInt64("axis", 0)], name=name)
+    assert node.graph is not None
+    for one, length in ((whole, rank), (kept, rank - 1), (joined, rank)):
+        one.outputs[0].name = _free_name(node, f"{one.name}_out")
+        one.outputs[0].type, one.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape([length])
+        node.graph.insert_before(node, one)
+    return joined.outputs[0]
 
 
 def _push_down(node: ir.Node, known: Known) -> bool:
@@ -78,9 +111,7 @@ def _push_down(node: ir.Node, known: Known) -> bool:
         return False
     sizes = _target(reshape, known)
     keeps = len(sizes) > 2 and (known.dims(regrouped) or (None,))[-1] == dims[1] and sizes[-1] is not None
-    # A size that is computed may turn out 0, which copies axis 1, the one that changes.
-    split = known.dims(regrouped) or ()
-    keeps = keeps and 0 not in sizes[1:-1] and (sizes[1] is not None or split[1] not in (None, dims[1]))
+    keeps = keeps and not _may_copy_columns(reshape, sizes, known.dims(regrouped) or (), dims[1])
     alone = len(list(regrouped.uses())) == 1 and not regrouped.is_graph_output() and reshape.graph is node.graph
     producer = flat.producer()
     if not keeps or not alone or producer is None or not _next_to_batchnorm([producer]):
@@ -99,6 +130,16 @@ def _push_down(node: ir.Node, known: Known) -> bool:
     node.graph.insert_after(node, late)
     node.graph.remove(reshape, safe=True)
     return True
+
+
+def _may_copy_columns(reshape: ir.Node, sizes: list[int | None], split: Dims, columns: int) -> bool:
+    """Can one of the sizes in front of the last be 0, which copies axis 1, the one that changes?
+
+    A size that is computed may turn out so. With `allowzero` a 0 is a size like any other.
+    """
+    if reshape.attributes.get_int("allowzero", 0):
+        return False
+    return 0 in sizes[1:-1] or (sizes[1] is None and split[1] in (None, columns))
 
 
 def _target(reshape: ir.Node, known: Known) -> list[int | None]:
@@ -153,15 +194,20 @@ def _next_to_batchnorm(nodes: Iterable[ir.Node]) -> bool:
 
 def _constant(node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
     """A new integer constant in the node's graph, as a Constant node: it needs no IR version."""
-    taken = {value.name for other in node.graph or () for value in other.outputs} | set(_initializers(node))
-    while name in taken:
-        name += "_"
+    name = _free_name(node, name)
     constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))], name=name)
     constant.outputs[0].name = name
     constant.outputs[0].type, constant.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape(array.shape)
     assert node.graph is not None
     node.graph.insert_before(node, constant)
     return constant.outputs[0]
+
+
+def _free_name(node: ir.Node, name: str) -> str:
+    taken = {value.name for other in node.graph or () for value in other.outputs} | set(_initializers(node))
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _initializers(node: ir.Node) -> list[str]:

@@ -61,11 +61,20 @@ class NoShift:
 
 
 @dataclass(frozen=True, eq=False)
-class Positive:
-    """Scales above zero only."""
+class NoScale:
+    """Any shift, no scale."""
 
     port: Port
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Positive:
+    """Scales above zero only. `infinite`: some of the elements are infinities, which no shift moves."""
+
+    port: Port
+    reason: str
+    infinite: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +118,16 @@ class Stays(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Clamp:
-    """`y` is `x` held between bounds: any gauge, the same on both, if the node may become a per-channel Max and Min."""
+    """`y` is `x` held between bounds: any gauge, the same on both, if the node may become a per-channel Max and Min.
+
+    `bounds`: the lower and the upper one, each a number or one an entry of `x`; None where an entry has several.
+    """
 
     x: Port
     y: Port
     node: ir.Node
     stays: Stays
+    bounds: tuple[Float64s, Float64s] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,13 +147,13 @@ class Lift:
     holds_shift: bool
 
 
-Law = Free | Pinned | NoShift | Positive | Equal | Sum | Clamp | Lift
+Law = Free | Pinned | NoShift | NoScale | Positive | Equal | Sum | Clamp | Lift
 
 
 def ports(law: Law) -> Iterator[Port]:
     """The ports that `law` speaks of."""
     match law:
-        case Free() | Pinned() | NoShift() | Positive():
+        case Free() | Pinned() | NoShift() | NoScale() | Positive():
             yield law.port
         case Equal():
             yield law.a
@@ -155,12 +168,28 @@ def ports(law: Law) -> Iterator[Port]:
 
 @dataclass(frozen=True, eq=False)
 class Gauge:
-    """`v' = scale * v + shift`: float64 vectors, one number an entry of `axes`, whose sizes are `sizes`."""
+    """`v' = scale * v + shift`: float64 vectors, one number an entry of `axes`, whose sizes are `sizes`.
+
+    At the two ends of the scale: where it is 0, v' is the constant `shift`. Where it is infinite it is v that is a
+    constant, `value`, and what is stored is anything finite: who reads v ignores it, `v = 0 v' + value`.
+    """
 
     axes: tuple[int, ...]
     sizes: tuple[int, ...]
     scale: Float64s
     shift: Float64s
+    value: Float64s | None = None  # 0 where the scale is finite; None where it is so everywhere
+
+    @property
+    def unread(self) -> NDArray[np.bool_]:
+        """Where is v a constant that nobody reads?"""
+        return np.isinf(self.scale)
+
+    @property
+    def offset(self) -> Float64s:
+        """`b` of `v = v' / scale - b`: `shift / scale`, for scales not 0; of a constant that nobody reads, `-value`."""
+        ratio = self.shift / self.scale
+        return ratio if self.value is None else np.where(self.unread, -self.value, ratio)
 
     def spread(self, part: Float64s, rank: int) -> Float64s:
         """`part` (`scale`, `shift`, or a vector like them), shaped to broadcast against a rank-`rank` tensor."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from training.fold.affine import Array, Float64s
 from training.fold.batchnorm import read_batchnorm
-from training.fold.broadcasting import aligned
+from training.fold.broadcasting import aligned, along, outgrows
+from training.fold.carriers.ends import same_ends
 from training.fold.carriers.gates import dynamic_div, dynamic_mul
 from training.fold.carriers.junctions import junction
 from training.fold.edits import Become, Edit, SetOperand
@@ -26,8 +26,6 @@ from training.fold.laws import Gauge, Gauges, Law, Lift, Port, Sum, Term
 from training.fold.linear import unheld_shift
 from training.fold.refusal import Refusal
 from training.fold.weights import round_once, widen
-
-_MOST_GROWN = 1 << 16  # elements that a constant may come to have, where it is one number for many entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,78 +67,55 @@ def lift(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     parts = operands_of(node, known)
     if isinstance(parts, Refusal):
         return parts
-    if port.reader is not None or port.value not in (parts.x, node.outputs[0]):
-        return Refusal(f"'{port.value.name}' is a constant of {describe(node)}")
-    x, y = known.port(parts.x, port.axes, node), known.port(node.outputs[0], port.axes, node)
-    if isinstance(x, Refusal):
-        return x
-    if isinstance(y, Refusal):
-        return y
-    along = _along(parts.constant, x, known)
-    return _MAPS[node.op_type](node, parts, x, y, along, known)
+    pair = same_ends(node, port, known, 1 - parts.index)
+    if isinstance(pair, Refusal):
+        return pair
+    return _MAPS[node.op_type](node, parts, *pair, along(parts.constant, pair[0], known), known)
 
 
 def _batchnorm(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     record = read_batchnorm(node, known.opset, known.constants)
     if isinstance(record, Refusal):
         return record
-    if port.axes != (1,) or port.value not in (record.x, record.y):
+    if port.axes != (1,):
         return Refusal(f"{describe(node)} maps axis 1, '{port.value.name}' is stored along axis {port.axes}")
-    x, y = known.port(record.x, (1,), node), known.port(record.y, (1,), node)
-    if isinstance(x, Refusal):
-        return x
-    if isinstance(y, Refusal):
-        return y
+    pair = same_ends(node, port, known)
+    if isinstance(pair, Refusal):
+        return pair
     dims = known.dims(record.x)
     if dims is None or dims[1] != record.affine.channels:
         return Refusal(f"{describe(node)} has {record.affine.channels} channels, its input {dims and dims[1]}")
-    return (Lift(x, y, record.affine.scale, record.affine.shift, node, holds_scale=True, holds_shift=True),)
-
-
-def _along(constant: Float64s, port: Port, known: Known) -> Float64s | None:
-    """The constant as a vector over the port's entries; None where it differs within an entry."""
-    if any(size != 1 and axis not in port.axes for axis, size in enumerate(constant.shape)):
-        return None
-    dims = known.dims(port.value) or ()
-    sizes = [dims[axis] or 1 if axis in port.axes else 1 for axis in range(len(dims))]
-    return np.broadcast_to(constant, sizes).reshape(-1)
+    return (Lift(*pair, record.affine.scale, record.affine.shift, node, holds_scale=True, holds_shift=True),)
 
 
 def _sum(
-    node: ir.Node, parts: Operands, x: Port, y: Port, along: Float64s | None, known: Known
+    node: ir.Node, parts: Operands, x: Port, y: Port, vector: Float64s | None, known: Known
 ) -> tuple[Law, ...] | Refusal:
     if not np.isfinite(parts.constant).all():
         return Refusal(f"the constant of {describe(node)} is not finite: a mask, not a shift")
     reversed_sub = node.op_type == "Sub" and parts.index == 0
-    if along is None or reversed_sub or _is_bias(parts.x, known):
-        if along is None and _grown(parts.constant, x, known) > _MOST_GROWN:
+    if vector is None or reversed_sub or _is_bias(parts.x, known):
+        dims = known.dims(parts.x) or ()
+        if outgrows(parts.constant.shape, {axis: dims[axis] or 1 for axis in x.axes}):
             return Refusal(f"the constant of {describe(node)} {list(parts.constant.shape)} would have to grow")
         return (Sum(y, (Term(x, -1.0 if reversed_sub else 1.0),), holds_shift=True),)
-    shift = -along if node.op_type == "Sub" else along
-    return (Lift(x, y, np.ones_like(along), shift, node, holds_scale=False, holds_shift=True),)
+    shift = -vector if node.op_type == "Sub" else vector
+    return (Lift(x, y, np.ones_like(vector), shift, node, holds_scale=False, holds_shift=True),)
 
 
 def _product(
-    node: ir.Node, parts: Operands, x: Port, y: Port, along: Float64s | None, known: Known
+    node: ir.Node, parts: Operands, x: Port, y: Port, vector: Float64s | None, known: Known
 ) -> tuple[Law, ...] | Refusal:
     if node.op_type == "Div" and parts.index == 0:
         return Refusal(f"{describe(node)} divides by a tensor")
-    if along is None:
+    if vector is None:
         return _DYNAMIC[node.op_type](node, x, known)
-    if not np.isfinite(along).all() or (node.op_type == "Div" and not along.all()):
+    if not np.isfinite(vector).all() or (node.op_type == "Div" and not vector.all()):
         return Refusal(f"the constant of {describe(node)} is not finite, or divides by zero")
-    scale = 1.0 / along if node.op_type == "Div" else along
+    scale = 1.0 / vector if node.op_type == "Div" else vector
     if not np.isfinite(scale).all():
         return Refusal(f"the constant of {describe(node)} is too small to divide by")
-    return (Lift(x, y, scale, np.zeros_like(along), node, holds_scale=True, holds_shift=False),)
-
-
-def _grown(constant: Float64s, port: Port, known: Known) -> int:
-    """How many elements the constant has when every entry of the port has its own; as it is, if it spans them all."""
-    dims = known.dims(port.value) or ()
-    if all(constant.shape[axis] == dims[axis] for axis in port.axes):
-        return 0
-    return prod((dims[axis] or 1) if axis in port.axes else size for axis, size in enumerate(constant.shape))
+    return (Lift(x, y, scale, np.zeros_like(vector), node, holds_scale=True, holds_shift=False),)
 
 
 def _is_bias(x: ir.Value, known: Known) -> bool:
@@ -165,7 +140,8 @@ def is_map(node: ir.Node, known: Known) -> bool:
 
 
 def seeds(node: ir.Node, known: Known) -> tuple[int, ...] | None:
-    """The axes along which `node`, if it is a map at all, is one; None where it has none of its own."""
+    """The axes along which `node` is a map; none of them if it is one along any, as of a single number, and no operator
+    next to it tells; None if it is no map."""
     if node.op_type == "BatchNormalization":
         return (1,)
     if node.op_type not in _MAPS:
@@ -178,7 +154,7 @@ def seeds(node: ir.Node, known: Known) -> tuple[int, ...] | None:
     axes = tuple(axis for axis, size in enumerate(parts.constant.shape) if size != 1)
     if len(axes) > 1:
         return None  # a picture added or multiplied: no map of channels
-    return axes or known.native_axes(parts.x) or known.native_axes(node.outputs[0])
+    return axes or known.native_axes(parts.x) or known.native_axes(node.outputs[0]) or ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,12 +166,22 @@ class Residue:
 
 
 def residue(law: Lift, x: Gauge | None, y: Gauge | None) -> Residue:
-    """Of a lift between two gauges (formula in the file's head). A dead channel of `x` (A = 0) is stored as `B`."""
+    """Of a lift between two gauges (formula in the file's head). A dead channel of `x` (A = 0) is stored as `B`.
+
+    Where nobody reads `y` anything will do: the identity.
+    """
     one, zero = np.ones_like(law.scale), np.zeros_like(law.scale)
-    a, b = (one, zero) if x is None else (x.scale, x.shift)
-    c, d = (one, zero) if y is None else (y.scale, y.shift)
+    (a, b), (c, d) = _read(x, law.scale), _read(y, law.scale)
     m = np.divide(c * law.scale, a, out=np.ones_like(law.scale), where=a != 0)
-    return Residue(m, c * law.shift + d - m * b)
+    read = one > 0 if y is None else ~y.unread
+    return Residue(np.where(read, m, one), np.where(read, c * law.shift + d - m * b, zero))
+
+
+def _read(gauge: Gauge | None, like: Float64s) -> tuple[Float64s, Float64s]:
+    """Scale and shift; the identity's where nobody reads what is stored."""
+    if gauge is None:
+        return np.ones_like(like), np.zeros_like(like)
+    return np.where(gauge.unread, 1.0, gauge.scale), gauge.shift
 
 
 def keep(law: Lift, gauges: Gauges, known: Known) -> tuple[Edit, ...] | Refusal:
@@ -209,13 +195,23 @@ def keep(law: Lift, gauges: Gauges, known: Known) -> tuple[Edit, ...] | Refusal:
 
 
 def _keep_batchnorm(law: Lift, x: Gauge | None, y: Gauge | None, known: Known) -> tuple[Edit, ...] | Refusal:
-    """`gamma' = C gamma / A`, `beta' = C beta + D`, `mean' = A mean + B`; the variance stays."""
+    """`gamma' = C gamma sign(A)`, `beta' = C beta + D`, `mean' = A mean + B`, `var' = A^2 (var + eps) - eps`: the
+    statistics of what is stored now, which is what a later pass judges digits by.
+
+    Where such a variance is not above zero and finite in its type, and where A = 0, it stays, and gamma' is
+    C gamma / A. A is 0 for a dead channel only: gamma is 0 too, and gamma' 0.
+    """
     record = read_batchnorm(law.node, known.opset, known.constants)
     assert not isinstance(record, Refusal)
-    gamma, beta, mean = (widen(_array(law.node, index, known)) for index in (1, 2, 3))
-    a, b = (1.0, 0.0) if x is None else (x.scale, x.shift)
-    c, d = (1.0, 0.0) if y is None else (y.scale, y.shift)
-    return _set(law.node, {1: c * gamma / a, 2: c * beta + d, 3: a * mean + b}, known)
+    gamma, beta, mean, variance = (widen(_array(law.node, index, known)) for index in (1, 2, 3, 4))
+    (a, b), (c, d) = _read(x, gamma), _read(y, gamma)
+    with np.errstate(over="ignore"):
+        moved = np.where(np.abs(a) == 1, variance, a**2 * record.spread - record.epsilon)
+    rounded = widen(round_once(moved, _array(law.node, 4, known).dtype))
+    follows = (np.abs(a) == 1) | ((a != 0) & (rounded > 0) & np.isfinite(rounded))
+    left = np.where(follows, np.sign(a), np.divide(1.0, a, out=np.zeros_like(a), where=a != 0))
+    operands = {1: c * gamma * left, 2: c * beta + d, 3: a * mean + b, 4: np.where(follows, moved, variance)}
+    return _set(law.node, operands, known)
 
 
 def _array(node: ir.Node, index: int, known: Known) -> Array:
@@ -229,10 +225,12 @@ def _set(node: ir.Node, operands: dict[int, Float64s], known: Known) -> tuple[Ed
     for index, values in operands.items():
         origin = node.inputs[index]
         assert origin is not None
-        array = round_once(values, _array(node, index, known).dtype)
+        before = _array(node, index, known)
+        array = round_once(values, before.dtype)
         if not np.isfinite(array).all():
             return Refusal(f"a constant of {describe(node)} is not finite in {array.dtype}")
-        edits.append(SetOperand(node, index, array, origin, role="constant"))
+        if not np.array_equal(array, before):
+            edits.append(SetOperand(node, index, array, origin, role="constant"))
     return tuple(edits)
 
 
@@ -257,11 +255,11 @@ def rewrite(node: ir.Node, gauges: Gauges, known: Known) -> tuple[Edit, ...] | R
         return ()  # of two tensors: its laws need no edit
     x, y = gauges.of(parts.x), gauges.of(node.outputs[0])
     rank = parts.constant.ndim
-    one, zero = np.ones(()), np.zeros(())
-    a, b = (one, zero) if x is None else (x.spread(x.scale, rank), x.spread(x.shift, rank))
-    c, d = (one, zero) if y is None else (y.spread(y.scale, rank), y.spread(y.shift, rank))
-    if node.op_type in ("Mul", "Div"):
-        moved = parts.constant * (c / a if node.op_type == "Mul" else a / c)
+    (a, b), (c, d) = _spread(x, rank), _spread(y, rank)
+    if node.op_type == "Mul":  # 1 for a dead channel of x (A = 0): it is stored as what y is
+        moved = np.where(a == 0, 1.0, parts.constant * (c / np.where(a == 0, 1.0, a)))
+    elif node.op_type == "Div":
+        moved = parts.constant * (a / c)
     else:
         moved = _moved_summand(node, parts, b, c, d, unheld=_unheld(parts, gauges, known, rank))
     moved = _shrunk(moved, parts.constant.shape)
@@ -278,6 +276,14 @@ def rewrite(node: ir.Node, gauges: Gauges, known: Known) -> tuple[Edit, ...] | R
     while len(shape) > np.ndim(_array(node, parts.index, known)) and shape[0] == 1:
         shape = shape[1:]
     return (SetOperand(node, parts.index, array.reshape(shape), origin, role="bias"),)
+
+
+def _spread(gauge: Gauge | None, rank: int) -> tuple[Float64s, Float64s]:
+    """Scale and shift against a rank-`rank` tensor; the identity's where there is no gauge, or nobody reads."""
+    if gauge is None:
+        return np.ones(()), np.zeros(())
+    scale, shift = _read(gauge, gauge.scale)
+    return gauge.spread(scale, rank), gauge.spread(shift, rank)
 
 
 def _shrunk(moved: Float64s, shape: tuple[int, ...]) -> Float64s:
@@ -299,7 +305,7 @@ def _moved_summand(node: ir.Node, parts: Operands, b: Array, c: Array, d: Array,
 def _unheld(parts: Operands, gauges: Gauges, known: Known, rank: int) -> Array:
     producer = parts.x.producer()
     extra = None if producer is None else unheld_shift(producer, gauges, known)
-    return np.zeros(()) if extra is None else extra.reshape([1] * (rank - 1) + [-1])
+    return np.zeros(()) if extra is None else extra.reshape((1,) * (rank - extra.ndim) + extra.shape)
 
 
 def _legacy_operand(node: ir.Node, parts: Operands, array: Array) -> tuple[Edit, ...] | Refusal:

@@ -148,6 +148,8 @@ def _figures(result: dict[str, Any]) -> Iterator[str]:
     for kind in ("folded", "clamped", "reduced", "kept"):
         more = " <small>of the folded</small>" if kind == "clamped" else ""
         yield _figure(kind, f"{summary[kind]}{more}", kind)
+    if summary.get("widened"):
+        yield _figure("widened", f"{summary['widened']} <small>of the folded</small>")
     if summary["affines_found"]:
         of = f" <small>of {summary['affines_found']}</small>"
         yield _figure("other affine maps folded", f"{summary['affines_folded']}{of}")

@@ -108,17 +108,22 @@ class Plan:
         return tuple(edits)
 
     def _culprit(self, node: ir.Node) -> int:
-        """The lift to blame for numbers that do not fit: of those folded that share a bundle with the node, the most
-        extreme."""
+        """The lift to blame for numbers that do not fit: of those folded that share a bundle with the node, or a tensor
+        that is not read, the most extreme."""
         problem, solution = self.solution.problem, self.solution
         mine = {value for value in (*node.inputs, *node.outputs) if value is not None}
         classes = [problem.classes(port) for (value, _), port in problem.reached.ports.items() if value in mine]
         wanted = np.unique(np.concatenate(classes))
         bundles = {n for n, b in enumerate(problem.bundles) if np.isin(b.classes, wanted).any()}
+        groups = np.setdiff1d(problem.unread[wanted], [-1])
         candidates = [
             tag
             for tag in problem.lifts
-            if solution.fate[tag] is not Fate.KEPT and any(n in bundles for n, _ in problem.by_tag.get(tag, ()))
+            if solution.fate[tag] is not Fate.KEPT
+            and (
+                any(n in bundles for n, _ in problem.by_tag.get(tag, ()))
+                or np.isin(problem.unread[problem.classes(problem.lift(tag).y)], groups).any()
+            )
         ]
         return max(candidates, key=lambda tag: _extremity(problem.lift(tag)))
 

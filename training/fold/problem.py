@@ -11,11 +11,14 @@ from functools import cached_property
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
+from training.fold.affine import Float64s
 from training.fold.bundles import Bundle, Instance, Relation, bundle, unite
 from training.fold.known import Known
 from training.fold.laws import Clamp, Equal, Free, Index, Law, Lift, Port, Sum, ports
 from training.fold.reach import Key, Reached, Statement
+from training.fold.steady import steady, unread
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,8 @@ class Problem:
     by_tag: dict[int, list[tuple[int, Instance]]]
     lifts: tuple[int, ...]  # tags
     weight: Index  # [classes]: how many variables are in each
+    steady: Float64s  # [variables]: the number that one holds whatever is fed, or NaN
+    unread: Index  # [classes]: the group of classes that nobody has to read, or -1; no bundle speaks of these
 
     def law(self, tag: int) -> Law:
         return self.reached.statements[tag].law
@@ -41,8 +46,15 @@ class Problem:
 
     def classes(self, port: Port) -> Index:
         """The class of each entry."""
+        return self.class_of[self._variables(port)]
+
+    def numbers(self, port: Port) -> Float64s:
+        """What each entry holds whatever is fed, or NaN."""
+        return self.steady[self._variables(port)]
+
+    def _variables(self, port: Port) -> slice:
         start = self.first[port.value, port.reader]
-        return self.class_of[start : start + prod(self.sizes[port.value, port.reader])]
+        return slice(start, start + prod(self.sizes[port.value, port.reader]))
 
     @cached_property
     def statements_at(self) -> dict[Key, list[tuple[int, Statement]]]:
@@ -81,10 +93,12 @@ def pose(reached: Reached, known: Known) -> Problem:
         variables.add(key, tuple(dims[axis] or 0 for axis in port.axes))
     class_of = unite(variables.total, list(_equalities(reached.statements, variables)))
     lifts = tuple(tag for tag, s in enumerate(reached.statements) if isinstance(s.law, Lift))
+    numbers = steady(reached.statements, variables.total, variables.of)
+    ignored = unread(reached.statements, numbers, class_of, variables.of)
     relations = [
         relation
         for tag, statement in enumerate(reached.statements)
-        for relation in _relations(tag, statement, variables, class_of)
+        for relation in _relations(tag, statement, variables, class_of, ignored >= 0)
     ]
     classes = int(class_of.max()) + 1 if variables.total else 0
     bundles = bundle(classes, relations)
@@ -93,7 +107,8 @@ def pose(reached: Reached, known: Known) -> Problem:
         for instance in one.instances:
             by_tag.setdefault(instance.tag, []).append((number, instance))
     weight = np.bincount(class_of, minlength=classes)
-    return Problem(reached, variables.sizes, variables.first, class_of, bundles, by_tag, lifts, weight)
+    place = variables.first, class_of
+    return Problem(reached, variables.sizes, *place, bundles, by_tag, lifts, weight, numbers, ignored)
 
 
 def _equalities(statements: Sequence[Statement], variables: _Variables) -> Iterator[tuple[Index, Index]]:
@@ -105,20 +120,25 @@ def _equalities(statements: Sequence[Statement], variables: _Variables) -> Itera
                 yield variables.of(law.x), variables.of(law.y)
 
 
-def _relations(tag: int, statement: Statement, variables: _Variables, class_of: Index) -> Iterator[Relation]:
-    """On classes. A law on one port speaks once of each class; a lift speaks of its dead channels apart."""
+def _relations(
+    tag: int, statement: Statement, variables: _Variables, class_of: Index, ignored: NDArray[np.bool_]
+) -> Iterator[Relation]:
+    """On classes that somebody reads. A law on one port speaks once of each class; a lift speaks of its dead channels
+    apart."""
     law = statement.law
     match law:
         case Equal():
             return
         case Sum():
             out = variables.of(law.out)
-            slots = (out, *(variables.of(term.port, term.index) for term in law.terms))
-            yield Relation(tag, tuple(class_of[slot] for slot in slots), np.arange(len(out)))
+            slots = [class_of[out], *(class_of[variables.of(term.port, term.index)] for term in law.terms)]
+            entries = np.flatnonzero(~ignored[slots[0]])  # none or all of a sum's classes are
+            if entries.size:
+                yield Relation(tag, tuple(slot[entries] for slot in slots), entries)
         case Lift():
             x, y = class_of[variables.of(law.x)], class_of[variables.of(law.y)]
-            for dead in (False, True):
-                entries = np.flatnonzero((law.scale == 0) == dead)
+            for dead in (False, True):  # y is ignored wherever x is
+                entries = np.flatnonzero(((law.scale == 0) == dead) & ~ignored[y])
                 if entries.size:
                     yield Relation(tag, (x[entries], y[entries]), entries, dead)
         case Free() if not law.quiet and not statement.is_demand:
@@ -126,4 +146,6 @@ def _relations(tag: int, statement: Statement, variables: _Variables, class_of: 
         case _:
             classes = class_of[variables.of(law.x if isinstance(law, Clamp) else law.port)]
             distinct, entries = np.unique(classes, return_index=True)
-            yield Relation(tag, (distinct,), entries)
+            read = ~ignored[distinct]
+            if read.any():
+                yield Relation(tag, (distinct[read],), entries[read])

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from training.fold.graph import describe, is_standard, number_readers
 from training.fold.known import Known, Rule
-from training.fold.laws import Clamp, Free, Law, Lift, NoShift, Pinned, Port, Sum, ports
+from training.fold.laws import Clamp, Free, Law, Lift, NoScale, NoShift, Pinned, Port, Sum, ports
 from training.fold.refusal import Refusal
 
 Key = tuple[ir.Value, ir.Node | None]  # a tensor, or a constant as one node reads it
@@ -33,7 +33,9 @@ class Statement:
     def is_demand(self) -> bool:
         """Does it speak of a tensor that `node` reads, rather than of one it computes?"""
         law = self.law
-        return isinstance(law, Free | NoShift) and self.node is not None and law.port.value.producer() is not self.node
+        if self.node is None or not isinstance(law, Free | NoShift | NoScale):
+            return False
+        return law.port.value.producer() is not self.node
 
 
 @dataclass

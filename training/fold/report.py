@@ -17,6 +17,7 @@ from typing import Any
 
 _PREFIX = "foldserve."  # of our entries in a model's metadata_props
 _MOST_NAMES = 6  # of one group in the text
+_TOLD_GROWTH = 1.01  # of the bytes of constants: weights that several maps went into are stored once for each
 _MOST_GROUPS = 20  # beyond these, reasons that differ in names alone count as one
 
 
@@ -39,6 +40,7 @@ class _Outcome:
     `reason`: why it was not folded altogether; empty for a folded one and for no other.
     `clamped`: its ReLU or Clip became a Max, Min or both, one bound a channel.
     `way_out`: the cheapest way to be rid of it, e.g. an option, or empty.
+    `widened`: what was left of it is in a channel of ones, which the convolutions among `into` make and read.
 
     Raises ValueError where verdict and reason contradict each other.
     """
@@ -50,6 +52,7 @@ class _Outcome:
     clamped: bool = False
     way_out: str = ""
     into_ops: tuple[str, ...] = ()
+    widened: bool = False
 
     def __post_init__(self) -> None:
         if (self.verdict is Verdict.FOLDED) is bool(self.reason):
@@ -60,18 +63,19 @@ class _Outcome:
             raise ValueError(f"'{self.name}' went into {len(self.into)} nodes, but has {len(self.into_ops)} operators")
 
     def as_dict(self) -> dict[str, Any]:
-        """The keys of architecture.md, contract 4; `clamped` and `way_out` only where there is something to say."""
+        """The keys of architecture.md, contract 4; `clamped`, `widened`, `way_out` only where they say something."""
         more: dict[str, Any] = {"clamped": True} if self.clamped else {}
+        more |= {"widened": True} if self.widened else {}
         more |= {"way_out": self.way_out} if self.way_out else {}
         contract = {"name": self.name, "verdict": self.verdict.value, "into": list(self.into), "reason": self.reason}
         return contract | more
 
     def as_text(self) -> str:
         into = f" into {', '.join(self.into)}" if self.into else ""
-        clamped = ", clamped" if self.clamped else ""
+        marks = f"{', clamped' if self.clamped else ''}{', widened' if self.widened else ''}"
         reason = f": {self.reason}" if self.reason else ""
         way_out = f" (way out: {self.way_out})" if self.way_out else ""
-        return printable(f"{self.verdict.value:<8}{self.name}{into}{clamped}{reason}{way_out}")
+        return printable(f"{self.verdict.value:<8}{self.name}{into}{marks}{reason}{way_out}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class FoldReport:
     """Every BatchNormalization of the model in graph order; node counts include subgraphs.
 
     `affines`: the other maps that could have been lifted. `branches_merged`: parallel branches that are gone, each
-    having become part of another operator. `profile`: whose costs decided.
+    having become part of another operator. `profile`: whose costs decided. `constant_bytes_before`, `_after`: what all
+    initializers and Constant nodes take; 0 where nobody has counted.
     """
 
     batchnorms: tuple[BatchNormOutcome, ...]
@@ -106,6 +111,8 @@ class FoldReport:
     affines: tuple[AffineOutcome, ...] = ()
     branches_merged: int = 0
     profile: str = "ort-cpu"
+    constant_bytes_before: int = 0
+    constant_bytes_after: int = 0
 
     @property
     def changed(self) -> bool:
@@ -119,12 +126,13 @@ class FoldReport:
         return _count(self.batchnorms, verdict)
 
     def summary(self) -> dict[str, int]:
-        """The totals. The clamped are among the folded: found = folded + reduced + kept."""
+        """The totals. Clamped and widened ones are among the folded: found = folded + reduced + kept."""
         folded = [outcome for outcome in self.batchnorms if outcome.verdict is Verdict.FOLDED]
         return {
             "found": len(self.batchnorms),
             "folded": len(folded),
             "clamped": sum(outcome.clamped for outcome in folded),
+            "widened": sum(outcome.widened for outcome in folded),
             "reduced": self.count(Verdict.REDUCED),
             "kept": self.count(Verdict.KEPT),
             "affines_found": len(self.affines),
@@ -132,6 +140,8 @@ class FoldReport:
             "branches_merged": self.branches_merged,
             "nodes_before": self.nodes_before,
             "nodes_after": self.nodes_after,
+            "constant_bytes_before": self.constant_bytes_before,
+            "constant_bytes_after": self.constant_bytes_after,
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,7 +161,7 @@ class FoldReport:
         """
         outcomes: Sequence[_Outcome] = (*self.batchnorms, *self.affines)
         body = (outcome.as_text() for outcome in outcomes) if verbose else self._digest()
-        return "\n".join([self._totals(), *(f"  {line}" for line in body)])
+        return "\n".join([self._totals(), *(f"  {line}" for line in (*self._growth(), *body))])
 
     def metadata(self, source_sha256: str | None) -> dict[str, str]:
         """`metadata_props` by which a folded file explains itself."""
@@ -165,14 +175,19 @@ class FoldReport:
 
     def _totals(self) -> str:
         s = self.summary()
-        clamped = f" ({s['clamped']} clamped)" if s["clamped"] else ""
-        verdicts = f"{s['folded']} folded{clamped}, {s['reduced']} reduced, {s['kept']} kept"
+        special = ", ".join(f"{s[kind]} {kind}" for kind in ("clamped", "widened") if s[kind])
+        verdicts = f"{s['folded']} folded{f' ({special})' if special else ''}, {s['reduced']} reduced, {s['kept']} kept"
         parts = [f"{s['found']} BatchNormalization found: {verdicts}"]
         if s["affines_found"]:
             parts.append(f"{s['affines_folded']} of {s['affines_found']} other affine maps folded")
         if s["branches_merged"]:
             parts.append(f"{s['branches_merged']} branches merged")
         return "; ".join([*parts, f"{s['nodes_before']} nodes before, {s['nodes_after']} after"])
+
+    def _growth(self) -> Iterator[str]:
+        before, after = self.constant_bytes_before, self.constant_bytes_after
+        if after > _TOLD_GROWTH * before > 0:
+            yield f"constants grew by {100 * (after / before - 1):.0f} %, from {before:,} to {after:,} bytes"
 
     def _digest(self) -> Iterator[str]:
         folded = [outcome for outcome in self.batchnorms if outcome.verdict is Verdict.FOLDED]

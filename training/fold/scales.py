@@ -8,6 +8,7 @@ turns out not to fit in another bundle leaves no trace here. Knows no graph.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -32,7 +33,7 @@ class Scales:
         self._size: dict[int, int] = dict.fromkeys(range(places), 1) | {self.GROUND: 1 << 60}  # GROUND stays a root
         self._sign: dict[int, Signs] = {self.GROUND: np.ones(width, dtype=np.int8)}  # of a root; 0: undecided
         self._dead: set[int] = set()  # roots
-        self._needed: set[int] = {self.GROUND}  # roots
+        self._needs: Counter[int] = Counter({self.GROUND: 1})  # by root: how many want its numbers
         self._undo: list[Callable[[], None]] = []
 
     def find(self, place: int) -> tuple[int, Float64s]:
@@ -53,28 +54,28 @@ class Scales:
         if self._size[root_i] > self._size[root_j]:
             root_i, root_j, wanted = root_j, root_i, 1.0 / wanted
         sign = self._merged_sign(root_j, self._sign_of(root_i) * np.sign(wanted).astype(np.int8))
-        both = {root_i, root_j}
+        dead = root_i in self._dead or root_j in self._dead
         if (
             sign is None
             or not (np.isfinite(wanted).all() and wanted.all())
-            or (both & self._dead and both & self._needed)
+            or (dead and (self._needs[root_i] or self._needs[root_j]))
         ):
             return False
         self._undo.append(partial(self._part, root_i, root_j, self._sign.get(root_j)))
         self._parent[root_i], self._ratio[root_i] = root_j, wanted
         self._size[root_j] += self._size[root_i]
         self._sign[root_j] = sign
-        for group in (self._dead, self._needed):
-            if root_i in group:
-                self._join(group, root_j)
+        self._count(root_j, self._needs[root_i])
+        if dead:
+            self._bury(root_j)
         return True
 
     def kill(self, place: int) -> bool:
         """Let `A = 0`; False, and nothing said, where that is needed for more than a constant."""
         root = self.find(place)[0]
-        if root in self._needed:
+        if self._needs[root]:
             return False
-        self._join(self._dead, root)
+        self._bury(root)
         return True
 
     def need(self, place: int) -> bool:
@@ -82,11 +83,13 @@ class Scales:
         root = self.find(place)[0]
         if root in self._dead:
             return False
-        self._join(self._needed, root)
+        self._count(root, 1)
         return True
 
-    def is_dead(self, place: int) -> bool:
-        return self.find(place)[0] in self._dead
+    def release(self, place: int) -> bool:
+        """Take back one `need` of this place; others stay. True."""
+        self._count(self.find(place)[0], -1)
+        return True
 
     def pin(self, place: int) -> bool:
         """Let `A = 1`."""
@@ -140,10 +143,16 @@ class Scales:
         else:
             self._sign[root] = sign
 
-    def _join(self, group: set[int], root: int) -> None:
-        if root not in group:
-            group.add(root)
-            self._undo.append(partial(group.discard, root))
+    def _bury(self, root: int) -> None:
+        if root not in self._dead:
+            self._dead.add(root)
+            self._undo.append(partial(self._dead.discard, root))
+
+    def _count(self, root: int, more: int) -> None:
+        """Of needs. They are taken back last in, first out, so that the root is the same then."""
+        if more:
+            self._needs[root] += more
+            self._undo.append(partial(self._needs.subtract, {root: more}))
 
     def _sign_of(self, root: int) -> Signs:
         return self._sign.get(root, np.zeros(self._width, dtype=np.int8))

@@ -111,6 +111,55 @@ def _transpose(node: ir.Node, operands: Operands) -> Sizes | None:
     return tuple(x[axis] for axis in permutation)
 
 
+def _reshape(node: ir.Node, operands: Operands) -> Sizes | None:
+    x, sizes = operands[0], _integers(node, "shape", 1)
+    if sizes is None:
+        count = operands[1][0] if len(operands) > 1 and operands[1] else None
+        return (None,) * count if isinstance(count, int) else None
+    copied = () if x is None or "allowzero" in node.attributes else x
+    return tuple(
+        size if size > 0 else copied[axis] if size == 0 and axis < len(copied) else None
+        for axis, size in enumerate(sizes)
+    )
+
+
+def _squeeze(node: ir.Node, operands: Operands) -> Sizes | None:
+    x, axes = operands[0], _integers(node, "axes", 1)
+    if not x or axes is None:
+        return None
+    gone = {axis % len(x) for axis in axes}
+    return tuple(size for axis, size in enumerate(x) if axis not in gone)
+
+
+def _unsqueeze(node: ir.Node, operands: Operands) -> Sizes | None:
+    x, axes = operands[0], _integers(node, "axes", 1)
+    if x is None or axes is None:
+        return None
+    rank = len(x) + len(axes)
+    new, old = {axis % rank for axis in axes}, iter(x)
+    return tuple(1 if axis in new else next(old) for axis in range(rank))
+
+
+def _reduce(node: ir.Node, operands: Operands) -> Sizes | None:
+    """Without axes all go; with none in them it depends on the opset."""
+    x, axes = operands[0], _integers(node, "axes", 1)
+    if not x or axes == [] or (axes is None and len(operands) > 1) or "noop_with_empty_axes" in node.attributes:
+        return None
+    gone = {axis % len(x) for axis in (range(len(x)) if axes is None else axes)}
+    if node.attributes.get_int("keepdims", 1) != 0:
+        return tuple(1 if axis in gone else size for axis, size in enumerate(x))
+    return tuple(size for axis, size in enumerate(x) if axis not in gone)
+
+
+def _integers(node: ir.Node, name: str, operand: int) -> list[int] | None:
+    """What older opsets say in an attribute and newer ones in a constant operand; None where it is computed."""
+    if name in node.attributes:
+        return list(node.attributes[name].as_ints())
+    value = node.inputs[operand] if len(node.inputs) > operand else None
+    tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else [int(number) for number in tensor.numpy().ravel()]
+
+
 _KEEP_THE_SHAPE = (
     "Abs BatchNormalization Cast CastLike Ceil Celu Clip Cos CumSum DequantizeLinear Dropout Elu Erf Exp Floor Gelu "
     "GroupNormalization HardSigmoid HardSwish Hardmax Identity InstanceNormalization LRN LayerNormalization LeakyRelu "
@@ -128,6 +177,10 @@ RULES: dict[str, Rule] = {
     "Flatten": lambda *_: (None, None),
     "Gemm": _gemm,
     "MatMul": _matmul,
+    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), _reduce),
+    "Reshape": _reshape,
+    "Squeeze": _squeeze,
     "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
 }
 KEEPS_THE_TYPE = frozenset(RULES) - {"Cast", "CastLike", "DequantizeLinear", "QuantizeLinear", "Where"}

@@ -70,9 +70,15 @@ class Shapes:
         learned = self._learned.get(value)
         return None if learned is None else learned.dtype
 
+    def covers(self, model: ir.Model) -> bool:
+        """Is all that can be known of `model`'s tensors known, though the graph was edited since?"""
+        values = (value for node in model.graph.all_nodes() for value in node.outputs)
+        return all(value in self._learned or (value.shape is not None and value.dtype is not None) for value in values)
+
     @cached_property
     def _learned(self) -> dict[ir.Value, _Learned]:
         learned = dict(_by_onnx(self._model, self._model))
+        _put_in_numbers(self._model, learned)
         _complete(self._model, learned)
         if any(_is_open(value, learned) for node in self._model.graph for value in node.outputs):
             learned |= {value: more for value, more in self._with_axes(learned) if _is_open(value, learned)}
@@ -130,6 +136,29 @@ def _by_onnx(model: ir.Model, twin: ir.Model) -> Iterator[tuple[ir.Value, _Learn
     yield from _annotated(model.graph, inferred.graph)
 
 
+def _put_in_numbers(model: ir.Model, learned: dict[ir.Value, _Learned]) -> None:
+    """A BatchNormalization has as many channels as parameters, whatever name inference made up for that size.
+
+    Not one inside a branch, which may never be reached.
+    """
+    numbers: dict[int | str | None, set[int]] = {}
+    for node in model.graph:
+        if not is_standard(node, "BatchNormalization") or len(node.inputs) < 2:
+            continue
+        x, scale = (None if value is None else _sizes_of(value, learned) for value in node.inputs[:2])
+        if x and scale and len(x) > 1 and len(scale) == 1 and isinstance(x[1], str) and isinstance(scale[0], int):
+            numbers.setdefault(x[1], set()).add(scale[0])
+    certain: dict[int | str | None, int] = {name: min(found) for name, found in numbers.items() if len(found) == 1}
+    for value, one in learned.items() if certain else ():
+        if one.sizes is not None:
+            learned[value] = _Learned(tuple(certain.get(size, size) for size in one.sizes), one.dtype)
+
+
+def _sizes_of(value: ir.Value, learned: dict[ir.Value, _Learned]) -> Sizes | None:
+    found = learned.get(value)
+    return _joined(_declared(value), found.sizes if found else None)
+
+
 def _annotated(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value, _Learned]]:
     """Names are unique within a graph; the graphs inside its nodes go node by node."""
     types = {info.name: info.type.tensor_type for info in (*proto.value_info, *proto.output)}
@@ -153,7 +182,7 @@ def _learned(tensor: onnx.TypeProto.Tensor) -> _Learned:
 
 def _without_numbers(model: ir.Model) -> ir.Model:
     """Where tensors are large, a copy in which they have no data: inference asks for their types and shapes only."""
-    if not any(map(_is_large, _tensors(model))):
+    if not any(map(_is_large, tensors_of(model))):
         return model
     copy = model.clone()
     for graph in copy.graphs():
@@ -170,7 +199,7 @@ def _without_numbers(model: ir.Model) -> ir.Model:
     return copy
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Initializers and the contents of Constant nodes."""
     for graph in model.graphs():
         yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
@@ -188,10 +217,7 @@ def _complete(model: ir.Model, learned: dict[ir.Value, _Learned]) -> None:
     """Where the rank or type of a node's output is still unknown: the obvious, in graph order."""
 
     def sizes_of(value: ir.Value | None) -> Sizes | None:
-        if value is None:
-            return None
-        found = learned.get(value)
-        return _joined(_declared(value), found.sizes if found else None)
+        return None if value is None else _sizes_of(value, learned)
 
     def dtype_of(value: ir.Value | None) -> ir.DataType | None:
         if value is None or value.dtype is not None:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.fold.affine import Float64s
 from training.fold.bundles import Bundle, Instance
-from training.fold.laws import Clamp, Free, Gauge, Lift, NoShift, Pinned, Port, Positive, Stays, Sum
+from training.fold.laws import Clamp, Free, Gauge, Lift, NoScale, NoShift, Pinned, Port, Positive, Stays, Sum
 from training.fold.problem import Problem
 from training.fold.scales import Scales
 from training.fold.shifts import Shifts
@@ -49,7 +50,10 @@ class Policy:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """`scale`, `shift`: of each class. `fate`: of each lift, by tag. `moved`: clamps that must change, by tag."""
+    """`scale`, `shift`: of each class. `fate`: of each lift, by tag. `moved`: clamps that must change, by tag.
+
+    `unread`: classes that nobody reads any more; their scale and shift say nothing.
+    """
 
     problem: Problem
     policy: Policy
@@ -57,14 +61,18 @@ class Solution:
     shift: Float64s
     fate: dict[int, Fate]
     moved: frozenset[int]
+    unread: NDArray[np.bool_]
 
     def gauge(self, port: Port) -> Gauge | None:
         """None where the port is stored as it was."""
-        classes = self.problem.classes(port)
-        scale, shift = self.scale[classes], self.shift[classes]
+        classes, sizes = self.problem.classes(port), self.problem.sizes[port.value, port.reader]
+        scale, shift, unread = self.scale[classes], self.shift[classes], self.unread[classes]
+        if unread.any():
+            value = np.where(unread, self.problem.numbers(port), 0.0)
+            return Gauge(port.axes, sizes, np.where(unread, np.inf, scale), np.where(unread, 0.0, shift), value)
         if (scale == 1.0).all() and not shift.any():
             return None
-        return Gauge(port.axes, self.problem.sizes[port.value, port.reader], scale, shift)
+        return Gauge(port.axes, sizes, scale, shift)
 
     def count(self, *fates: Fate) -> int:
         return sum(fate in fates for fate in self.fate.values())
@@ -105,7 +113,7 @@ class _Attempt:
         self._solve_shifts()
         scale, shift = self._spread()
         moved = frozenset(tag for tag in self.problem.tags(Clamp) if self._is_moved(tag, scale, shift))
-        return Solution(self.problem, self.policy, scale, shift, self.fate, moved)
+        return Solution(self.problem, self.policy, scale, shift, self.fate, moved, self._unread())
 
     # Scales.
 
@@ -114,21 +122,31 @@ class _Attempt:
             for instance in bundle.instances:
                 held = self._say_scale(self.scales[number], instance)
                 assert held, f"laws contradict each other: {self.problem.law(instance.tag)}"
-        for tag in sorted(self.policy.order, key=self._has_dead):  # those last: they want what they read for themselves
-            if tag in self.policy.without or not self.problem.lift(tag).holds_scale:
-                continue
-            if self._each_scale(tag, self._fold_scale):
-                self.fate[tag] = Fate.ADD  # until its shift is folded too
+        wanted = [t for t in self.policy.order if t not in self.policy.without and self.problem.lift(t).holds_scale]
+        self._fold_scales([tag for tag in wanted if not self._has_dead(tag)])
+        dead = [tag for tag in wanted if self._has_dead(tag)]
+        while dead and len(dead) > len(left := self._fold_scales(dead)):  # what folds may leave a tensor to another
+            dead = left
         if self.policy.clamps:
             for tag in self._spared():
                 self._each_scale(tag, self._prefer_scale)
+
+    def _fold_scales(self, tags: Sequence[int]) -> list[int]:
+        """One after the other; those that contradict what was said are handed back."""
+        left = []
+        for tag in tags:
+            if self._each_scale(tag, self._fold_scale):
+                self.fate[tag] = Fate.ADD  # until its shift is folded too
+            else:
+                left.append(tag)
+        return left
 
     def _say_scale(self, scales: Scales, instance: Instance) -> bool:
         law, places = self.problem.law(instance.tag), instance.places
         match law:
             case Sum():
                 return all(scales.tie(places[0], place) for place in places[1:])
-            case Pinned():
+            case Pinned() | NoScale():
                 return scales.pin(places[0])
             case Positive():
                 return scales.positive(places[0])
@@ -136,6 +154,8 @@ class _Attempt:
                 return scales.need(places[0])
             case Lift() if not law.holds_scale:
                 return scales.tie(*places)
+            case Lift() if not instance.dead:
+                return scales.need(places[0])  # until it is folded
             case Clamp() if not self.policy.clamps:
                 return self._prefer_scale(scales, instance)
             case _:
@@ -145,24 +165,11 @@ class _Attempt:
         """`y' = x'`: `A_x = s A_y`."""
         x, y = instance.places
         if instance.dead:
-            return scales.kill(x) and not self._read_by_others(scales, instance)
-        return scales.tie(x, y, self.problem.lift(instance.tag).scale[instance.entries])
-
-    def _read_by_others(self, scales: Scales, mine: Instance) -> bool:
-        """Does a lift that stays, so far, read what was just said to be dead?"""
-        number = next(n for n, i in self.problem.by_tag[mine.tag] if i is mine)
-        return any(
-            scales.is_dead(other.places[0])
-            for other in self.problem.bundles[number].instances
-            if other.tag != mine.tag and self._stays(other.tag)
-        )
-
-    def _stays(self, tag: int) -> bool:
-        law = self.problem.law(tag)
-        return isinstance(law, Lift) and law.holds_scale and self.fate[tag] is Fate.KEPT
+            return scales.kill(x)
+        return scales.release(x) and scales.tie(x, y, self.problem.lift(instance.tag).scale[instance.entries])
 
     def _has_dead(self, tag: int) -> bool:
-        return not self.problem.lift(tag).scale.all()
+        return any(instance.dead for _, instance in self.problem.by_tag.get(tag, ()))
 
     def _prefer_scale(self, scales: Scales, instance: Instance) -> bool:
         unmoved = self._clamp(instance.tag).stays is Stays.UNMOVED
@@ -176,7 +183,7 @@ class _Attempt:
 
     def _solve_shifts(self) -> None:
         for number, bundle in enumerate(self.problem.bundles):
-            for instance in bundle.instances:
+            for instance in sorted(bundle.instances, key=lambda one: len(one.places)):  # what is 0 makes no sum longer
                 if not self._say_shift(number, instance):  # too small a pivot; what must hold holds for zeros too
                     self.shifts[number].vanish(instance.places)
         for tag in sorted(self.policy.order, key=lambda tag: self.problem.lift(tag).holds_shift):
@@ -223,12 +230,12 @@ class _Attempt:
         return self.shifts[number].equation([(x, 1.0), (y, -1.0)], constant)
 
     def _to_mul(self, number: int, instance: Instance) -> bool:
-        """`y' = m x'`, `m = A_y s / A_x`: `b_y - m b_x = - A_y t`."""
+        """`y' = m x'`, `m = A_y s / A_x`: `b_y - m b_x = - A_y t`. Of a dead channel stored as `b_x`, m is 1."""
         law = self.problem.lift(instance.tag)
         x, y = instance.places
-        A = self.A[number].astype(np.longdouble)
-        m = A[y] * law.scale[instance.entries] / A[x]
-        return self.shifts[number].equation([(y, 1.0), (x, -m)], -A[y] * law.shift[instance.entries])
+        A_x, A_y = (self.A[number][place].astype(np.longdouble) for place in (x, y))
+        m = np.divide(A_y * law.scale[instance.entries], A_x, out=np.ones_like(A_x), where=A_x != 0)
+        return self.shifts[number].equation([(y, 1.0), (x, -m)], -A_y * law.shift[instance.entries])
 
     def _to_zero(self, number: int, instance: Instance) -> bool:
         return self.shifts[number].equation([(instance.places[0], 1.0)])
@@ -262,11 +269,19 @@ class _Attempt:
             scale[bundle.classes] = self.A[number]
             shift[bundle.classes] = self.shifts[number].solution(bundle.places)
         for statement in self.problem.reached.statements:  # exactly, not but for a rounding error
-            if isinstance(statement.law, Pinned | NoShift):
-                classes = self.problem.classes(statement.law.port)
-                shift[classes] = 0.0
-                scale[classes] = 1.0 if isinstance(statement.law, Pinned) else scale[classes]
+            law = statement.law
+            if isinstance(law, Pinned | NoShift):
+                shift[self.problem.classes(law.port)] = 0.0
+            if isinstance(law, Pinned | NoScale):
+                scale[self.problem.classes(law.port)] = 1.0
         return scale, shift
+
+    def _unread(self) -> NDArray[np.bool_]:
+        """Classes that need not be read, next to a lift that is not what it was: nothing changes for its own sake."""
+        problem = self.problem
+        lifts = [problem.lift(tag) for tag, fate in self.fate.items() if fate is not Fate.KEPT]
+        touched = [problem.unread[problem.classes(port)] for law in lifts for port in (law.x, law.y)]
+        return (problem.unread >= 0) & np.isin(problem.unread, np.concatenate([*touched, np.zeros(0, dtype=np.int64)]))
 
     def _is_moved(self, tag: int, scale: Float64s, shift: Float64s) -> bool:
         law = self._clamp(tag)

@@ -8,12 +8,12 @@ https://onnx.ai/onnx/operators/onnx__Conv.html and onnx__ConvTranspose.html.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from training.reference.op import Array, Op, OperatorFunction
-from training.reference.windows import Windows, padded, resolve
+from training.reference.windows import Windows, padded, resolve, taps
 
 BLOCK_BYTES = 8 << 20  # of copied windows: what a processor's cache holds, and never the size of the whole layer
 SLAB_BYTES = 1 << 18  # of channels that a depthwise Conv takes at a time: what the cache next to a core holds
@@ -39,7 +39,7 @@ def conv(op: Op, x: Array, w: Array, b: Array | None = None) -> Array:
 
 def _pointwise(source: Array, w: Array, groups: int, windows: Windows) -> Array:
     """A kernel of one tap is a product with what the strides leave of the input."""
-    (tap,) = _taps(windows)
+    (tap,) = taps(windows)
     columns = source[:, :, *tap].reshape(source.shape[0], groups, w.shape[1], -1)
     y = w.reshape(groups, -1, w.shape[1]) @ columns
     return np.ascontiguousarray(y).reshape(source.shape[0], w.shape[0], *windows.output)
@@ -55,7 +55,7 @@ def _depthwise(source: Array, w: Array, windows: Windows) -> Array:
         for start in range(0, groups, together):
             some = slice(start, start + together)
             product = np.empty(result[some].shape)
-            for number, tap in enumerate(_taps(windows)):
+            for number, tap in enumerate(taps(windows)):
                 np.multiply(weights[some, :, number], image[some, :, *tap], out=product)
                 result[some] += product
     return y.reshape(n, w.shape[0], *windows.output)
@@ -73,7 +73,7 @@ def _by_blocks(source: Array, w: Array, groups: int, windows: Windows) -> Array:
             stop = min(start + rows, windows.output[0])
             size = source.shape[1] * math.prod(windows.kernel) * (stop - start) * math.prod(rest)
             columns = buffer[:size].reshape(source.shape[1], -1, stop - start, *rest)
-            for number, (band, *tap) in enumerate(_taps(windows)):
+            for number, (band, *tap) in enumerate(taps(windows)):
                 columns[:, number] = image[:, band, *tap][:, start:stop]
             product = matrix @ columns.reshape(groups, matrix.shape[2], -1)
             result[:, start:stop] = product.reshape(-1, stop - start, *rest)
@@ -84,13 +84,6 @@ def _rows_a_block(windows: Windows, channels: int) -> int:
     """How many rows of the first spatial axis keep one block of copied windows below BLOCK_BYTES; at least one."""
     row_bytes = 8 * channels * math.prod(windows.kernel) * math.prod(windows.output[1:])
     return max(1, BLOCK_BYTES // max(row_bytes, 1))
-
-
-def _taps(windows: Windows) -> Iterator[tuple[slice, ...]]:
-    """For each tap of the kernel, in row-major order, where in the padded input the windows have it."""
-    for tap in np.ndindex(*windows.kernel):
-        axes = zip(tap, windows.dilations, windows.output, windows.strides, strict=True)
-        yield tuple(slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in axes)
 
 
 def conv_transpose(op: Op, x: Array, w: Array, b: Array | None = None) -> Array:

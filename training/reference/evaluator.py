@@ -1,7 +1,8 @@
 """Walks a graph node by node in float64 and drops each tensor after its last use.
 
 Knows graphs, scopes, local functions and control flow; what an operator computes is in `table`. Constants are widened
-one at a time, when first used, so that the weights are never all in memory as float64.
+one at a time, when first used, so that the weights are never all in memory as float64. Several samples walk side by
+side, node by node, so that each constant is read once for all of them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from training.reference.fallback import by_onnx_reference
-from training.reference.op import Array, EvaluationFailed, Op, widen
-from training.reference.table import OPERATORS
+from training.reference.fallback import by_onnx_reference, onnx_reference_has, unsupported
+from training.reference.op import Array, EvaluationFailed, Op, Unforeseeable, is_float, widen
+from training.reference.table import OPERATORS, ROW_BY_ROW
+from training.reference.work import multiply_adds
 
-ReadConstant = Callable[[Array], Array]
-"""From a constant as it is stored to the array the graph computes with; `widen`, or `widen` with a perturbation."""
+ReadConstant = Callable[[ir.TensorProtocol], Array]
+"""From a constant as it is stored to the array the graph computes with; `widened`, perhaps with a perturbation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,26 @@ class Steering:
     ran: set[ir.Node] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class Effort:
+    """What evaluations cost: multiply-adds, and the most bytes of computed tensors that were alive at once."""
+
+    work: int = 0
+    live_bytes: int = 0
+
+
+def widened(tensor: ir.TensorProtocol) -> Array:
+    """A constant's array, its floating-point type widened to float64."""
+    return widen(tensor.numpy())
+
+
 def evaluate(
-    model: ir.Model, inputs: Mapping[str, Array], *, read: ReadConstant = widen, steering: Steering | None = None
+    model: ir.Model,
+    inputs: Mapping[str, Array],
+    *,
+    read: ReadConstant = widened,
+    steering: Steering | None = None,
+    effort: Effort | None = None,
 ) -> dict[str, Array]:
     """The graph's outputs by name: float64 where the graph has a floating-point type, otherwise as typed.
 
@@ -42,27 +62,64 @@ def evaluate(
         model: Any opset; it is not changed.
         inputs: One array for each graph input (float inputs of any width; exact values are kept). An input that has an
             initializer of the same name may be left out.
-        read: Applied to each initializer and Constant, in its storage dtype; must return a widened array.
+        read: Applied to each initializer and Constant as it is stored; must return a widened array.
         steering: Forces the branch of each If, and is told which nodes ran.
+        effort: Is told what it cost.
 
     Raises:
         UnsupportedOperator: A node that neither the table nor onnx.reference knows.
         EvaluationFailed: A missing or unknown input, or a node whose inputs do not fit.
     """
-    run = _Run(model, read, steering or Steering())
-    run.bind(inputs)
+    return evaluate_all(model, [inputs], read=read, steering=steering, effort=effort)[0]
+
+
+def evaluate_all(
+    model: ir.Model,
+    samples: Sequence[Mapping[str, Array]],
+    *,
+    read: ReadConstant = widened,
+    steering: Steering | None = None,
+    effort: Effort | None = None,
+) -> list[dict[str, Array]]:
+    """`evaluate` for several sets of inputs, side by side: constants are read once, all samples' tensors are alive."""
+    constants: dict[ir.Value, Array] = {}
+    runs = [_Run(model, read, steering or Steering(), effort or Effort(), constants) for _ in samples]
+    for run, inputs in zip(runs, samples, strict=True):
+        run.bind(inputs)
     with np.errstate(all="ignore"):  # infinities and NaN are results like any other; the caller compares them
-        run.block(model.graph, model.opset_imports)
-        return {value.name or "": run.array(value) for value in model.graph.outputs}
+        _walk(runs, model.graph, model.opset_imports, {})
+        return [{value.name or "": run.tensor(value) for value in model.graph.outputs} for run in runs]
+
+
+def has_reference(model: ir.Model, node: ir.Node) -> bool:
+    """Is there a rule for the node's operator? It may still refuse this one of it."""
+    if node.op_identifier() in model.functions:
+        return True
+    if node.domain == "" and (node.op_type in OPERATORS or node.op_type in _CONTROL_FLOW):
+        return True
+    opset = node.version if node.version is not None else model.opset_imports.get(node.domain, 1)
+    return onnx_reference_has(node, opset)
 
 
 class _Run:
-    """One evaluation. `arrays` maps each live value to its array; subgraphs capture a value by the same key."""
+    """One sample's evaluation. `arrays` maps each live value to its array; subgraphs capture a value by the same key.
 
-    def __init__(self, model: ir.Model, read: ReadConstant, steering: Steering) -> None:
+    `constants` are shared with the runs beside it.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        read: ReadConstant,
+        steering: Steering,
+        effort: Effort,
+        constants: dict[ir.Value, Array],
+    ) -> None:
         self.model = model
         self.read = read
         self.steering = steering
+        self.effort = effort
+        self.constants = constants
         self.arrays: dict[ir.Value, Array] = {}
         self.absent: set[ir.Value] = set()  # inputs of a function that this call omits
 
@@ -81,37 +138,51 @@ class _Run:
 
     def array(self, value: ir.Value) -> Array:
         """The array of a computed value or, read now, of a constant."""
-        if value not in self.arrays:
+        if value in self.arrays:
+            return self.arrays[value]
+        if value not in self.constants:
             if value.const_value is None:
                 raise EvaluationFailed(f"value {value.name!r} is used before any node computes it")
-            self.arrays[value] = self.read(value.const_value.numpy())
-        return self.arrays[value]
+            self.constants[value] = self.read(value.const_value)
+        return self.constants[value]
 
-    def block(
-        self, nodes: ir.Graph | ir.Function, opsets: Mapping[str, int], parameters: Mapping[str, ir.Attr] | None = None
-    ) -> None:
-        """Run a graph or a function body whose inputs are bound. `parameters` are a function call's attributes."""
-        ends = _last_uses(nodes)
-        for index, node in enumerate(nodes):
-            self.node(node, opsets, parameters or {})
-            for value in ends.get(index, ()):
-                self.arrays.pop(value, None)
+    def tensor(self, value: ir.Value) -> Array:
+        """The array of an output, which for some operators is a sequence of arrays, or nothing."""
+        found = self.array(value)
+        if not isinstance(found, np.ndarray | np.generic):
+            raise EvaluationFailed(f"output {value.name!r} is a {type(found).__name__}, expected a tensor")
+        return np.asarray(found)
+
+    def inputs(self, node: ir.Node) -> list[Array | None]:
+        return [None if value is None or value in self.absent else self.array(value) for value in node.inputs]
+
+    def keep(self, node: ir.Node, results: Sequence[Array | None]) -> None:
+        """A node's outputs, as far as the graph names them."""
+        for value, result in zip(node.outputs, results, strict=False):
+            if value.name and result is not None:
+                self.arrays[value] = result
+
+    def forget(self, value: ir.Value) -> None:
+        self.arrays.pop(value, None)
+        self.constants.pop(value, None)
+
+    def live_bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values() if isinstance(array, np.ndarray))
 
     def node(self, node: ir.Node, opsets: Mapping[str, int], parameters: Mapping[str, ir.Attr]) -> None:
         """Compute one node's outputs."""
-        self.steering.ran.add(node)
         function = self.model.functions.get(node.op_identifier())
-        inputs = [None if value is None or value in self.absent else self.array(value) for value in node.inputs]
+        inputs = self.inputs(node)
         attributes = _resolved(node, parameters)
         if function is not None:
             results: Sequence[Array | None] = self.call(function, inputs, attributes)
         elif node.op_type in _CONTROL_FLOW and node.domain == "":
             results = _CONTROL_FLOW[node.op_type](self, attributes, inputs, opsets, parameters)
+        elif node.op_type == "Constant" and "value" in attributes:
+            results = [self.read(attributes["value"].as_tensor())]
         else:
             results = self.operator(node, _op(node, attributes, opsets), inputs)
-        for value, result in zip(node.outputs, results, strict=False):
-            if value.name and result is not None:
-                self.arrays[value] = result
+        self.keep(node, results)
 
     def operator(self, node: ir.Node, op: Op, inputs: list[Array | None]) -> Sequence[Array | None]:
         """By the table, or by onnx.reference."""
@@ -122,12 +193,17 @@ class _Run:
             result = by_onnx_reference(node, op, inputs) if known is None else known(op, *inputs)
         except NotImplementedError:  # a row that does not cover this variant
             result = by_onnx_reference(node, op, inputs)
+        except Unforeseeable as error:
+            raise unsupported(node, str(error)) from error
         except (ValueError, IndexError, TypeError, KeyError, ArithmeticError) as error:
             cause = " ".join(str(error).split())
             raise EvaluationFailed(f"node {node.name!r} ({node.op_type}) refuses its inputs: {cause}") from error
         results = result if isinstance(result, tuple) else (result,)
-        store = self.read if node.op_type == "Constant" else widen
-        return [None if array is None else _stored(array, store) for array in results]
+        if node.op_type == "Constant":
+            array = np.asarray(results[0])
+            return [self.read(ir.tensor(array)) if is_float(array.dtype) else widen(array)]
+        self.effort.work += multiply_adds(op, inputs, results)
+        return [None if array is None else _stored(array) for array in results]
 
     def call(
         self, function: ir.Function, inputs: Sequence[Array | None], attributes: Mapping[str, ir.Attr]
@@ -147,7 +223,7 @@ class _Run:
         given = {value: array for value, array in zip(body.inputs, inputs, strict=False) if array is not None}
         self.absent = self.absent.difference(given).union(set(body.inputs) - set(given))
         self.arrays.update(given)
-        self.block(body, opsets, parameters)
+        _walk([self], body, opsets, parameters)
         results = [self.array(value) for value in body.outputs]
         own = {output for node in body for output in node.outputs}
         for value in own & set(body.outputs):
@@ -155,11 +231,50 @@ class _Run:
         return results
 
 
+def _walk(
+    runs: Sequence[_Run],
+    nodes: ir.Graph | ir.Function,
+    opsets: Mapping[str, int],
+    parameters: Mapping[str, ir.Attr],
+) -> None:
+    """Run a graph or a function body whose inputs are bound. `parameters` are a function call's attributes."""
+    ends = _last_uses(nodes)
+    for index, node in enumerate(nodes):
+        runs[0].steering.ran.add(node)
+        if len(runs) == 1 or not _rows_together(runs, node, opsets, parameters):
+            for run in runs:
+                run.node(node, opsets, parameters)
+        effort = runs[0].effort
+        effort.live_bytes = max(effort.live_bytes, sum(run.live_bytes() for run in runs))
+        for value in ends.get(index, ()):
+            for run in runs:
+                run.forget(value)
+
+
+def _rows_together(
+    runs: Sequence[_Run], node: ir.Node, opsets: Mapping[str, int], parameters: Mapping[str, ir.Attr]
+) -> bool:
+    """Where each row has its own answer, one product with a constant serves all samples; was this such a node?"""
+    if node.op_type not in ROW_BY_ROW or node.domain or node.op_identifier() in runs[0].model.functions:
+        return False
+    op, inputs = _op(node, _resolved(node, parameters), opsets), [run.inputs(node) for run in runs]
+    first, *others = zip(*inputs, strict=True)
+    rows = [array for array in first if array is not None and array.ndim >= 2]
+    alike = len(rows) == len(runs) and len({array.shape[1:] for array in rows}) == 1
+    constant = all(array is column[0] for column in others for array in column)
+    if not (alike and constant and ROW_BY_ROW[node.op_type](op, *inputs[0])):
+        return False
+    (answer,) = runs[0].operator(node, op, [np.concatenate(rows), *inputs[0][1:]])
+    assert answer is not None
+    for run, part in zip(runs, np.split(answer, np.cumsum([len(array) for array in rows])[:-1]), strict=True):
+        run.keep(node, [part])
+    return True
+
+
 def _op(node: ir.Node, attributes: Mapping[str, ir.Attr], opsets: Mapping[str, int]) -> Op:
     opset = node.version if node.version is not None else opsets.get(node.domain, 1)
     values = {name: _plain(attribute) for name, attribute in attributes.items()}
-    if node.op_type != "Constant":  # a Constant's value goes through `read`, in its storage type
-        values = {name: widen(v) if isinstance(v, np.ndarray) else v for name, v in values.items()}
+    values = {name: widen(v) if isinstance(v, np.ndarray) else v for name, v in values.items()}
     return Op(node.op_type, opset, values, tuple(bool(value.name) for value in node.outputs))
 
 
@@ -268,6 +383,6 @@ def _scan(
 _CONTROL_FLOW: dict[str, Callable[..., list[Array]]] = {"If": _if, "Loop": _loop, "Scan": _scan}
 
 
-def _stored(result: Any, store: ReadConstant) -> Any:
+def _stored(result: Any) -> Any:
     """A tensor as the evaluator keeps it; of a sequence (SplitToSequence and its like), each of its tensors."""
-    return [_stored(part, store) for part in result] if isinstance(result, list) else store(np.asarray(result))
+    return [_stored(part) for part in result] if isinstance(result, list) else widen(np.asarray(result))

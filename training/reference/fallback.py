@@ -15,13 +15,13 @@ from onnx.reference import ReferenceEvaluator
 
 from training.reference.op import Array, Op, UnsupportedOperator
 
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
 def by_onnx_reference(node: ir.Node, op: Op, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
     """Evaluate one node. Raises UnsupportedOperator, with the cause, when onnx.reference cannot."""
-    if node.op_type in _RANDOM:
-        raise _unsupported(node, "its result is random, so that there is nothing to compare with")
+    if node.op_type in RANDOM:
+        raise unsupported(node, "its result is random, so that there is nothing to compare with")
     try:
         model = _one_node_model(node, op, inputs)
         names = [info.name for info in model.graph.input]
@@ -29,7 +29,23 @@ def by_onnx_reference(node: ir.Node, op: Op, inputs: Sequence[Array | None]) -> 
         return tuple(ReferenceEvaluator(model).run(None, dict(zip(names, present, strict=True))))
     except Exception as error:  # onnx.reference raises whatever its NumPy code raises
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise _unsupported(node, f"onnx.reference says {cause}") from error
+        raise unsupported(node, f"onnx.reference says {cause}") from error
+
+
+def onnx_reference_has(node: ir.Node, opset: int) -> bool:
+    """Has onnx.reference an implementation of the operator, whose answer is not random?"""
+    if node.op_type in RANDOM:
+        return False
+    proto = ir.serde.serialize_node(node)
+    inputs, outputs = (
+        [helper.make_empty_tensor_value_info(name) for name in some if name] for some in (proto.input, proto.output)
+    )
+    graph = helper.make_graph([proto], "one_node", inputs, outputs)
+    try:
+        ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)]))
+    except Exception:  # whatever its constructors raise
+        return False
+    return True
 
 
 def _one_node_model(node: ir.Node, op: Op, inputs: Sequence[Array | None]) -> onnx.ModelProto:
@@ -54,8 +70,8 @@ def _one_node_model(node: ir.Node, op: Op, inputs: Sequence[Array | None]) -> on
     return helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, op.opset)])
 
 
-def _unsupported(node: ir.Node, why: str) -> UnsupportedOperator:
+def unsupported(node: ir.Node, why: str) -> UnsupportedOperator:
     domain = node.domain or "ai.onnx"
     return UnsupportedOperator(
-        f"node {node.name!r}: operator {node.op_type!r} of domain {domain!r} cannot be evaluated: {why}"
+        f"node {node.name!r}: operator {node.op_type!r} of domain {domain!r} cannot be evaluated: {why}", node
     )

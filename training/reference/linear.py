@@ -5,6 +5,8 @@ https://onnx.ai/onnx/operators/onnx__BatchNormalization.html (versions 1, 6, 7, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from training.reference.op import Array, Op, OperatorFunction, Result
@@ -101,9 +103,27 @@ def mean_variance_normalization(op: Op, x: Array) -> Array:
     return np.asarray((x - x.mean(axis=axes, keepdims=True)) / (deviation + float(np.float32(1e-9))))
 
 
+def matmul(_: Op, a: Array, b: Array) -> Array:
+    """NumPy's; with one matrix on the right, as one product, which NumPy makes of every plane by itself."""
+    if a.ndim > 2 and b.ndim == 2:
+        a, leading = a.reshape(-1, a.shape[-1]), a.shape[:-1]
+        return np.asarray(np.matmul(a, b)).reshape(*leading, b.shape[1])
+    return np.asarray(np.matmul(a, b))
+
+
+def _gemm_by_rows(op: Op, _a: Array, _b: Array, c: Array | None = None) -> bool:
+    return not op.get("transA", 0) and (c is None or c.ndim < 2 or len(c) == 1)
+
+
+ROW_BY_ROW: dict[str, Callable[..., bool]] = {
+    "Gemm": _gemm_by_rows,
+    "MatMul": lambda _, _a, b: b.ndim == 2,
+}
+"""Is each row of the answer (axis 0) a function of that row of the first operand alone? Asked about op and operands."""
+
 LINEAR: dict[str, OperatorFunction] = {
     "Gemm": gemm,
-    "MatMul": lambda _, a, b: np.matmul(a, b),
+    "MatMul": matmul,
     "Einsum": lambda op, *xs: np.einsum(op.get("equation").replace(" ", ""), *xs, optimize=True),
     "BatchNormalization": batch_normalization,
     "MeanVarianceNormalization": mean_variance_normalization,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from training.errors import UserError
@@ -23,6 +25,14 @@ OperatorFunction = Callable[..., Result]
 
 class UnsupportedOperator(UserError):
     """No rule evaluates this node: neither the table nor onnx.reference. Names the node, operator and domain."""
+
+    def __init__(self, text: str, node: ir.Node) -> None:
+        super().__init__(text)
+        self.node = node
+
+
+class Unforeseeable(Exception):
+    """What an operator function raises when its answer is random. Gives the reason."""
 
 
 class EvaluationFailed(UserError):
@@ -87,12 +97,14 @@ class FloatFormat:
     bits: int
 
 
+@cache
 def float_format(dtype: np.dtype[Any]) -> FloatFormat:
     """Of any ONNX floating-point type, bfloat16 and the 8-bit ones included. Raises ValueError for other types."""
     info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     return FloatFormat(float(info.eps), float(info.smallest_normal), float(info.max), int(info.bits))
 
 
+@cache
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Is this one of ONNX's floating-point types, ml_dtypes' bfloat16 and float8 included?"""
     if dtype.kind == "f":

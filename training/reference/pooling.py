@@ -8,46 +8,54 @@ from __future__ import annotations
 import numpy as np
 
 from training.reference.op import Array, Op, OperatorFunction, Result
-from training.reference.windows import padded, resolve, view
+from training.reference.windows import Windows, padded, resolve, taps, view
 
 
 def max_pool(op: Op, x: Array) -> Result:
     """Padding is minus infinity: it never wins. Indices are flat into the whole input, as the page demands."""
     windows = resolve(op, x.shape[2:], op.get("kernel_shape"))
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    rank = len(windows.kernel)
-    taps = view(padded(x, windows, lowest), windows)
-    y: Array = taps.max(axis=tuple(range(-rank, 0)))
+    source = padded(x, windows, lowest)
+    y = _over_taps(np.maximum, source, windows)
     if not op.asks_for(1):
         return y
+    each = view(source, windows)
     flat = np.arange(x.size, dtype=np.int64).reshape(x.shape)
     if op.get("storage_order", 0):  # column major: only the spatial axes swap order
         order = (0, 1, *range(x.ndim - 1, 1, -1))
         flat = flat.reshape(*x.shape[:2], *x.shape[:1:-1]).transpose(order)
     where = view(padded(flat, windows, -1), windows).reshape(*y.shape, -1)
-    winner = taps.reshape(*y.shape, -1).argmax(axis=-1)
+    winner = each.reshape(*y.shape, -1).argmax(axis=-1)
     return y, np.take_along_axis(where, winner[..., np.newaxis], axis=-1)[..., 0]
 
 
 def average_pool(op: Op, x: Array) -> Array:
     """The divisor counts real pixels; with count_include_pad the pads too, but never what ceil_mode reaches beyond."""
     windows = resolve(op, x.shape[2:], op.get("kernel_shape"))
-    axes = tuple(range(-len(windows.kernel), 0))
     source = padded(x, windows, 0.0)
-    total = view(source, windows).sum(axis=axes)
+    total = _over_taps(np.add, source, windows)
     counted = np.zeros((1, 1, *source.shape[2:]))
     with_pads = bool(op.get("count_include_pad", 0))
     spans = zip(x.shape[2:], windows.begin, windows.end, strict=True)
     counted[:, :, *(slice(0, b + n + e) if with_pads else slice(b, b + n) for n, b, e in spans)] = 1.0
-    return np.asarray(total / view(counted, windows).sum(axis=axes))
+    total /= _over_taps(np.add, counted, windows)
+    return total
 
 
 def lp_pool(op: Op, x: Array) -> Array:
     """p-th root of the sum of p-th powers of each window; zero padding adds nothing."""
     windows = resolve(op, x.shape[2:], op.get("kernel_shape"))
     p = op.get("p", 2)
-    taps = view(padded(np.abs(x) ** p, windows, 0.0), windows)
-    return np.asarray(taps.sum(axis=tuple(range(-len(windows.kernel), 0))) ** (1.0 / p))
+    return np.asarray(_over_taps(np.add, padded(np.abs(x) ** p, windows, 0.0), windows) ** (1.0 / p))
+
+
+def _over_taps(join: np.ufunc, source: Array, windows: Windows) -> Array:
+    """Tap by tap, whole shifted planes at a time: NumPy reduces over the small axes of windows one by one."""
+    first, *others = taps(windows)
+    y: Array = source[:, :, *first].copy()
+    for tap in others:
+        join(y, source[:, :, *tap], out=y)
+    return y
 
 
 def _spatial(x: Array) -> tuple[int, ...]:

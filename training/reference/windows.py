@@ -5,7 +5,7 @@ Pure NumPy over `[N, C, D1, .., Dn]`; n is 1, 2, 3 or more. It knows neither wei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,3 +93,10 @@ def view(x: Array, windows: Windows) -> Array:
     starts = tuple(slice(0, (o - 1) * s + 1, s) for o, s in zip(windows.output, windows.strides, strict=True))
     taps = tuple(slice(None, None, d) for d in windows.dilations)
     return every[(slice(None), slice(None), *starts, *taps)]
+
+
+def taps(windows: Windows) -> Iterator[tuple[slice, ...]]:
+    """For each tap of the kernel, in row-major order, where in the padded input the windows have it."""
+    for tap in np.ndindex(*windows.kernel):
+        axes = zip(tap, windows.dilations, windows.output, windows.strides, strict=True)
+        yield tuple(slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in axes)

@@ -1,6 +1,8 @@
 """Fold random graphs until told to stop: `python -m tests.training.fold.fuzz --count 100000 --seed 0` (`make fuzz`).
 
-Prints the seeds that fail, with what failed, and exits 1 if any did. Seed s is the model `random_model(s)`.
+Prints the seeds that fail, with what failed, and exits 1 if any did. Seed s is the model `random_model(s)`, one in ten
+with quantised weights. With `--widen` they are folded with widening, and every other one is `random_convolutions(s)`,
+where there is more to widen.
 """
 
 from __future__ import annotations
@@ -12,21 +14,24 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 from tests.training.fold.judge import judge
+from tests.training.fold.random_convolutions import random_convolutions
 from tests.training.fold.random_graphs import random_model
 from training.fold import Profile
 
 _CHUNK = 200
 
 
-def run(seeds: range) -> tuple[list[tuple[int, str]], Counter[str]]:
+def run(seeds: range, widen: bool = False) -> tuple[list[tuple[int, str]], Counter[str]]:
     """Failures as (seed, what), and how often each verdict was given."""
     failures, counts = [], Counter[str]()
     for seed in seeds:
         profile = Profile.GENERIC if seed % 4 else Profile.ORT_CPU
         try:
-            counts.update(judge(random_model(seed), profile, seed).report.summary())
+            model = random_convolutions(seed) if widen and seed % 2 else random_model(seed, quantised=seed % 10 == 3)
+            counts.update(judge(model, profile, seed, widen).report.summary())
         except Exception as error:  # whatever is wrong is told with its seed
             where = traceback.extract_tb(error.__traceback__)[-1]
             failures.append((seed, f"{type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"))
@@ -43,10 +48,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first graph")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--widen", action="store_true")
     options = parser.parse_args()
     began, counts, failed = time.monotonic(), Counter[str](), 0
     with multiprocessing.Pool(options.processes, maxtasksperchild=20) as pool:
-        for done, (failures, some) in enumerate(pool.imap_unordered(run, chunks(options.seed, options.count)), start=1):
+        work = pool.imap_unordered(partial(run, widen=options.widen), chunks(options.seed, options.count))
+        for done, (failures, some) in enumerate(work, start=1):
             counts += some
             failed += len(failures)
             for seed, what in failures:

@@ -23,20 +23,22 @@ def interface(model: ir.Model) -> list[tuple[str, str, str]]:
     return [(v.name or "", str(v.type), str(v.shape)) for v in (*model.graph.inputs, *model.graph.outputs)]
 
 
-def judge(model: ir.Model, profile: Profile, seed: int = 0) -> Judged:
+def judge(model: ir.Model, profile: Profile, seed: int = 0, widen: bool = False) -> Judged:
     """Fold and raise AssertionError unless: the model is untouched, the function, the inputs and the outputs are the
-    same, a graph in which nothing folds is byte-identical, and folding the result again changes nothing."""
+    same, a graph in which nothing folds is byte-identical, and folding the result again, with or without `widen` where
+    it was given, changes nothing."""
     before = serialized(model)
-    folded, report = fold(model, profile)
+    folded, report = fold(model, profile, widen)
     assert serialized(model) == before, "the source was changed"
     assert interface(model) == interface(folded), "inputs or outputs changed"
     if not report.changed:
         assert serialized(folded) == before, "nothing was folded, but the graph differs"
         return Judged(folded, report)
     assert_same_function(model, folded, seed)
-    again, second = fold(folded, profile)
-    assert not second.changed, f"a second pass changed something: {second.as_text()}"
-    assert serialized(again) == serialized(folded)
+    for wider in {False, widen}:
+        again, second = fold(folded, profile, wider)
+        assert not second.changed, f"a second pass changed something: {second.as_text()}"
+        assert serialized(again) == serialized(folded)
     return Judged(folded, report)
 
 

@@ -19,14 +19,20 @@ from tests.training.fold.models import build, mild_statistics, statistics
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 _MOST_ELEMENTS = 600
+_VARIED = 0.3  # of the graphs: some weights stand on the left, or have equal taps
+_PRUNED = 0.25  # of the graphs: every BatchNormalization has lost channels, one in three; most are read by a weight
 
 
 class Graph:
     """A graph being written: text and constants. `live`: tensors by name, in the order of their making."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, quantised: bool = False) -> None:
         self.rng = np.random.default_rng(seed)
         self.hostile = self.rng.random() < 0.5
+        self.pruning = np.random.default_rng([seed, 2])  # of its own, so that other graphs are the same without
+        self.pruned = self.pruning.random() < _PRUNED
+        self.variety = np.random.default_rng([seed, 3])  # likewise
+        self.varied, self.quantised = self.variety.random() < _VARIED, quantised
         self.lines: list[str] = []
         self.constants: dict[str, Array] = {}
         self.inputs: dict[str, Shape] = {}
@@ -52,6 +58,25 @@ class Graph:
         if same and self.rng.random() < 0.2:
             return str(self.rng.choice(same))
         return self.constant(self.rng.normal(size=shape), "w")
+
+    def stored(self, weight: str, axis: int) -> str:
+        """A weight as it is, or, in a quantised graph, as integers: with a scale for each entry of `axis`, or one."""
+        if not self.quantised or self.variety.random() < 0.5:
+            return weight
+        size = self.constants[weight].shape
+        steps = () if self.variety.random() < 0.5 else size[axis : axis + 1]
+        lowest = -128 if self.variety.random() < 0.2 else -127
+        parts = {
+            "q": self.variety.integers(lowest, 128, size).astype(np.int8),
+            "s": self.variety.uniform(0.005, 0.02, steps),
+            "z": np.full(steps, 0 if self.variety.random() < 0.7 else 3, np.int8),
+        }
+        call = (
+            f"DequantizeLinear <axis = {axis}> ({', '.join(self.constant(part, key) for key, part in parts.items())})"
+        )
+        name = f"d{len(self.lines)}"
+        self.lines.append(f"[n{len(self.lines)}] {name} = {call}")
+        return name
 
     def input(self, shape: Shape) -> str:
         name = f"x{len(self.inputs)}"
@@ -95,9 +120,29 @@ def _batchnorm(g: Graph, x: str, shape: Shape) -> object:
     if len(shape) < 2:
         return None
     stats = (statistics if g.hostile else mild_statistics)(g.rng, shape[1])
+    if g.pruned:
+        stats["g"] = stats["g"] * (g.pruning.random(shape[1]) > 1 / 3)
     names = [g.constant(part, key) for key, part in stats.items()]
     epsilon = g.some("0.0", "1e-12", "1e-05", "0.001")
     return g.node(f"BatchNormalization <epsilon = {epsilon}> ({x}, {', '.join(names)})", shape, x)
+
+
+def _batchnorm_read(g: Graph, x: str, shape: Shape) -> object:
+    """In a pruned graph mostly with a reader: up to three operators that make a constant of one, then a weight."""
+    y = _batchnorm(g, x, shape)
+    if not isinstance(y, str) or not g.pruned or g.pruning.random() < 0.4:
+        return y
+    x = y
+    for _ in range(int(g.pruning.integers(4))):
+        step = _CONSTANT_OF_CONSTANT[int(g.pruning.integers(len(_CONSTANT_OF_CONSTANT)))]
+        made = step(g, x, g.live[x])
+        x = made if isinstance(made, str) else x
+    rank = len(g.live[x])
+    return _conv(g, x, g.live[x]) if rank > 2 and g.pruning.random() < 0.8 else _matmul(g, x, g.live[x])
+
+
+def _doubled(g: Graph, x: str, shape: Shape) -> object:
+    return g.node(f"{g.some('Add', 'Sub', 'Max', 'Mean')} ({x}, {x})", shape, x)
 
 
 def _conv(g: Graph, x: str, shape: Shape) -> object:
@@ -117,7 +162,8 @@ def _conv(g: Graph, x: str, shape: Shape) -> object:
     sizes = [e // s + 1 for e, s in zip(extent, strides, strict=True)]
     bias = g.some("", f", {g.weight(out)}")
     attributes = f"group = {group}, pads = {begin + end}, strides = {strides}, dilations = {dilations}"
-    return g.node(f"Conv <{attributes}> ({x}, {g.weight(out, c // group, *kernel)}{bias})", (n, out, *sizes), x)
+    weight = g.stored(g.weight(out, c // group, *kernel), 0)
+    return g.node(f"Conv <{attributes}> ({x}, {weight}{bias})", (n, out, *sizes), x)
 
 
 def _conv_transpose(g: Graph, x: str, shape: Shape) -> object:
@@ -137,12 +183,18 @@ def _conv_transpose(g: Graph, x: str, shape: Shape) -> object:
     )
     bias = g.some("", f", {g.weight(out)}")
     weight = g.weight(c, per_group, *[k] * rank)
+    if g.varied and g.variety.random() < 0.5:  # taps of one sum, for some strides
+        taps = g.constants[weight][(slice(None), slice(None), *[slice(1)] * rank)] * np.ones([k] * rank)
+        weight = g.constant(taps, "w")
+    weight = g.stored(weight, 1)
     return g.node(f"ConvTranspose <{attributes}> ({x}, {weight}{bias})", (n, out, *sizes), x)
 
 
 def _gemm(g: Graph, x: str, shape: Shape) -> object:
     if len(shape) != 2:
         return None
+    if g.varied and g.variety.random() < 0.5:
+        return _gemm_left(g, x, shape)
     m, k = shape
     n, transposed = g.some(k, 2, 3), g.some(0, 1)
     weight = g.weight(n, k) if transposed else g.weight(k, n)
@@ -151,12 +203,24 @@ def _gemm(g: Graph, x: str, shape: Shape) -> object:
     return g.node(f"Gemm <{attributes}> ({x}, {weight}{c})", (m, n), x)
 
 
+def _gemm_left(g: Graph, x: str, shape: Shape) -> object:
+    """The weight is the first operand."""
+    transposed_x, transposed = (int(g.variety.integers(2)) for _ in range(2))
+    n, k = shape if transposed_x else shape[::-1]
+    m = int(g.variety.integers(1, 4))
+    weight = g.stored(g.weight(k, m) if transposed else g.weight(m, k), transposed)
+    sizes = [None, (), (1,), (n,), (1, n), (m, 1), (m, n)][int(g.variety.integers(7))]
+    c = "" if sizes is None else f", {g.weight(*sizes)}"
+    attributes = f"transA = {transposed}, transB = {transposed_x}, alpha = 0.5, beta = 2.0"
+    return g.node(f"Gemm <{attributes}> ({weight}, {x}{c})", (m, n), x)
+
+
 def _matmul(g: Graph, x: str, shape: Shape) -> object:
     if len(shape) < 2:
         return None
     *lead, k = shape
     n = g.some(k, 2, 3)
-    y = g.node(f"MatMul ({x}, {g.weight(k, n)})", (*lead, n), x)
+    y = g.node(f"MatMul ({x}, {g.stored(g.weight(k, n), 1)})", (*lead, n), x)
     return g.node(f"Add ({y}, {g.weight(n)})", (*lead, n), y) if g.rng.random() < 0.5 else y
 
 
@@ -165,7 +229,11 @@ def _matmul_left(g: Graph, x: str, shape: Shape) -> object:
         return None
     *lead, k, last = shape
     m = g.some(k, 2, 3)
-    return g.node(f"MatMul ({g.weight(m, k)}, {x})", (*lead, m, last), x)
+    y = g.node(f"MatMul ({g.weight(m, k)}, {x})", (*lead, m, last), x)
+    if not g.varied:
+        return y
+    sizes = [(m, 1), (last,), (), (m, last)][int(g.variety.integers(4))]
+    return g.node(f"Add ({y}, {g.weight(*sizes)})", (*lead, m, last), y)
 
 
 def _dynamic_matmul(g: Graph, x: str, shape: Shape) -> object:
@@ -448,17 +516,25 @@ def _branches(g: Graph, x: str, shape: Shape) -> object:
     return g.node(f"Add ({both}, {parts[2]})", shape, both, str(parts[2]))
 
 
+_CONSTANT_OF_CONSTANT: tuple[Step, ...] = (
+    _unary, _unary, _clip, _bound, _prelu, _pool, _global_pool, _reduce, _doubled, _constant_map, _gate, _transpose,
+    _shuffle, _slice, _pad, _resize, _depth_space, _tile, _batchnorm,
+)  # fmt: skip
 STEPS: tuple[Step, ...] = (
-    *[_batchnorm] * 8, *[_conv] * 6, _conv_transpose, _gemm, _gemm, _matmul, _matmul, _matmul_left, _dynamic_matmul,
-    _lstm, *[_constant_map] * 3, *[_unary] * 4, _clip, _bound, _prelu, _pool, _pool, _global_pool, _reduce,
-    *[_junction] * 4, _broadcast_sum, _gate, _where, _concat, _concat, _transpose, _transpose, _reshape, _reshape,
-    _shuffle, _flatten, _squeeze, _slice, _gather, _split, _pad, _resize, _depth_space, _tile, _expand, _branches,
+    *[_batchnorm_read] * 8, *[_conv] * 6, _conv_transpose, _gemm, _gemm, _matmul, _matmul, _matmul_left,
+    _dynamic_matmul, _lstm, *[_constant_map] * 3, *[_unary] * 4, _clip, _bound, _prelu, _pool, _pool, _global_pool,
+    _reduce, *[_junction] * 4, _broadcast_sum, _gate, _where, _concat, _concat, _transpose, _transpose, _reshape,
+    _reshape, _shuffle, _flatten, _squeeze, _slice, _gather, _split, _pad, _resize, _depth_space, _tile, _expand,
+    _branches,
 )  # fmt: skip
 
 
-def random_model(seed: int, steps: int = 14) -> ir.Model:
-    """The model of this seed: about `steps` operators behind one or two inputs."""
-    g = Graph(seed)
+def random_model(seed: int, steps: int = 14, quantised: bool = False) -> ir.Model:
+    """The model of this seed: about `steps` operators behind one or two inputs.
+
+    `quantised`: half of the weights are integers behind a DequantizeLinear, of float64, which no checker takes.
+    """
+    g = Graph(seed, quantised)
     sizes = lambda rank: tuple(int(s) for s in g.rng.choice([2, 3, 4], rank))  # noqa: E731
     g.input(sizes(g.some(2, 3, 4, 4, 4)))
     if g.rng.random() < 0.2:

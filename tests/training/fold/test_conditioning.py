@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.fold.judge import judge
 from tests.training.fold.maps import bn, numbers
-from tests.training.fold.models import build, op_types
+from tests.training.fold.models import build, constant, op_types
 from training.fold import Profile, Verdict
 
 
@@ -116,3 +116,37 @@ def test_it_stays_whole_with_its_statistics_so_that_no_later_pass_forgets_them(p
 
     assert op_types(judged.folded) == ["Tanh", "Conv", "Relu", "Conv", "Add", "BatchNormalization", "Sigmoid"]
     assert not judged.report.changed and judged.report.batchnorms[0].reason.startswith("ill-conditioned: 't'")
+
+
+def test_what_stays_goes_on_with_the_deviations_of_what_is_stored_now():
+    """The stream is stored 8 times as large for n1; a Mul that was left of n2 would have its shift in the stream."""
+    rng = np.random.default_rng(0)
+    graph = build(
+        f"""m (double[2,3,4,4] x) => (double[2,3,4,4] y, double[2,3,4,4] z) {{
+            [stem] s = Conv (x, w) {bn("n1", "s", "p")} [t1] z = Tanh (p) [c1] h = Conv (z, w) [add] t = Add (s, h)
+            {bn("n2", "t", "u")} [t2] y = Tanh (u) }}""",
+        w=rng.normal(size=(3, 3, 1, 1)),
+        **numbers("n1", [8.0] * 3, [0.0] * 3, [0.0] * 3),
+        **numbers("n2", [1.0] * 3, [0.0, 32.0, 0.0], [0.0, 1.0, 0.0]),
+    )
+
+    judged = judge(graph, Profile.GENERIC)
+
+    assert [o.verdict for o in judged.report.batchnorms] == [Verdict.FOLDED, Verdict.KEPT]
+    assert judged.report.batchnorms[1].reason.startswith("ill-conditioned: 't' would be stored 32 deviations")
+    assert constant(judged.folded, "n2_v").tolist() == [64.0] * 3 and constant(judged.folded, "n2_m")[1] == 8.0
+    assert constant(judged.folded, "n2_g").tolist() == [1.0] * 3
+
+
+def test_a_channel_that_is_stored_as_one_number_has_no_digits_to_lose():
+    """Both maps have gamma = 0 there, and put out 100: so does the convolution that both read."""
+    dead = numbers("n", [1.0, 0.0, 2.0], [0.0, 100.0, 0.0]), numbers("o", [1.0, 0.0, 2.0], [0.0, 100.0, 0.0])
+    graph = build(
+        f"""m (double[2,3,4,4] x) => (double[2,3,4,4] y, double[2,3,4,4] z) {{
+            [c] h = Conv (x, w) {bn("n", "h", "p")} {bn("o", "h", "q")} [t] y = Tanh (p) [s] z = Sigmoid (q) }}""",
+        w=np.random.default_rng(0).normal(size=(3, 3, 1, 1)),
+        **dead[0],
+        **dead[1],
+    )
+
+    assert op_types(judge(graph, Profile.GENERIC).folded) == ["Conv", "Tanh", "Sigmoid"]

@@ -69,12 +69,40 @@ def test_a_negative_scale_names_its_channel_and_who_wants_it_positive():
     assert reason == "its scale is negative in channel 1: LeakyRelu 'l' lets no shift and no negative scale pass"
 
 
-def test_a_dead_channel_that_others_read_is_named():
-    nodes = f"[c] h = Conv (x, w0) {bn('n', 'h', 'p')} [d] y = Conv (p, w1) [e] z = Conv (h, w2)"
+DEAD = numbers("n", [1.0, 1.0, 0.0])
 
-    reason = outcome(Profile.GENERIC, nodes, "y z", **numbers("n", [1.0, 2.0, 0.0])).reason
 
-    assert reason == "its scale is 0 in channel 2, and 'h' is not its alone"
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "reason"),
+    [
+        (
+            f"[c] h = Conv (x, w0) {bn('n', 'h', 'p')} [t] y = Tanh (p) [e] z = Conv (h, w2)",
+            "y z",
+            "its scale is 0 in channel 2: Conv 'e' reads 'h'; Tanh 't' takes 'p' only as it is",
+        ),
+        (
+            bn("n", "x", "y"),
+            "y",
+            "its scale is 0 in channel 2: 'x' is a graph input; 'y' is a graph output",
+        ),
+        (
+            f"[t] h = Tanh (x) {bn('n', 'h', 'p')} [c] y = {PADDED} (p, w3x3)",
+            "y",
+            "its scale is 0 in channel 2: Tanh 't' takes 'h' only as it is; Conv 'c' pads 'p' with zeros",
+        ),
+    ],
+)
+def test_a_dead_channel_names_who_wants_its_input_and_who_its_output(nodes, outputs, reason):
+    assert outcome(Profile.GENERIC, nodes, outputs, **DEAD).reason == reason
+
+
+def test_a_dead_channel_is_not_blamed_for_what_the_living_ones_cannot_do():
+    """Of channel 2 the Conv is told; the others have a negative scale."""
+    nodes = f"[t] h = Tanh (x) {bn('n', 'h', 'p')} [l] q = MaxPool <kernel_shape = [1, 1]> (p) [c] y = Conv (q, w0)"
+
+    reason = outcome(Profile.GENERIC, nodes, **numbers("n", [-1.0, 1.0, 0.0])).reason
+
+    assert reason.startswith("its scale is negative in channel 0") and "is 0" not in reason
 
 
 def test_the_map_that_was_served_first_is_named():

@@ -1,21 +1,30 @@
 """What torch really exports, unoptimised: every BatchNormalization that a rule covers is gone, and torch agrees.
 
 The exporter writes a missing bias and the parameters of affine=False as Constant -> CastLike -> Expand(Shape(..)),
-where Shape and CastLike read the very tensor that is folded into.
+where Shape and CastLike read the very tensor that is folded into. The older exporter, by TorchScript
+(`dynamo=False`), writes other operators, computes every size where the batch is free, and has folded what follows a
+convolution, unless it is told not to.
 """
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
+from tests.training.fold.architectures import NETWORKS
+from tests.training.fold.architectures.preparing import widened
 from tests.training.fold.models import constant
 from tests.training.fold.oracle import evaluate
+from tests.training.fold.test_architectures import RAW, Counts
+from training import reference
 from training.fold import Verdict, fold
 
 
@@ -96,6 +105,18 @@ def export(module: nn.Module, inputs: tuple[torch.Tensor, ...], **more) -> ir.Mo
     return program.model
 
 
+def export_by_script(module: nn.Module, inputs: Sequence[torch.Tensor], *, kept: bool, dynamic: bool) -> ir.Model:
+    """As `torch.onnx.export(.., dynamo=False)` writes it; `kept`: with every BatchNormalization and every constant."""
+    names = [f"x{i}" for i in range(len(inputs))]
+    more = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False} if kept else {}
+    axes = {name: {0: "batch"} for name in names} if dynamic else {}
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the end of this exporter
+        torch.onnx.export(module, tuple(inputs), file, dynamo=False, input_names=names, dynamic_axes=axes, **more)
+    return ir.from_proto(onnx.ModelProto.FromString(file.getvalue()))
+
+
 # Where the exporter's chains ask for a shape, the batch may be unknown: only the channels have to be.
 DYNAMIC = ["Conv2d without bias", "affine=False", "affine=False, Linear", "shared conv"]
 
@@ -174,3 +195,61 @@ def test_names_of_weights_are_the_modules():
 
     assert sorted(folded.graph.initializers) == ["0.bias", "0.weight"]
     assert constant(folded, "0.weight").shape == (4, 3, 3, 3)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed batch", "free batch"])
+@pytest.mark.parametrize("name", CASES)
+def test_no_batchnorm_of_a_torchscript_export_is_left_and_torch_agrees(name: str, dynamic: bool):
+    module, shapes = CASES[name]
+    inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in shapes]
+    expected = settle(module)(*inputs)
+    expected = [output.detach().numpy() for output in (expected if isinstance(expected, tuple) else (expected,))]
+    model = export_by_script(module, inputs, kept=True, dynamic=dynamic)
+
+    folded, report = fold(model)
+
+    modules = sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    assert report.summary()["found"] == report.summary()["folded"] == modules, report.as_text()
+    feeds = {f"x{i}": tensor.numpy() for i, tensor in enumerate(inputs)}
+    for mine, theirs in zip(evaluate(folded, feeds), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+# How many BatchNormalization the exporter leaves by itself: those that do not directly follow a convolution.
+BY_SCRIPT = {
+    "preact-resnet18": 9,
+    "densenet121": 62,
+    "iresnet50": 26,
+    "unet": 4,
+    "pointnet": 6,
+    "levit": 48,
+    "deepspeech2": 5,
+    "repvgg-a0": 17,
+    "crnn": 0,
+    "tabular": 4,
+}
+# Sizes that this exporter computes may turn out 0, which its Reshape reads as "copy": the last BatchNormalization, in
+# front of a Linear without bias on [steps, rows, features], keeps its shift.
+OTHERWISE = {"deepspeech2": Counts(6, reduced=1)}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["BatchNorm kept", "default"])
+@pytest.mark.parametrize("name", BY_SCRIPT)
+def test_a_network_exported_by_torchscript_has_the_counts_of_its_newer_export(name: str, kept: bool):
+    network, counts = NETWORKS[name], OTHERWISE.get(name, RAW[name])
+    model = widened(export_by_script(network.module(), [torch.zeros(2, *network.shape)], kept=kept, dynamic=True))
+
+    folded, report = fold(model, "generic")
+
+    summary = report.summary()
+    found = Counts(*(summary[field] for field in Counts._fields))
+    if kept:
+        assert found == counts, report.as_text()
+    else:
+        assert found._replace(clamped=0) == Counts(BY_SCRIPT[name] - counts.reduced, 0, counts.reduced), (
+            report.as_text()
+        )
+    x = {"x0": np.random.default_rng(1).normal(size=(2, *network.shape))}
+    before, after = (reference.evaluate(one, x) for one in (model, folded))
+    for output, wanted in before.items():
+        assert np.abs(after[output] - wanted).max() < 1e-10 * np.abs(wanted).max()

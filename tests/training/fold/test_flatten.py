@@ -9,9 +9,10 @@ import pytest
 from tests.training.fold.judge import judge
 from tests.training.fold.maps import bn, numbers
 from tests.training.fold.models import build, op_types
-from training.fold import Profile, Verdict
+from training.fold import Profile, Verdict, fold
 from training.fold.driver import known_of
 from training.fold.flatten import flatten_linears
+from training.reference import evaluate
 
 FIVE = numbers("n", [1.0, 2.0, -1.0, 0.5, 3.0], [1.0] * 5, [0.5] * 5)
 SIX = numbers("n", [1.0, 2.0, -1.0, 0.5, 3.0, 4.0], [1.0] * 6, [0.5] * 6)
@@ -64,6 +65,30 @@ class TestUp:
             "Reshape", "MatMul", "BatchNormalization", "Sigmoid",
         ]  # fmt: skip
 
+    def test_a_flatten_with_the_shape_taken_before_it_and_put_back_after(self):
+        """As torch's TorchScript exporter writes `bn(x.flatten(0, 1)).reshape_as(x)`, for a batch of any size."""
+        graph = build(
+            f"""m (double[N,4,6] x) => (double[N,4,5] y) {{
+                [mm] h = MatMul (x, w) [flat] f = Flatten <axis = 2> (h) {bn("n", "f", "b")}
+                [shape] s = Shape (h) [back] r = Reshape (b, s) [end] y = Sigmoid (r) }}""",
+            w=WEIGHT,
+            **FIVE,
+        )
+
+        folded, report = fold(graph, Profile.GENERIC)
+
+        assert report.count(Verdict.FOLDED) == 1 and "Gemm" in op_types(folded)
+        for rows in (1, 3):
+            x = {"x": np.random.default_rng(rows).normal(size=(rows, 4, 6))}
+            before, after = (evaluate(model, x)["y"] for model in (graph, folded))
+            np.testing.assert_allclose(after, before, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("asker", ["Shape <start = 1> (h)", "Size (h)"])
+    def test_not_where_something_else_is_asked_of_the_product(self, asker: str):
+        graph = up(more=f"z = {asker}", outputs=", int64[K] z" if "Shape" in asker else ", int64 z")
+
+        assert flatten_linears(graph, known_of(graph, 17)) == 0
+
     def test_the_tensor_that_the_batchnorm_reads_keeps_its_name(self):
         graph = up()
         flatten_linears(graph, known_of(graph, 17))
@@ -95,6 +120,27 @@ class TestDown:
 
         assert flatten_linears(graph, known_of(graph, 17)) == 1
         assert [node.op_type for node in graph.graph if node.op_type != "Constant"][-2:] == ["MatMul", "Reshape"]
+
+    @pytest.mark.parametrize("rows", [0, 3])
+    def test_with_allowzero_a_size_that_is_0_is_one_and_no_copy(self, rows: int):
+        """As torch writes it for a batch of any size: [steps * rows, 6] to [steps, rows, 6]."""
+        graph = build(
+            f"""m (double[M,6] x, int64[1] n) => (double[2,N,5] y) <double[2,N,6] p> {{
+                [in] i = Sigmoid (x) {bn("n", "i", "f")} [cat] s = Concat <axis = 0> (two, n, six)
+                [split] p = Reshape <allowzero = 1> (f, s) [mm] y = MatMul (p, w) }}""",
+            w=WEIGHT,
+            two=np.array([2]),
+            six=np.array([6]),
+            **SIX,
+        )
+        feeds = {"x": np.random.default_rng(0).normal(size=(2 * rows, 6)), "n": np.array([rows])}
+
+        folded, report = fold(graph, Profile.GENERIC)
+
+        assert "Gemm" in op_types(folded) and report.count(Verdict.FOLDED) == 1
+        before, after = (evaluate(model, feeds)["y"] for model in (graph, folded))
+        assert before.shape == after.shape == (2, rows, 5)
+        np.testing.assert_allclose(after, before, rtol=1e-12)
 
 
 UNMOVED = {

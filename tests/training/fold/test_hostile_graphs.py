@@ -128,3 +128,42 @@ def test_a_long_chain_is_no_matter():
 def test_a_batchnorm_that_one_pass_keeps_may_merge_in_the_next():
     """Found by the fuzzer: the report lost track of it."""
     assert judge(random_model(6019160), Profile.GENERIC).report.changed
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pruned_dense_block_folds_whole(seed, zero):
+    """Each map reads all that was made so far, and has lost other channels of it than the maps before."""
+    rng = rng_of(seed)
+    lines, constants, at, width = [], {}, "x", 3
+    for i in range(4):
+        stats = mild_statistics(rng, width)
+        stats["g"] = np.where(rng.random(width) < 0.4, zero, stats["g"])
+        constants |= {f"{key}{i}": part for key, part in stats.items()}
+        constants |= {f"u{i}": rng.normal(size=(4, width, 1, 1)), f"w{i}": rng.normal(size=(2, 4, 3, 3))}
+        lines.append(
+            f"""n{i} = BatchNormalization ({at}, g{i}, b{i}, m{i}, v{i}) r{i} = Relu (n{i}) c{i} = Conv (r{i}, u{i})
+                s{i} = Sigmoid (c{i}) d{i} = Conv <pads = [1, 1, 1, 1]> (s{i}, w{i})
+                t{i} = Concat <axis = 1> ({at}, d{i})"""
+        )
+        at, width = f"t{i}", width + 2
+    model = build(
+        f"m (double[2,3,4,4] x) => (double[2,11,4,4] y) {{ {' '.join(lines)} y = Identity ({at}) }}", **constants
+    )
+
+    judged = judge(model, Profile.GENERIC)
+
+    assert judged.report.summary()["folded"] == 4
+
+
+def test_a_batchnorm_that_begins_at_zero_folds():
+    """The last one of a residual block, as training starts it: the block puts out beta alone."""
+    stats = mild_statistics(rng_of(0), 3) | {"g": np.zeros(3)}
+    model = build(
+        """m (double[2,3,4,4] x) => (double[2,3,4,4] y) {
+            a = Sigmoid (x) c = Conv (a, w) n = BatchNormalization (c, g, b, m, v) s = Add (x, n) y = Relu (s) }""",
+        w=rng_of(0).normal(size=(3, 3, 1, 1)),
+        **stats,
+    )
+
+    assert op_types(judge(model, Profile.GENERIC).folded) == ["Sigmoid", "Conv", "Add", "Relu"]

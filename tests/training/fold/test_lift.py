@@ -11,11 +11,12 @@ import pytest
 
 from tests.training.fold.judge import judge
 from tests.training.fold.maps import bn, numbers
-from tests.training.fold.models import Array, build, constant, op_types
+from tests.training.fold.models import Array, affine_of, build, constant, op_types
 from training.fold import Profile, Verdict
 from training.fold.driver import known_of
+from training.fold.edits import SetOperand
 from training.fold.laws import Gauge, Lift, Port, Sum
-from training.fold.lift import RULES, operands_of, residue, seeds
+from training.fold.lift import RULES, keep, operands_of, residue, seeds
 from training.fold.refusal import Refusal
 
 VECTOR = np.array([2.0, -4.0, 0.5]).reshape(3, 1, 1)
@@ -81,6 +82,17 @@ class TestLaws:
     def test_refused(self, call, constants, reason):
         assert said(single(call, **constants)) == Refusal(reason)
 
+    @pytest.mark.parametrize(("size", "grows"), [(128, True), (256, False)])
+    def test_a_constant_grows_to_a_limit(self, size, grows):
+        """A number a pixel under a gauge of four channels has four times as many: 2^16 at most."""
+        graph = single("Add (x, k)", x=f"1,4,{size},{size}", k=np.zeros((size, size)))
+        found = said(graph)
+
+        if grows:
+            assert isinstance(found, tuple)
+        else:
+            assert found == Refusal(f"the constant of Add 'op' [1, 1, {size}, {size}] would have to grow")
+
     def test_a_constant_that_enlarges_the_tensor_is_no_map(self):
         graph = build("m (double[1,3] x) => (double[2,3] y) { [op] y = Add (x, k) }", k=np.ones((2, 3)))
 
@@ -102,7 +114,7 @@ class TestSeeds:
             ("Mul (x, k)", {"k": np.ones(4)}, (3,)),
             ("Mul (x, k)", {"k": np.ones((3, 1, 4))}, None),  # a picture, not one number a channel
             ("Sub (k, x)", {"k": VECTOR}, None),
-            ("Mul (x, k)", {"k": np.array(2.0)}, None),  # nobody near tells along which axis
+            ("Mul (x, k)", {"k": np.array(2.0)}, ()),  # along any; nobody next to it tells
             ("Relu (x)", {}, None),
         ],
     )
@@ -159,6 +171,89 @@ class TestResidue:
         left = residue(self.law([0.0], [5.0]), self.gauge([0.0], [5.0]), None)
 
         assert (left.m.tolist(), left.k.tolist()) == ([1.0], [0.0])
+
+    def test_where_nobody_reads_the_output_nothing_is_left(self):
+        after = Gauge((1,), (2,), np.array([np.inf, 4.0]), np.array([0.0, 1.0]), np.array([5.0, 0.0]))
+
+        left = residue(self.law([0.0, 3.0], [5.0, 1.0]), self.gauge([2.0, 2.0], [9.0, 0.0]), after)
+
+        assert (left.m.tolist(), left.k.tolist()) == ([1.0, 6.0], [0.0, 5.0])
+
+
+class Between(dict):
+    """Gauges by tensor name."""
+
+    def of(self, value: ir.Value | None, reader: ir.Node | None = None) -> Gauge | None:
+        return None if value is None or reader is not None else self.get(value.name)
+
+
+AROUND = {"x": ([2.0, -0.5, 1.0], [1.0, 0.0, -3.0]), "y": ([-3.0, 1.0, 4.0], [0.0, 5.0, 2.0])}
+
+
+class TestKeptBatchNorm:
+    """It carries the statistics of what is stored now: mean A m + B and deviation |A| d."""
+
+    STATS = numbers("n", [1.5, -2.0, 0.5], variance=[1.0, 4.0, 0.25])
+
+    def kept(self, gauges: dict[str, Gauge], stats: dict[str, Array], epsilon: float = 1e-3, kind: str = "double"):
+        norm = bn("n", "x", "y").replace("epsilon = 0.0", f"epsilon = {epsilon}")
+        graph = build(f"m ({kind}[2,3,4,4] x) => ({kind}[2,3,4,4] y) {{ {norm} }}", **stats)
+        known = known_of(graph, 17)
+        (law,) = RULES["BatchNormalization"](graph.graph[0], Port(graph.graph[0].outputs[0], (1,)), known)
+        assert isinstance(law, Lift)
+        edits = keep(law, Between(gauges), known)
+        assert not isinstance(edits, Refusal)
+        written = {"gbmv"[edit.index - 1]: edit.array for edit in edits if isinstance(edit, SetOperand)}
+        return {key: written.get(key, stats[f"n_{key}"]) for key in "gbmv"}, set(written)
+
+    def gauge(self, scale: list[float], shift: list[float]) -> Gauge:
+        return Gauge((1,), (3,), np.array(scale), np.array(shift))
+
+    @pytest.mark.parametrize("ends", ["x", "y", "xy"])
+    def test_it_maps_the_stored_input_to_the_stored_output_under_its_statistics(self, ends):
+        gauges = {name: self.gauge(*AROUND[name]) for name in ends}
+        (a, b), (c, d) = (AROUND[name] if name in ends else (np.ones(3), np.zeros(3)) for name in "xy")
+        epsilon = float(np.float32(1e-3))
+
+        now, _ = self.kept(gauges, self.STATS)
+
+        slope, shift = affine_of({key: self.STATS[f"n_{key}"] for key in "gbmv"}, epsilon)
+        values = np.random.default_rng(0).normal(size=(5, 3))
+        found_slope, found_shift = affine_of(now, epsilon)
+        expected = c * (slope * values + shift) + d
+        np.testing.assert_allclose(found_slope * (a * values + b) + found_shift, expected, rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(now["m"], a * self.STATS["n_m"] + b, rtol=1e-15)
+        deviation = np.sqrt(self.STATS["n_v"] + epsilon)
+        np.testing.assert_allclose(np.sqrt(now["v"] + epsilon), np.abs(a) * deviation, rtol=1e-13)
+
+    def test_what_does_not_change_is_not_written(self):
+        assert self.kept({"x": self.gauge([1.0, -1.0, 1.0], [0.0] * 3)}, self.STATS)[1] == {"g", "m"}
+        assert self.kept({"y": self.gauge([1.0, 1.0, 1.0], [0.0, 2.0, 0.0])}, self.STATS)[1] == {"b"}
+
+    @pytest.mark.parametrize(
+        ("scale", "variance", "kind", "epsilon"),
+        [
+            ([1e-3, 2.0, 2.0], [1e-9, 1.0, 1.0], np.float64, 1e-3),  # below epsilon: var' would be negative
+            ([300.0, 2.0, 2.0], [1.0, 1.0, 1.0], np.float16, 1e-3),  # 9e4 is no half
+            ([1e-4, 2.0, 2.0], [1e-2, 1.0, 1.0], np.float16, 0.0),  # nor is 1e-10, but for zero
+        ],
+    )
+    def test_a_variance_that_its_type_cannot_hold_stays_and_gamma_has_the_scale(self, scale, variance, kind, epsilon):
+        stats = numbers("n", variance=variance, dtype=kind)
+        text = "double" if kind is np.float64 else "float16"
+
+        now, _ = self.kept({"x": self.gauge(scale, [0.0] * 3)}, stats, epsilon, text)
+
+        assert now["v"][0] == stats["n_v"][0] and now["v"].dtype == kind
+        np.testing.assert_allclose(now["g"][0], 1.5 / scale[0], rtol=1e-3)
+        np.testing.assert_allclose(now["v"][1:], 4.0 + 3 * epsilon, rtol=1e-3)
+
+    def test_a_dead_channel_is_stored_as_one_number_and_puts_out_its_own(self):
+        stats = numbers("n", [1.5, 0.0, 2.0])
+
+        now, _ = self.kept({"x": self.gauge([1.0, 0.0, 1.0], [0.0, 7.0, 0.0])}, stats)
+
+        assert now["g"][1] == 0 and now["b"][1] == stats["n_b"][1] and now["v"][1] == 1
 
 
 class TestStays:

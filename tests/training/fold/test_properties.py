@@ -128,7 +128,8 @@ def test_the_order_and_names_of_nodes_and_identities_between_them_do_not_matter(
 
     first, second = fold(model, Profile.GENERIC)[1].summary(), fold(other, Profile.GENERIC)[1].summary()
 
-    assert {k: v for k, v in first.items() if "nodes" not in k} == {k: v for k, v in second.items() if "nodes" not in k}
+    counts = [key for key in first if "nodes" not in key and "bytes" not in key]
+    assert {key: first[key] for key in counts} == {key: second[key] for key in counts}
 
 
 @pytest.mark.parametrize("seed", range(20))

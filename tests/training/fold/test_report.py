@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.training.fold.models import build, mild_statistics, rng_of
+from training.fold import fold
 from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, Verdict
 
 REPORT = FoldReport(
@@ -15,6 +18,7 @@ REPORT = FoldReport(
         BatchNormOutcome("bn2", Verdict.REDUCED, ("mm", "mm_shift"), "MatMul 'mm' holds no bias"),
         BatchNormOutcome("bn3", Verdict.KEPT, (), "producer is Relu 'r1'", way_out="use --profile generic"),
         BatchNormOutcome("bn4", Verdict.FOLDED, ("conv4", "relu4"), "", clamped=True, into_ops=("Conv", "Max")),
+        BatchNormOutcome("bn5", Verdict.FOLDED, ("conv1", "conv5"), "", widened=True, into_ops=("Conv", "Conv")),
     ),
     nodes_before=9,
     nodes_after=6,
@@ -24,6 +28,8 @@ REPORT = FoldReport(
     ),
     branches_merged=2,
     profile="generic",
+    constant_bytes_before=4000,
+    constant_bytes_after=5004,
 )
 
 
@@ -53,11 +59,13 @@ def test_the_json_is_the_contract_of_architecture_md_and_a_little_more() -> None
                 "way_out": "use --profile generic",
             },
             {"name": "bn4", "verdict": "folded", "into": ["conv4", "relu4"], "reason": "", "clamped": True},
+            {"name": "bn5", "verdict": "folded", "into": ["conv1", "conv5"], "reason": "", "widened": True},
         ],
         "summary": {
-            "found": 4,
-            "folded": 2,
+            "found": 5,
+            "folded": 3,
             "clamped": 1,
+            "widened": 1,
             "reduced": 1,
             "kept": 1,
             "affines_found": 2,
@@ -65,6 +73,8 @@ def test_the_json_is_the_contract_of_architecture_md_and_a_little_more() -> None
             "branches_merged": 2,
             "nodes_before": 9,
             "nodes_after": 6,
+            "constant_bytes_before": 4000,
+            "constant_bytes_after": 5004,
         },
         "affines": [
             {"name": "scale1", "kind": "Mul", "verdict": "folded", "into": ["conv4"], "reason": ""},
@@ -78,18 +88,19 @@ def test_the_json_is_the_contract_of_architecture_md_and_a_little_more() -> None
 def test_the_verdicts_add_up_and_the_clamped_are_among_the_folded() -> None:
     clamp_of_a_reduced_one = BatchNormOutcome("bn", Verdict.REDUCED, ("add",), "an Add is left", clamped=True)
     s = FoldReport((*REPORT.batchnorms, clamp_of_a_reduced_one), 1, 1).summary()
-    assert s["found"] == s["folded"] + s["reduced"] + s["kept"] == 5
-    assert s["clamped"] == 1 <= s["folded"]
+    assert s["found"] == s["folded"] + s["reduced"] + s["kept"] == 6
+    assert s["clamped"] == s["widened"] == 1 <= s["folded"]
 
 
 def test_the_text_counts_what_is_folded_and_explains_what_is_not() -> None:
     totals, *lines = REPORT.as_text().splitlines()
     assert totals == (
-        "4 BatchNormalization found: 2 folded (1 clamped), 1 reduced, 1 kept; 1 of 2 other affine maps folded; "
-        "2 branches merged; 9 nodes before, 6 after"
+        "5 BatchNormalization found: 3 folded (1 clamped, 1 widened), 1 reduced, 1 kept; "
+        "1 of 2 other affine maps folded; 2 branches merged; 9 nodes before, 6 after"
     )
     assert lines == [
-        "  folded  1 into Conv, 1 into Conv and Max",
+        "  constants grew by 25 %, from 4,000 to 5,004 bytes",
+        "  folded  2 into Conv, 1 into Conv and Max",
         "  reduced bn2 into mm, mm_shift: MatMul 'mm' holds no bias",
         "  kept    bn3: producer is Relu 'r1'",
         "          way out: use --profile generic",
@@ -99,14 +110,58 @@ def test_the_text_counts_what_is_folded_and_explains_what_is_not() -> None:
 
 
 def test_the_verbose_text_has_a_line_for_each_map_in_graph_order() -> None:
-    assert REPORT.as_text(verbose=True).splitlines()[1:] == [
+    assert REPORT.as_text(verbose=True).splitlines()[2:] == [
         "  folded  bn1 into conv1",
         "  reduced bn2 into mm, mm_shift: MatMul 'mm' holds no bias",
         "  kept    bn3: producer is Relu 'r1' (way out: use --profile generic)",
         "  folded  bn4 into conv4, relu4, clamped",
+        "  folded  bn5 into conv1, conv5, widened",
         "  folded  scale1 into conv4",
         "  kept    mean: 'image' is a graph input",
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [(0, 0, False), (1000, 900, False), (1000, 1000, False), (1000, 1010, False), (1000, 1011, True), (8, 80, True)],
+)
+def test_growth_is_told_above_one_percent(before: int, after: int, told: bool) -> None:
+    text = FoldReport((), 3, 3, constant_bytes_before=before, constant_bytes_after=after).as_text()
+    assert ("constants grew" in text) is told
+
+
+@pytest.mark.parametrize(("statistics", "copies"), [(1, 1), (2, 2), (10, 10)])
+def test_a_weight_that_ten_maps_go_into_is_stored_once_for_each_content(statistics: int, copies: int) -> None:
+    """Ten convolutions share a weight, and each has a BatchNormalization behind it, of so many different statistics."""
+    lines, constants = [], {"w": rng_of(0).normal(size=(4, 3, 3, 3)), "k": np.zeros(4)}
+    for i in range(10):
+        own = mild_statistics(rng_of(i % statistics), 4)
+        constants |= {f"{key}{i}": part for key, part in own.items()}
+        lines.append(f"c{i} = Conv (x, w, k) y{i} = BatchNormalization (c{i}, g{i}, b{i}, m{i}, v{i})")
+    outputs = ", ".join(f"double[2,4,5,5] y{i}" for i in range(10))
+    model = build(f"g (double[2,3,7,7] x) => ({outputs}) {{ {' '.join(lines)} }}", **constants)
+
+    folded, report = fold(model)
+
+    weight, bias = 4 * 3 * 3 * 3 * 8, 4 * 8
+    assert report.constant_bytes_before == weight + bias + 10 * 4 * bias
+    assert report.constant_bytes_after == copies * (weight + bias)
+    assert sum(value.const_value.nbytes for value in folded.graph.initializers.values()) == copies * (weight + bias)
+
+
+def test_constant_nodes_and_those_of_bodies_count() -> None:
+    model = build(
+        """g (double[2] x, bool c) => (double[2] y) {
+            s = Constant <value = double[2] {1.0, 2.0}> () z = Mul (x, s)
+            y = If (c) <
+                then_branch = t () => (double[2] a) { k = Constant <value = double[1] {1.0}> () a = Add (z, k) },
+                else_branch = e () => (double[2] b) { b = Relu (z) }> }""",
+        w=np.zeros(3, np.float32),
+    )
+
+    report = fold(model)[1]
+
+    assert report.constant_bytes_before == report.constant_bytes_after == 16 + 8 + 12
 
 
 def test_nothing_is_said_of_what_there_is_none_of() -> None:

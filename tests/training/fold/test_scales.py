@@ -99,3 +99,34 @@ def test_going_back_to_a_mark_leaves_no_trace():
 
     assert (solved(scales, 4) == before).all()
     assert scales.tie(3, 0, -7.0) and scales.tie(1, 2, -5.0)
+
+
+def test_what_is_needed_cannot_be_killed_until_all_who_need_it_are_gone():
+    scales = Scales(2, 1)
+    assert scales.need(0) and scales.need(1) and scales.tie(0, 1, 2.0)
+
+    assert not scales.kill(0)
+    assert scales.release(0) and not scales.kill(0)
+    assert scales.release(1) and scales.kill(0)
+    assert solved(scales, 2).tolist() == [[0.0], [0.0]]
+
+
+def test_what_is_dead_cannot_be_needed_nor_tied_to_what_is():
+    scales = Scales(3, 1)
+    assert scales.kill(0) and scales.need(1)
+
+    assert not scales.need(0)
+    assert not scales.tie(0, 1) and not scales.tie(1, 0) and not scales.pin(0)
+    assert scales.tie(2, 0, 5.0) and not scales.need(2)
+
+
+def test_needs_are_taken_back_with_the_ties_that_joined_them():
+    scales = Scales(3, 1)
+    assert scales.need(0)
+    mark = scales.mark()
+
+    assert scales.release(0) and scales.need(1) and scales.tie(0, 1) and scales.tie(1, 2) and scales.need(2)
+    scales.back_to(mark)
+
+    assert not scales.kill(0)
+    assert scales.kill(1) and scales.kill(2)

@@ -70,6 +70,27 @@ def test_a_size_that_is_declared_without_a_number_is_inferred():
     assert Shapes(model).symbols(model.graph[0].outputs[0]) == (2, 3)
 
 
+@pytest.mark.parametrize(("statistics", "channels"), [("v v v v", 5), ("v v v u", "unk__0")])
+def test_a_batchnorm_has_as_many_channels_as_parameters(statistics: str, channels: int | str):
+    """Behind a Reshape that infers a size beside a free one, inference makes up a name."""
+    maps = " ".join(
+        f"n{i} = BatchNormalization (r, {scale}, {scale}, {scale}, {scale})"
+        for i, scale in enumerate(statistics.split())
+    )
+    found = shapes_of(
+        f"""m (float[N,3,10] x) => (y) {{
+            s = Shape (x) c = Slice (s, zero, one) t = Concat <axis = 0> (c, less)
+            r = Reshape (x, t) {maps} y = Relu (n0) }}""",
+        zero=np.array([0]),
+        one=np.array([1]),
+        less=np.array([-1, 6]),
+        v=np.ones(5, np.float32),
+        u=np.ones(4, np.float32),
+    )
+
+    assert found["y"][1:] == (channels, 6)
+
+
 def test_graphs_inside_nodes_may_use_the_same_names():
     model = build(
         """m (float[2,3] x, bool c) => (y) { y = If (c) <
@@ -129,6 +150,21 @@ OBVIOUS = {
     "a flat one": ("u = own.Thing (x) c = Conv (u, w) y = Flatten (c)", 17, (None, None)),
     "a broadcast sum of the unknown": (
         "u = own.Thing (x) c = Conv (u, w) d = Conv (x, e) y = Add (c, d)", 17, (None, 7, 4, 4)),
+    "an old Reshape behind the old": (
+        "b = Upsample <height_scale = 2.0, width_scale = 2.0> (x) y = Reshape <shape = [0, -1, 4]> (b)", 1,
+        (None, None, 4)),
+    "a Reshape behind the unknown": ("u = own.Thing (x) y = Reshape (u, s)", 13, (None, 4, None)),
+    "an old Squeeze of the unknown": (
+        "u = own.Thing (x) c = Conv (u, w) p = GlobalAveragePool (c) y = Squeeze <axes = [2, -1]> (p)", 9, (None, 7)),
+    "an old Unsqueeze behind that": (
+        "u = own.Thing (x) f = Gemm <transB = 1> (u, m) y = Unsqueeze <axes = [-1, 0]> (f)", 9, (1, None, 3, 1)),
+    "an old mean of the unknown": (
+        "u = own.Thing (x) c = Conv (u, w) y = ReduceMean <axes = [2, 3], keepdims = 0> (c)", 9, (None, 7)),
+    "a mean of the unknown": ("u = own.Thing (x) c = Conv (u, w) y = ReduceMean (c, t)", 18, (None, 7, None, 1)),
+    "a mean over all of the unknown": (
+        "u = own.Thing (x) c = Conv (u, w) y = ReduceMean <keepdims = 0> (c)", 18, ()),
+    "a mean that may be over all or nothing": (
+        "u = own.Thing (x) c = Conv (u, w) y = ReduceMean <noop_with_empty_axes = 1> (c)", 18, None),
     "the unknown itself": ("y = own.Thing (x)", 17, None),
     "a Relu of it": ("u = own.Thing (x) y = Relu (u)", 17, None),
     "a sum with it": ("u = own.Thing (x) y = Add (u, x)", 17, None),
@@ -142,6 +178,8 @@ def test_what_is_obvious_is_known(nodes, opset, expected):
         f"m (float[N,4,6,6] x) => (y) {{ {nodes} }}",
         opset,
         **{name: np.ones(shape, np.float32) for name, shape in constants.items()},
+        s=np.array([0, 4, -1]),
+        t=np.array([-1]),
     )
 
     assert found["y"] == expected
@@ -173,7 +211,11 @@ def test_the_obvious_agrees_with_onnx():
             c = Conv <pads = [1,1,1,1]> (x, w) t = ConvTranspose <strides = [2,2]> (c, u) r = LeakyRelu (t)
             a = Add (x, b) m = MatMul (a, k) p = AveragePool <kernel_shape = [2,2]> (x) g = GlobalMaxPool (x)
             q = Concat <axis = -2> (x, x) f = Flatten <axis = 2> (x) y = Gemm <transA = 1> (f, v)
-            z = Transpose (q) }""",
+            h = Reshape (x, s) j = Unsqueeze (x, e) d = Squeeze (j, e) n = ReduceMax (x, e)
+            l = ReduceSum <keepdims = 0> (x) z = Transpose (q) }""",
+        opset=18,
+        s=np.array([0, -1, 6]),
+        e=np.array([-1, 1]),
         w=np.ones((5, 4, 3, 3), np.float32),
         u=np.ones((5, 3, 2, 2), np.float32),
         k=np.ones((6, 9), np.float32),

@@ -13,9 +13,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.training.fold.models import build
 from tests.training.reference.models import feeds, one_node, ours
 from training.errors import UserError
-from training.reference import EvaluationFailed, UnsupportedOperator, evaluate, widen
+from training.reference import EvaluationFailed, UnsupportedOperator, evaluate, widen, widened
 from training.reference.op import Op
 from training.reference.table import OPERATORS
 
@@ -90,9 +91,9 @@ def test_read_sees_every_constant_in_its_storage_type() -> None:
         }""")
     seen = []
 
-    def read(array: Any) -> Any:
-        seen.append(array.dtype.name)
-        return widen(array) * 10
+    def read(tensor: Any) -> Any:
+        seen.append(tensor.numpy().dtype.name)
+        return widened(tensor) * 10
 
     # 0x4000 = 16384 is 2.0 in float16; (1 * 20) * 5
     assert evaluate(model, {"x": np.array([1.0])}, read=read)["y"] == 100.0
@@ -315,5 +316,11 @@ def test_dropout_is_the_identity_at_inference_and_refused_in_training() -> None:
     x = np.array([1.0, 2.0])
     assert ours(one_node("Dropout", [x], opset=12), [x])[0].tolist() == [1.0, 2.0]
     training = [x, np.array(0.5), np.array(True)]
-    with pytest.raises(EvaluationFailed, match="Dropout in training mode is random"):
+    with pytest.raises(UnsupportedOperator, match="in training mode its result is random"):
         ours(one_node("Dropout", training, opset=13), training)
+
+
+def test_an_output_that_is_no_tensor_is_refused_by_name() -> None:
+    model = build("g (float[4] x) => (seq(float[2]) y) { y = SplitToSequence (x, two) }", two=np.array(2))
+    with pytest.raises(EvaluationFailed, match="output 'y' is a list, expected a tensor"):
+        evaluate(model, {"x": np.ones(4)})

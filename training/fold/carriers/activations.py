@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from training.fold.affine import Float64s
-from training.fold.broadcasting import aligned
+from training.fold.broadcasting import aligned, along, outgrows
+from training.fold.carriers.ends import same_ends
 from training.fold.edits import Become, Edit
 from training.fold.graph import describe
 from training.fold.known import Known, Rule
@@ -73,20 +74,26 @@ def clamp(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     if isinstance(bounds, Refusal):
         return bounds
     dynamic = next(value for value in node.inputs if value is not None and known.constant(value) is None)
-    if port.value not in (dynamic, node.outputs[0]):
-        return Refusal(f"'{port.value.name}' is a bound of {describe(node)}")
+    limits = []
     for limit in (bounds.lower, bounds.upper):
         fits = aligned(limit, dynamic, known)
         if isinstance(fits, Refusal):
             return fits
-    x, y = known.port(dynamic, port.axes, node), known.port(node.outputs[0], port.axes, node)
-    if isinstance(x, Refusal) or isinstance(y, Refusal):
-        return x if isinstance(x, Refusal) else y  # type: ignore[return-value]
+        limits.append(fits)
+    pair = same_ends(node, port, known, list(node.inputs).index(dynamic))
+    if isinstance(pair, Refusal):
+        return pair
+    x, y = pair
     if known.opset < _BROADCASTING_MAX and node.op_type != "Relu":
         return Refusal(f"{describe(node)}: Max and Min do not broadcast in opset {known.opset}")
     if known.opset < _BROADCASTING_MAX:
         return (Equal(x, y), *_homogeneous(x, node))
-    return (Clamp(x, y, node, _STAYS[node.op_type]),)
+    dims = known.dims(dynamic) or ()
+    if any(outgrows(limit.shape, {axis: dims[axis] or 1 for axis in port.axes}) for limit in limits):
+        return Refusal(f"the bounds of {describe(node)}, which differ along other axes than {port.axes}, would grow")
+    lower, upper = (along(limit, x, known) for limit in limits)
+    told = None if lower is None or upper is None else (lower, upper)
+    return (Clamp(x, y, node, _STAYS[node.op_type], told),)
 
 
 def extremum(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
@@ -107,14 +114,8 @@ def extremum(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refus
 
 def homogeneous(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     """LeakyRelu, PRelu, Abs: `f(s x) = s f(x)` for s > 0; a slope may be anything that is not asked about."""
-    x, y = known.port(node.inputs[0], port.axes, node), known.port(node.outputs[0], port.axes, node)
-    if isinstance(x, Refusal):
-        return x
-    if isinstance(y, Refusal):
-        return y
-    if port.value not in (x.value, y.value) or x.value in node.inputs[1:]:
-        return Refusal(f"'{port.value.name}' is a slope of {describe(node)}")
-    return (Equal(x, y), *_homogeneous(x, node))
+    pair = same_ends(node, port, known)
+    return pair if isinstance(pair, Refusal) else (Equal(*pair), *_homogeneous(pair[0], node))
 
 
 def _homogeneous(x: Port, node: ir.Node) -> tuple[Law, ...]:
@@ -144,11 +145,14 @@ def clamp_edits(node: ir.Node, gauges: Gauges, known: Known) -> tuple[Edit, ...]
 
 
 def moved_bounds(bounds: Bounds, gauge: Gauge, rank: int) -> tuple[Float64s, Float64s]:
-    """Where `y' = s y + t` lies when y lies within `bounds`; an infinite bound stays infinite."""
+    """Where `y' = s y + t` lies when y lies within `bounds`; an infinite bound stays infinite, and so does that of what
+    nobody reads."""
     scale, shift = gauge.spread(gauge.scale, rank), gauge.spread(gauge.shift, rank)
-    with np.errstate(invalid="ignore"):  # 0 * inf: a channel that holds one number, its shift
+    unread = np.isinf(scale)
+    with np.errstate(invalid="ignore"):  # 0 * inf: a channel that holds one number, its shift; inf * 0: one unread
         ends = [np.where(scale == 0, shift, scale * end + shift) for end in (bounds.lower, bounds.upper)]
-    return np.where(scale < 0, ends[1], ends[0]), np.where(scale < 0, ends[0], ends[1])
+    lower, upper = np.where(scale < 0, ends[1], ends[0]), np.where(scale < 0, ends[0], ends[1])
+    return np.where(unread, -np.inf, lower), np.where(unread, np.inf, upper)
 
 
 def _stays(node: ir.Node, gauge: Gauge) -> bool:

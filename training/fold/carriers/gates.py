@@ -169,7 +169,7 @@ def _fixed_branch(node: ir.Node, value: ir.Value, out: Port, known: Known) -> No
     if numbers is None:
         return None
     if np.all(np.isinf(numbers.astype(np.float64))):
-        return Positive(out, f"{describe(node)} puts infinities into '{out.value.name}'")
+        return Positive(out, f"{describe(node)} puts infinities into '{out.value.name}'", infinite=True)
     operand = operand_port(node, value, out.axes, known)
     has_size = not isinstance(operand, Refusal) and operand[1] is None
     if has_size or np.any(numbers != 0):

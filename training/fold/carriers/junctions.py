@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from training.fold.broadcasting import operand_port, output_axes
+from training.fold.carriers.ends import same_ends
 from training.fold.graph import describe
 from training.fold.known import Known, Rule
 from training.fold.laws import Law, Port, Sum, Term
@@ -50,11 +51,10 @@ def weighted_sum(
 
 def negation(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     """Neg: `-(s x + t) = s (-x) - t`."""
-    x, y = known.port(node.inputs[0], port.axes, node), known.port(node.outputs[0], port.axes, node)
-    if isinstance(x, Refusal):
-        return x
-    if isinstance(y, Refusal):
-        return y
+    pair = same_ends(node, port, known)
+    if isinstance(pair, Refusal):
+        return pair
+    x, y = pair
     return (Sum(y, (Term(x, -1.0),)),)
 
 

@@ -54,7 +54,7 @@ def _kept_number(m: Move, port: Port) -> tuple[Law, ...] | Refusal:
     if fill == 0:
         return (NoShift(port, f"{describe(m.node)} pads with zeros"),)
     if math.isinf(fill):
-        return (Positive(port, f"{describe(m.node)} pads with {fill}"),)
+        return (Positive(port, f"{describe(m.node)} pads with {fill}", infinite=True),)
     return m.refuse(f"is padded with {fill:g}, expected 0 or an infinity")
 
 

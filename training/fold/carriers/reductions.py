@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from training.fold.carriers.ends import Axes, ends, is_output
+from training.fold.carriers.ends import Axes, ends, is_output, same_ends
 from training.fold.carriers.junctions import weighted_sum
 from training.fold.graph import describe
 from training.fold.known import Known, Rule
@@ -133,16 +133,13 @@ def top_k(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
 
     1. The gauge lies along other axes than the one that is picked from (the last, unless `axis` says otherwise).
     """
-    output = is_output(node, port)
-    if isinstance(output, Refusal):
-        return output
+    pair = same_ends(node, port, known)
+    if isinstance(pair, Refusal):
+        return pair
     rank = len(known.dims(port.value) or ())
     axis = node.attributes.get_int("axis", -1)
     if axis % max(rank, 1) in port.axes:
         return Refusal(f"{describe(node)} picks along axis {axis}, along which '{port.value.name}' is stored")
-    pair = ends(node, port.axes, port.axes, known)
-    if isinstance(pair, Refusal):
-        return pair
     x, y = pair
     return Equal(x, y), Positive(x, f"{describe(node)} goes by order, which a negative scale turns round")
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from training.fold.affine import Affine, Array, Float64s
 from training.fold.edits import Edit, SetAttribute, SetOperand
 from training.fold.graph import describe
 from training.fold.known import Known
-from training.fold.laws import Free, Gauge, Gauges, Law, NoShift, Port, Positive
+from training.fold.laws import Free, Gauge, Gauges, Law, NoScale, NoShift, Port, Positive
 from training.fold.linear.quantised import QuantisedWeight, read_quantised
 from training.fold.refusal import Refusal
 from training.fold.weights import FLOAT_DTYPES, round_once
@@ -75,7 +76,8 @@ class Bias:
 class Layer:
     """One linear operator. `matrix` sees a row-major W as [group, outputs/group, inputs/group, taps], without a copy.
 
-    The axis of W that holds the output channels one by one is `output_axis`; None where no axis does.
+    The axis of W that holds the output channels one by one is `output_axis`; None where no axis does. `seen`: by which
+    taps an output position sees x, each by others whose sum is the same; None: each by all.
     """
 
     node: ir.Node
@@ -88,19 +90,31 @@ class Layer:
     x_keeps_its_shift: str = ""  # why x cannot be stored with a shift; empty where it can
     y_keeps_its_shift: str = ""
     gain: float = 1.0
+    seen: NDArray[np.bool_] | None = None  # [taps]
 
     def end_of(self, value: ir.Value) -> tuple[End | Refusal, str]:
         """The end that `value` could be, and why it keeps its shift. A bias that cannot follow holds both ends."""
         stuck = self.bias if isinstance(self.bias, Refusal) else None
         if value in self.node.outputs:
             return stuck or self.y, self.y_keeps_its_shift
-        if isinstance(self.weight, QuantisedWeight):
-            return self.weight.input_refusal(self.node), ""
         return self.x, self.x_keeps_its_shift if stuck is None else stuck.reason
+
+    def keeps_scale(self, value: ir.Value) -> str:
+        """Why the weights cannot follow a scale of this end; empty where they can."""
+        if isinstance(self.weight, Operand):
+            return ""
+        at_output = value in self.node.outputs
+        return (
+            self.weight.keeps_output(self.node, self.output_axis) if at_output else self.weight.keeps_input(self.node)
+        )
+
+    def numbers(self) -> Float64s:
+        """W as `matrix` sees it. A copy, or a view of one."""
+        return self.matrix(self.weight.exact())
 
 
 def laws(layer: Layer, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
-    """Free at both ends, independent of each other; without a shift where the layer says so.
+    """Free at both ends, independent of each other; without a shift, or a scale, where the layer says so.
 
     (1) The port lies along the axis that W acts on, with as many channels. (2) The tensor has no other role here.
     """
@@ -120,20 +134,15 @@ def laws(layer: Layer, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     if dims is None or dims[end.axis] != end.channels:
         found = "an unknown number of" if dims is None else dims[end.axis]
         return Refusal(f"{describe(layer.node)} has {end.channels} channels, '{port.value.name}' {found}")
+    stiff = layer.keeps_scale(port.value)
+    if stiff:
+        return Refusal(stiff) if why else (NoScale(port, stiff),)
     quiet = isinstance(layer.bias, Bias) and layer.bias.operand is None
     law = NoShift(port, why) if why else Free(port, quiet)
-    return (law,) if isinstance(layer.weight, Operand) else _quantised_laws(layer, layer.weight, law)
-
-
-def _quantised_laws(layer: Layer, weight: QuantisedWeight, law: Free | NoShift) -> tuple[Law, ...] | Refusal:
-    """Of the output: by positive scales where an integer has no negative."""
-    refusal = weight.output_refusal(layer.node, layer.output_axis)
-    if refusal is not None:
-        return refusal
-    if weight.has_negative():
+    if isinstance(layer.weight, Operand) or layer.weight.has_negative():
         return (law,)
-    why = f"an integer of weight '{weight.value.name}' of {describe(layer.node)} has no negative"
-    return (law, Positive(law.port, why))
+    negative = f"an integer of weight '{layer.weight.value.name}' of {describe(layer.node)} has no negative"
+    return (law, Positive(port, negative))
 
 
 @overflow_is_refused
@@ -154,9 +163,11 @@ def rewrite(layer: Layer, gauges: Gauges) -> tuple[Edit, ...] | Refusal:
 
 def _breach(layer: Layer, value: ir.Value, gauge: Gauge | None) -> Refusal | None:
     """A gauge that `laws` does not allow: a fault of whoever solved them, and no fold."""
-    end, why = layer.end_of(value)
+    (end, why), stiff = layer.end_of(value), layer.keeps_scale(value)
     if isinstance(end, Refusal):
         return end if _moves(gauge) or _scales(gauge) else None
+    if stiff and _scales(gauge):
+        return Refusal(stiff)
     return Refusal(f"'{value.name}' has a shift: {why}") if why and _moves(gauge) else None
 
 
@@ -168,17 +179,18 @@ def map_of(end: End, gauges: Gauges) -> Gauge | None:
 
 def spilt(layer: Layer, x: Gauge | None) -> Float64s | None:
     """`gain W (B / A)`: what an input stored with a shift adds to the output, a number a channel; None for nothing."""
-    if x is None or not x.shift.any() or not isinstance(layer.weight, Operand):
+    if x is None or not _moves(x):
         return None
-    matrix = layer.matrix(layer.weight.exact())
+    matrix = layer.numbers()
     groups, _, inputs, taps = matrix.shape
-    summed = matrix[..., 0] if taps == 1 else matrix.sum(axis=3)
-    added: Float64s = summed @ (x.shift / x.scale).reshape(groups, inputs, 1)
+    seen = True if layer.seen is None else layer.seen
+    summed = matrix[..., 0] if taps == 1 and seen is True else matrix.sum(axis=3, where=seen)
+    added: Float64s = summed @ x.offset.reshape(groups, inputs, 1)
     return layer.gain * added.reshape(-1)
 
 
 def _moves(gauge: Gauge | None) -> bool:
-    return gauge is not None and bool(gauge.shift.any())
+    return gauge is not None and bool(gauge.shift.any() or (gauge.value is not None and gauge.value.any()))
 
 
 def _scales(gauge: Gauge | None) -> bool:
@@ -191,7 +203,8 @@ def _weight_edits(layer: Layer, x: Gauge | None, y: Gauge | None) -> tuple[Edit,
     if not (_scales(x) or _scales(y)):
         return ()
     if isinstance(weight, QuantisedWeight):
-        return () if y is None else weight.scaled(node, y.scale)
+        assert y is not None and layer.output_axis is not None, "a scale that `laws` does not allow"
+        return weight.scaled(node, y.scale, layer.output_axis)
     numbers = weight.exact()
     matrix = layer.matrix(numbers)
     groups, outputs, inputs, _ = matrix.shape

@@ -2,9 +2,10 @@
 
     C W = (q' - z) * s'     s' = |C| s, q' = q where C > 0, q' = 2 z - q where C < 0, q' = z where C = 0
 
-for a scale C of the layer's output, if `s` has one entry an output channel. The integers stay integers, and as exact as
-they were. A scale of the input would have to go into each of them: refused. A bias behind a DequantizeLinear needs no
-care: whatever it becomes is a float, and its DequantizeLinear goes.
+for a scale C of the layer's output, if `s` has one entry an output channel, or is one number for all, which becomes
+that. The integers stay integers, and as exact as they were. A scale of the input would have to go into each of them:
+none. Shifts are the bias's affair, and a bias behind a DequantizeLinear needs no care: whatever it becomes is a float,
+and its DequantizeLinear goes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import numpy as np
 import onnx_ir as ir
 
 from training.fold.affine import Array, Float64s
-from training.fold.edits import Edit, SetOperand
+from training.fold.edits import Edit, SetAttribute, SetOperand
 from training.fold.graph import describe, is_standard, number_readers
 from training.fold.known import Known
 from training.fold.refusal import Refusal
 from training.fold.weights import BFLOAT16, FLOAT_DTYPES, round_once, widen
 
 _MAX_CHAIN = 64
+_SCALES_ALONG_AN_AXIS = 13  # the opset from which DequantizeLinear has them; before, one number for all
 # The smallest number of a scale's type that has all its digits.
 _SMALLEST = {
     np.dtype(np.float16): 2.0**-14,
@@ -34,14 +36,15 @@ _MOVES = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Flatten", "Sque
 
 @dataclass(frozen=True, eq=False)
 class QuantisedWeight:
-    """`value` is the output of `source`, a DequantizeLinear; its scales lie along `axis`."""
+    """`value` is the output of `source`, a DequantizeLinear; its scales lie along `axis`, None: one number for all."""
 
     value: ir.Value
     source: ir.Node
     integers: Array
     zero: Array  # int64, broadcasts against the integers
-    scale: Array  # [size along axis]
-    axis: int
+    scale: Array  # [size along axis], or of one number
+    axis: int | None
+    opset: int
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,9 +54,13 @@ class QuantisedWeight:
     def dtype(self) -> np.dtype[np.generic]:
         return self.scale.dtype
 
-    def scaled(self, node: ir.Node, scale: Float64s) -> tuple[Edit, ...] | Refusal:
-        """W under `scale` along `axis`. Refused: a scale that leaves its type; an
-        integer without negative."""
+    def exact(self) -> Float64s:
+        """W. The run time rounds each product to the scale's type."""
+        steps = self.scale.reshape([-1 if i == self.axis else 1 for i in range(self.integers.ndim)])
+        return (self.integers.astype(np.float64) - self.zero) * widen(steps)
+
+    def scaled(self, node: ir.Node, scale: Float64s, axis: int) -> tuple[Edit, ...] | Refusal:
+        """W under `scale` along `axis`. Refused: a scale that leaves its type; an integer without negative."""
         sizes = widen(self.scale) * np.where(scale == 0, 1, np.abs(scale))
         stored = round_once(sizes, self.dtype)
         if not np.isfinite(stored).all() or ((np.abs(widen(stored)) < _SMALLEST[self.dtype]) & (sizes != 0)).any():
@@ -61,9 +68,11 @@ class QuantisedWeight:
                 f"folded scale of {describe(self.source)}, a weight of {describe(node)}, leaves {self.dtype}"
             )
         edits: tuple[Edit, ...] = (SetOperand(self.source, 1, stored, self._operand(1), "scale"),)
+        if self.axis is None:
+            edits += (*self._spread_zero(len(scale)), SetAttribute(self.source, ir.AttrInt64("axis", axis)))
         if (scale > 0).all():
             return edits
-        sign = np.sign(scale).astype(np.int64).reshape([-1 if i == self.axis else 1 for i in range(self.integers.ndim)])
+        sign = np.sign(scale).astype(np.int64).reshape([-1 if i == axis else 1 for i in range(self.integers.ndim)])
         moved = self.zero + sign * (self.integers.astype(np.int64) - self.zero)
         if not self._fits(moved):
             return Refusal(
@@ -71,24 +80,35 @@ class QuantisedWeight:
             )
         return (*edits, SetOperand(self.source, 0, moved.astype(self.integers.dtype), self._operand(0), "weight"))
 
+    def _spread_zero(self, channels: int) -> tuple[Edit, ...]:
+        """A zero point has the shape of the scales."""
+        if len(self.source.inputs) < 3 or self.source.inputs[2] is None:
+            return ()
+        points = np.full(channels, self.zero.reshape(())).astype(self.integers.dtype)
+        return (SetOperand(self.source, 2, points, self._operand(2), "zero point"),)
+
     def has_negative(self) -> bool:
         """Can all integers change their sign? -128 of int8 cannot."""
         return self._fits(2 * self.zero - self.integers.astype(np.int64))
 
-    def output_refusal(self, node: ir.Node, output_axis: int | None) -> Refusal | None:
-        """Why the layer's output cannot be rescaled: (1) one scale an output channel; (2) no other reader."""
-        if output_axis != self.axis or self.scale.shape != (self.integers.shape[self.axis],):
-            return Refusal(
-                f"weight '{self.value.name}' of {describe(node)} is quantised with scales {list(self.scale.shape)} "
-                f"along axis {self.axis}, expected one for each output channel"
+    def keeps_output(self, node: ir.Node, output_axis: int | None) -> str:
+        """Why the layer's output cannot be rescaled: (1) one scale an output channel, or (2) one number for all that
+        can become that, in opset 13 on, where an axis holds the output channels; (3) no other reader. Else empty."""
+        what = f"weight '{self.value.name}' of {describe(node)} is quantised with"
+        if self.axis is None:
+            if output_axis is None or self.opset < _SCALES_ALONG_AN_AXIS:
+                return f"{what} one scale, which cannot become one for each output channel (opset {self.opset})"
+        elif output_axis != self.axis or self.scale.shape != (self.integers.shape[self.axis],):
+            return (
+                f"{what} scales {list(self.scale.shape)} along axis {self.axis}, expected one for each output channel"
             )
         readers = number_readers(self.value)
         if self.value.is_graph_output() or len(readers) != 1:
-            return Refusal(f"quantised weight '{self.value.name}' of {describe(node)} has {len(readers)} readers")
-        return None
+            return f"quantised weight '{self.value.name}' of {describe(node)} has {len(readers)} readers"
+        return ""
 
-    def input_refusal(self, node: ir.Node) -> Refusal:
-        return Refusal(f"weight '{self.value.name}' of {describe(node)} is quantised: its input cannot be rescaled")
+    def keeps_input(self, node: ir.Node) -> str:
+        return f"weight '{self.value.name}' of {describe(node)} is quantised: its input cannot be rescaled"
 
     def _fits(self, values: Array) -> bool:
         bits, signed = ir.DataType.from_numpy(self.integers.dtype).bitwidth, self.integers.dtype.name.startswith("int")
@@ -125,16 +145,15 @@ def read_quantised(value: ir.Value, node: ir.Node, known: Known) -> QuantisedWei
         return Refusal(f"{what} is quantised as {integers.dtype} with {scale.dtype} scales of rank {scale.ndim}")
     if source.attributes.get_int("block_size", 0) or source.attributes.get_int("output_dtype", 0):
         return Refusal(f"{what} is quantised in blocks, or to another type than its scales'")
-    axis = source.attributes.get_int("axis", 1)
-    axis += integers.ndim if axis < 0 else 0
-    if not 0 <= axis < integers.ndim:
+    number = source.attributes.get_int("axis", 1)
+    axis = None if scale.size == 1 else number + (integers.ndim if number < 0 else 0)
+    if axis is not None and not 0 <= axis < integers.ndim:
         return Refusal(f"{what} is quantised along axis {axis} of rank {integers.ndim}")
-    return QuantisedWeight(value, source, integers, _aligned(zero, integers.ndim, axis), scale, axis)
-
-
-def _aligned(zero: Array | None, rank: int, axis: int) -> Array:
     points = np.zeros(1, np.int64) if zero is None else zero.astype(np.int64).reshape(-1)
-    return points.reshape([-1 if i == axis else 1 for i in range(rank)])
+    if len(points) not in (1, scale.size):
+        return Refusal(f"{what} is quantised with {scale.size} scales and {len(points)} zero points")
+    aligned = points.reshape([-1 if i == axis else 1 for i in range(integers.ndim)])
+    return QuantisedWeight(value, source, integers, aligned, scale, axis, known.opset)
 
 
 def _is_integer(dtype: np.dtype[np.generic]) -> bool:

@@ -80,7 +80,10 @@ def test_a_slope_that_is_computed_is_nobodys_affair_but_its_own_scale_does_not_p
     graph = build("m (double[2,3,4,4] x, double[3,1,1] s) => (double[2,3,4,4] y) { [op] y = PRelu (x, s) }")
 
     assert assert_laws_hold(graph, "op", "x", (1,), rules=RULES).scales == 3
-    assert refusal(graph, "op", "s", (0,), rules=RULES) == "'s' is a slope of PRelu 'op'"
+    assert (
+        refusal(graph, "op", "s", (0,), rules=RULES)
+        == "'s' is no data that PRelu 'op' hands on, or not only (operand [1])"
+    )
 
 
 @pytest.mark.parametrize("op_type", ["Max", "Min"])
@@ -122,7 +125,16 @@ REFUSED = {
         "x",
         "a constant of shape [2, 3] is not proved to fit 'x' [1, 3]",
     ),
-    "asked from the constant": (model("Max (x, k)", k=CHANNELS), "k", "'k' is a bound of Max 'op'"),
+    "asked from the constant": (
+        model("Max (x, k)", k=CHANNELS),
+        "k",
+        "'k' is no data that Max 'op' hands on, or not only (operand [1])",
+    ),
+    "a bound a pixel, under a gauge a channel": (
+        build("m (double[1,3,200,200] x) => (double[1,3,200,200] y) { [op] y = Max (x, k) }", k=np.zeros((200, 200))),
+        "x",
+        "the bounds of Max 'op', which differ along other axes than (1,), would grow",
+    ),
     "a Clip before Max could broadcast": (
         model("Clip <min = 0.0, max = 6.0> (x)", 6),
         "x",
@@ -158,6 +170,14 @@ def test_bounds_move_with_the_gauge_and_change_places_under_a_negative_scale(bou
 
     assert low.shape == high.shape == (1, 4, 1)
     assert low.ravel().tolist() == lower and high.ravel().tolist() == upper
+
+
+def test_what_nobody_reads_has_no_bounds():
+    gauge = Gauge((0,), (2,), np.array([np.inf, 2.0]), np.array([0.0, 1.0]), np.array([5.0, 0.0]))
+
+    low, high = moved_bounds(Bounds(np.array(0.0), np.array(6.0)), gauge, 1)
+
+    assert (low.tolist(), high.tolist()) == ([-INF, 1.0], [INF, 13.0])
 
 
 def test_a_channel_that_holds_one_number_is_held_between_it_and_itself():

@@ -20,10 +20,10 @@ from tests.training.fold.carriers.laws_oracle import known_of, node_of
 from tests.training.fold.models import reload
 from training.fold.edits import Edit, apply
 from training.fold.known import Known
-from training.fold.laws import Free, Gauge, Law, NoShift, Port, Positive
+from training.fold.laws import Free, Gauge, Law, NoScale, NoShift, Port, Positive
 from training.fold.linear import REWRITES, RULES, native_axes
 from training.fold.refusal import Refusal
-from training.reference import evaluate, widen
+from training.reference import evaluate, widened
 
 Array = NDArray[Any]
 Answer = tuple[Law, ...] | str
@@ -83,6 +83,8 @@ def obeying(answer: Answer, known: Known, rng: np.random.Generator) -> Gauge | N
                 pass
             case NoShift():
                 shift = np.zeros(size)
+            case NoScale():
+                scale = np.ones(size)
             case Positive():
                 scale = np.abs(scale)
             case _:
@@ -125,7 +127,7 @@ def assert_stored_alike(
         stored = _encode(x, gauges.get("x"))
         plain = evaluate(before, {"x": x})["y"]
         expected, got = _encode(plain, gauges.get("y")), evaluate(after, {"x": stored})["y"]
-        size = evaluate(after, {"x": np.abs(stored)}, read=lambda a: np.abs(widen(a)))["y"]
+        size = evaluate(after, {"x": np.abs(stored)}, read=lambda tensor: np.abs(widened(tensor)))["y"]
         size = np.abs(size) + np.abs(expected) + np.abs(_encode(plain, gauges.get("y"), shifted=False))
         assert got.shape == expected.shape
         np.testing.assert_array_less(np.abs(got - expected), tolerance * size + 1e-300)

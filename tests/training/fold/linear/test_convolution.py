@@ -26,6 +26,7 @@ from tests.training.fold.models import TEXT_TYPES, build, constant, rng_of
 from training.fold.edits import SetOperand
 from training.fold.laws import Free, NoShift
 from training.fold.refusal import Refusal
+from training.reference import evaluate
 
 Array = np.ndarray[Any, Any]
 
@@ -93,7 +94,8 @@ CASES = [
     Case("deconv", "ConvTranspose", [2, 3, 4, 5], (3, 4, 2, 3), [2, 4, 5, 7], free=False),
     Case("deconv, one tap each", "ConvTranspose", [2, 3, 4], (3, 4, 2), [2, 4, 8], "strides=[2]", free=False),
     Case("deconv 1x1 with gaps", "ConvTranspose", [2, 3, 4], (3, 4, 1), [2, 4, 7], "strides=[2]", free=False),
-    Case("deconv 1x1, padded", "ConvTranspose", [2, 3, 4], (3, 4, 1), [2, 4, 2], "pads=[1,1]", free=False),
+    Case("deconv 1x1, borders cut off", "ConvTranspose", [2, 3, 4], (3, 4, 1), [2, 4, 2], "pads=[1,1]"),
+    Case("deconv, all but the inside cut off", "ConvTranspose", [2, 3, 7], (3, 4, 3), [2, 4, 5], "pads=[2,2]"),
     Case("deconv 1x1, output_shape", "ConvTranspose", [2, 3, 4], (3, 4, 1), [2, 4, 4], "output_shape=[4]", free=False),
     Case(
         "deconv with output padding",
@@ -177,6 +179,60 @@ def test_the_input_is_free_exactly_where_no_window_reads_padding():
         freed += not reads and end > 0
 
     assert freed > 10
+
+
+def deconvolution(size: int | str, kernel: Array, attributes: str) -> ir.Model:
+    """W [2, 4, k]: for each pair of channels a multiple of `kernel`."""
+    text = f"m (double[2,2,{size}] x) => (double[2,4,M] y) {{ [op] y = ConvTranspose <{attributes}> (x, w, b) }}"
+    return build(text, w=rng_of(0).normal(size=(2, 4, 1)) * kernel, b=np.arange(4.0))
+
+
+KERNELS = {
+    "one": np.ones(1),
+    "equal taps": np.ones(2),
+    "four equal taps": np.ones(4),
+    "linear interpolation": np.array([0.25, 0.75, 0.75, 0.25]),
+    "equal sums at distance 2": np.array([0.25, 1.0, 0.75]),
+    "unequal": np.array([1.0, 2.0, 4.0]),
+    "taps that are zero": np.array([0.0, 1.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_a_transposed_inputs_shift_is_free_exactly_where_it_is_the_same_everywhere(kernel: Array):
+    """Also where the size is not known, if and only if it is so for every size."""
+    found = set()
+    for stride, dilation, begin, end, extra in product((1, 2, 3), (1, 2), (0, 1, 2), (0, 2), (0, 1)):
+        if extra >= max(stride, dilation):
+            continue
+        attributes = f"strides=[{stride}], dilations=[{dilation}], pads=[{begin},{end}], output_padding=[{extra}]"
+        even = []
+        for size in range(1, 9):
+            if (size - 1) * stride + (len(kernel) - 1) * dilation + 1 + extra - begin - end < 1:
+                continue
+            model = deconvolution(size, kernel, attributes)
+            flat = evaluate(model, {"x": np.ones((2, 2, size)) * [[1.0], [-0.3]]})["y"]
+            even.append(bool(np.ptp(flat, axis=2).max() < 1e-12))
+            assert kinds(law_of(model, "x")) == [Free if even[-1] else NoShift], (size, attributes)
+            if even[-1]:
+                judge(model, rng_of(size))
+            found.add(even[-1])
+        assert kinds(law_of(deconvolution("L", kernel, attributes), "x")) == [Free if all(even) else NoShift]
+    assert found == {False, True}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "free"),
+    [
+        ('auto_pad = "VALID", pads = [3, 3], strides = [2]', True),
+        ('auto_pad = "SAME_UPPER", strides = [2]', True),
+        ('auto_pad = "SAME_LOWER", strides = [1]', False),  # one element too many is cut off, with all that it stamps
+        ("output_shape = [8], strides = [2]", False),
+        ("strides = [2], pads = [65, 0]", False),  # not looked at
+    ],
+)
+def test_of_a_transposed_operators_margins_only_what_is_written_out_is_proved(attributes: str, free: bool):
+    assert kinds(law_of(deconvolution(4, np.ones(2), attributes), "x")) == [Free if free else NoShift]
 
 
 def test_of_a_size_that_is_not_known_padding_may_be_read():

@@ -12,6 +12,7 @@ import pytest
 from tests.training.fold.carriers.laws_oracle import assert_laws_hold, known_of, node_of
 from tests.training.fold.linear.judging import Given, assert_stored_alike, gauge, judge, kinds, law_of, rewritten
 from tests.training.fold.models import build, constant, op_types, reload, rng_of
+from training.fold.broadcasting import MOST_GROWN
 from training.fold.edits import SetOperand, apply
 from training.fold.laws import Equal, Free, NoShift
 from training.fold.linear import REWRITES, RULES, bias_behind, native_axes, unheld_shift
@@ -67,7 +68,25 @@ CASES = [
     Case("rank 4, all 4", [4, 4, 4, 4], "[op] y = MatMul (x, w)", [4, 4, 4, 4], {"w": (4, 4)}, ("MatMul",), free=False),
     Case("weight [1, K, N]", [2, 3, 6], "[op] y = MatMul (x, w)", [2, 3, 7], {"w": (1, 6, 7)}, ("MatMul",), free=False),
     # constant on the left: rows
-    Case("left operand", [6, 7], "[op] y = MatMul (w, x)", [5, 7], {"w": (5, 6)}, ("MatMul",), free=False),
+    Case("left operand", [6, 7], "[op] y = MatMul (w, x)", [5, 7], {"w": (5, 6)}, G),
+    Case(
+        "left operand, opset 6",
+        [6, 7],
+        "[op] y = MatMul (w, x)",
+        [5, 7],
+        {"w": (5, 6)},
+        ("MatMul",),
+        free=False,
+        opset=6,
+    ),
+    Case("gemm A", [6, 7], "[op] y = Gemm <alpha = 0.3> (w, x)", [5, 7], {"w": (5, 6)}, G),
+    Case("gemm A transA", [6, 7], "[op] y = Gemm <transA = 1> (w, x)", [5, 7], {"w": (6, 5)}, G),
+    Case("gemm A transB", [7, 6], "[op] y = Gemm <transB = 1> (w, x, k)", [5, 7], {"w": (5, 6), "k": (5, 1)}, G),
+    Case("gemm A both", [4, 4], "[op] y = Gemm <transA = 1, transB = 1> (w, x)", [4, 4], {"w": (4, 4)}, G),
+    *(
+        Case(f"gemm A, C {list(k)}", [6, 7], "[op] y = Gemm <beta = 2.0> (w, x, k)", [5, 7], {"w": (5, 6), "k": k}, G)
+        for k in [(), (1,), (7,), (1, 1), (1, 7), (5, 1), (5, 7)]
+    ),
     Case("left, rank 3", [2, 6, 7], "[op] y = MatMul (w, x)", [2, 5, 7], {"w": (5, 6)}, ("MatMul",), free=False),
     Case("left, all 4", [4, 4, 4], "[op] y = MatMul (w, x)", [4, 4, 4], {"w": (4, 4)}, ("MatMul",), free=False),
 ]
@@ -101,14 +120,42 @@ def test_a_shift_is_quiet_where_a_gemm_has_no_bias_yet(k: dict[str, tuple[int, .
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [((), (7,)), ((1,), (7,)), ((7,), (7,)), ((1, 7), (1, 7)), ((5, 1), (5, 7)), ((5, 7), (5, 7))],
+    ("before", "of_columns", "of_rows"),
+    [
+        ((), (7,), (5, 1)),
+        ((1,), (7,), (5, 1)),
+        ((7,), (7,), (5, 7)),
+        ((1, 7), (1, 7), (5, 7)),
+        ((5, 1), (5, 7), (5, 1)),
+        ((5, 7), (5, 7), (5, 7)),
+    ],
     ids=str,
 )
-def test_gemm_bias_grows_only_as_far_as_it_must(before: tuple[int, ...], after: tuple[int, ...]):
-    model = Case("", [5, 6], "[op] y = Gemm (x, w, k)", [5, 7], W | {"k": before}, G).model()
+def test_gemm_bias_grows_only_as_far_as_it_must(
+    before: tuple[int, ...], of_columns: tuple[int, ...], of_rows: tuple[int, ...]
+):
+    columns = Case("", [5, 6], "[op] y = Gemm (x, w, k)", [5, 7], W | {"k": before}, G).model()
+    rows = Case("", [6, 7], "[op] y = Gemm (w, x, k)", [5, 7], {"w": (5, 6), "k": before}, G).model()
 
-    assert constant(rewritten(model, Given(y=gauge((1,), np.ones(7), 1.0))), "k").shape == after
+    assert constant(rewritten(columns, Given(y=gauge((1,), np.ones(7), 1.0))), "k").shape == of_columns
+    assert constant(rewritten(rows, Given(y=gauge((0,), np.ones(5), 1.0))), "k").shape == of_rows
+
+
+@pytest.mark.parametrize(("rows", "grows"), [(MOST_GROWN // 64, True), (MOST_GROWN // 64 + 1, False)])
+def test_a_bias_grows_to_a_limit(rows: int, grows: bool):
+    """A number a row under a gauge of 64 columns; a matrix of any size under it stays what it is."""
+    text = f"m (double[{rows},2] x) => (double[{rows},64] y) {{ [op] y = Gemm (x, w, k) }}"
+    column, matrix = (build(text, w=np.ones((2, 64)), k=np.ones((rows, n))) for n in (1, 64))
+    added = build(text.replace("y = Gemm (x, w, k)", "p = MatMul (x, w) y = Add (p, k)"), w=np.ones((2, 64)),
+                  k=np.ones((rows, 1)))  # fmt: skip
+
+    found = law_of(column, "y"), law_of(column, "x"), law_of(added, "x"), law_of(matrix, "y")
+
+    if grows:
+        assert [kinds(one) for one in found] == [[Free]] * 4
+    else:
+        assert found[0] == f"bias 'k' of Gemm 'op' would grow from [{rows}, 1] to [{rows}, 64]"
+        assert [kinds(one) for one in found[1:]] == [[NoShift], [NoShift], [Free]]
 
 
 def test_gemm_keeps_alpha_and_folds_beta_into_its_bias():
@@ -203,6 +250,19 @@ def test_an_add_of_a_constant_behind_a_matmul_takes_what_a_shift_of_the_input_sp
     np.testing.assert_allclose(stored, ends["p"].scale * product + unheld, atol=1e-11)
 
 
+@pytest.mark.parametrize("k", [(), (5, 1), (7,), (5, 7)], ids=str)
+def test_an_add_behind_a_constant_left_operand_takes_a_number_a_row(k: tuple[int, ...]):
+    nodes = "[op] p = MatMul (w, x) [bias] y = Add (p, k)"
+    model = Case("", [2, 6, 7], nodes, [2, 5, 7], {"w": (5, 6), "k": k}, ()).model()
+    (law_x,), (law_p,) = law_of(model, "x"), law_of(model, "p")
+    node, known = node_of(model, "op"), known_of(model)
+
+    unheld = unheld_shift(node, Given(x=gauge((1,), np.ones(6), np.arange(6.0))), known)
+
+    assert isinstance(law_x, Free) and isinstance(law_p, NoShift)
+    np.testing.assert_allclose(unheld, constant(model, "w") @ np.arange(6.0)[:, None])  # type: ignore[arg-type]
+
+
 def test_an_add_that_subtracts_the_spill_leaves_its_output_as_it_was():
     model = Case("", [2, 3, 6], "[op] p = MatMul (x, w) [bias] y = Add (p, k)", [2, 3, 7], W | {"k": (7,)}, ()).model()
     shifted = gauge((2,), np.arange(1.0, 7.0), np.arange(6.0))
@@ -293,8 +353,10 @@ LAYER = "[op] y = Gemm (x, w)"
 REFUSED = [
     Refused("dynamic gemm B", [5, 6], "[op] y = Gemm (x, z)", "y", (1,),
             "weight 'z' of Gemm 'op' is not constant: 'z' is a graph input", [5, 7], inputs=", double[6,7] z"),
-    Refused("constant gemm A does not help", [6, 7], "[op] y = Gemm (w, x)", "y", (1,),
-            "weight 'x' of Gemm 'op' is not constant: 'x' is a graph input", [5, 7], {"w": (5, 6)}),
+    Refused("columns of a constant gemm A", [6, 7], "[op] y = Gemm (w, x)", "y", (1,),
+            "'y' is stored along axis (1,), weight 'w' of Gemm 'op' acts on axis 0", [5, 7], {"w": (5, 6)}),
+    Refused("gemm A, C of wrong length", [6, 7], "[op] y = Gemm (w, x, k)", "y", (0,),
+            "bias 'k' of Gemm 'op' has shape [4, 1], expected [5, 1]", [5, 7], {"w": (5, 6), "k": (4, 1)}),
     Refused("dynamic gemm C", [5, 6], "[op] y = Gemm (x, w, z)", "y", (1,),
             "bias C 'z' of Gemm 'op' is not constant: 'z' is a graph input", [5, 7], W, ", double[7] z"),
     Refused("gemm rows", [5, 6], LAYER, "y", (0,),
@@ -346,6 +408,7 @@ def test_a_matmul_of_unknown_rank_is_refused():
         ([6, 5], "[op] y = Gemm <transA = 1> (x, w)", [5, 7], (6, 7), {"x": (0,), "y": (1,)}),
         ([2, 3, 6], LAST, [2, 3, 7], (6, 7), {"x": (2,), "y": (2,), "w": None}),
         ([2, 6, 7], ROWS, [2, 5, 7], (5, 6), {"x": (1,), "y": (1,)}),
+        ([6, 7], "[op] y = Gemm (w, x)", [5, 7], (5, 6), {"x": (0,), "y": (0,)}),
         ([5, 6], "[op] y = Relu (x)", [5, 6], (6, 7), {"x": None, "y": None}),
     ],
 )

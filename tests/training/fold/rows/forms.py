@@ -76,9 +76,8 @@ C3 = (
          _DRAW | {"m3": "1 C 1 1", "s3": "1 C 1 1"}, affines=1, ops="Sub Conv"),
     Case("C3", "inception: picked, mapped and joined",
          f"m ($T[$N,3,$H,$W] x) => ($T y) {{ {_PICK} z = Concat <axis=1> (q0, q1, q2) [conv] y = Conv (z, w, k)"
-         " }", {}, {"w": "O 3 3 3", "k": "O"}, _PICKED,
-         allowed="all six maps folded; but a map of one number says nothing of the axis it works along, and neither "
-         "Unsqueeze nor Concat, which are next to these, tells"),
+         " }", {}, {"w": "O 3 3 3", "k": "O"}, _PICKED, affines=6,
+         ops="Gather Unsqueeze Gather Unsqueeze Gather Unsqueeze Concat Conv"),
 )  # fmt: skip
 C4 = (
     _kept("C4", "training_mode", f"{_WIDE} {{ {_CONV} {_BN.replace(' (', ' <training_mode=1> (')} }}",
@@ -170,6 +169,7 @@ C12 = (
 _INTEGERS = np.arange(-108, 108).reshape(6, 4, 3, 3).astype(np.int8)
 _QUANTISED = f"{_WIDE} {{ [dq] w = DequantizeLinear <axis=0> (q, s, z) {_CONV} {_BN} }}"
 _STEPS = {"s": np.linspace(0.01, 0.06, 6), "z": np.zeros(6, np.int8), "k": np.arange(6.0)}
+_ONE_STEP = _STEPS | {"s": np.array(0.02), "z": np.array(3, np.int8)}
 _INTEGER: dict[str, Any] = {"draw": {}, "opset": 21, "sizes": ("distinct",), "ops": "DequantizeLinear Conv"}
 _LOWEST = np.where(_INTEGERS == -108, -128, _INTEGERS).astype(np.int8)
 _NO_NEGATIVE = "an integer of weight 'w' of Conv 'conv' has no negative"
@@ -183,16 +183,20 @@ C13 = (
           **(_INTEGER | {"statistics": (settled,), "folded": 0, "kept": 0, "reduced": 1, "ops": None})),
     _behind("C13", "an integer without negative, positive scales", _QUANTISED, given=_STEPS | {"q": _LOWEST},
             **(_INTEGER | {"statistics": (upright,)})),
-    _kept("C13", "one scale for all", _QUANTISED.replace("<axis=0>", ""), "quantised with scales [] along axis",
-          given={"q": _INTEGERS, "s": np.array(0.02), "z": np.array(0, np.int8), "k": np.arange(6.0)},
-          **(_INTEGER | {"ops": None, "statistics": (settled,)}),
-          allowed="folded: the one scale could become a scale an output channel; reduced at least, for the bias could "
-          "hold the shift"),
-    # A scale of the input would have to go into each integer.
+    # It becomes a scale an output channel.
+    _behind("C13", "one scale for all", _QUANTISED.replace("<axis=0>", ""), given=_ONE_STEP | {"q": _INTEGERS},
+            **(_INTEGER | {"statistics": (hostile, pruned, settled)})),
+    _behind("C13", "one scale for all, no zero point", _QUANTISED.replace("<axis=0>", "").replace(", z)", ")"),
+            given={name: _ONE_STEP[name] for name in "sk"} | {"q": _INTEGERS}, **_INTEGER),
+    # DequantizeLinear has one scale for all in this opset: the bias takes the shift, a Mul is left.
+    _kept("C13", "one scale for all, opset 12", _QUANTISED.replace("<axis=0>", ""), "is quantised with one scale",
+          given=_ONE_STEP | {"q": _INTEGERS}, kept=0, reduced=1,
+          **(_INTEGER | {"opset": 12, "ops": "DequantizeLinear Conv Mul", "statistics": (settled,)})),
+    # A scale of the input would have to go into each integer. The bias takes the shift.
     _kept("C13", "forward", f"{_WIDE} {{ [dq] w = DequantizeLinear <axis=0> (q, s)"
           " [bn] h = BatchNormalization (x, g, b, m, v) [conv] y = Conv (h, w, k) }", "is quantised",
-          given={name: _STEPS[name] for name in "sk"} | {"q": _INTEGERS}, bn={"": "C"},
-          **(_INTEGER | {"ops": None})),
+          given={name: _STEPS[name] for name in "sk"} | {"q": _INTEGERS}, bn={"": "C"}, kept=0, reduced=1,
+          **(_INTEGER | {"ops": "DequantizeLinear Mul Conv", "statistics": (settled,)})),
     _kept("C13", "quantised activations", f"{_WIDE} {{ {_CONV} [q] i = QuantizeLinear (h, s, z)"
           " [dq] p = DequantizeLinear (i, s, z) [bn] y = BatchNormalization (p, g, b, m, v) }", "DequantizeLinear 'dq'",
           given={"s": np.array(0.05), "z": np.array(0, np.int8)}, opset=21),

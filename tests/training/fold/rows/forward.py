@@ -33,11 +33,10 @@ F1 = (
     _before("F1", "SAME_UPPER with one tap", "[op] y = Conv <auto_pad=\"SAME_UPPER\", strides=[2,2]> (h, w)",
             draw={"w": "O C 1 1"}, ops="Conv"),
 )  # fmt: skip
-_DEAD = "folded: a weight of 0 for the dead channels, their constants in the bias; but a gauge of scale 0 is only known"
-_DEAD += " to those who compute a tensor, and x is a graph input"
+# x is as it was: the convolution has weights of 0 for the dead channels, and their constants in its bias.
 F1 += (
-    _before("F1", "some channels are zero", "[op] y = Conv (h, w, k)", draw={"w": "O C 3 3", "k": "O"}, folded=0,
-            reduced=1, ops="Mul Conv", reasons=("'x' is a graph input",), statistics=(pruned,), allowed=_DEAD),
+    _before("F1", "some channels are zero", "[op] y = Conv (h, w, k)", draw={"w": "O C 3 3", "k": "O"}, ops="Conv",
+            statistics=(pruned,)),
 )  # fmt: skip
 F2 = (
     _before("F2", "depthwise", "[op] y = Conv <group=$C> (h, w, k)", draw={"w": "C 1 3 3", "k": "C"}, ops="Conv"),
@@ -57,8 +56,11 @@ F3 = (
     # What a channel with scale 0 puts out, 0.3, is no multiple of its input, and a bias in its place is wrong at the
     # border: neither an Add nor a Mul computes it.
     _shift_stays("F3", "Conv, some channels are zero", "[op] y = Conv <pads=[1,1,1,1]> (h, w, k)",
-                 draw={"w": "O C 3 3", "k": "O"}, reduced=0, kept=1, reasons=("'x' is a graph input",),
-                 statistics=(pruned,)),
+                 draw={"w": "O C 3 3", "k": "O"}, reduced=0, kept=1, statistics=(pruned,),
+                 reasons=("its scale is 0 in channel 2: 'x' is a graph input; ", _PADS)),
+    _before("F3", "Conv, some channels are zero throughout", "r = Relu (h) [op] y = Conv <pads=[1,1,1,1]> (r, w, k)",
+            draw={"w": "O C 3 3", "k": "O"}, given={"m": np.zeros(4), "b": np.array([0.0, 0.0, -0.3, -0.4])},
+            clamped=1, ops="Max Min Conv", statistics=(pruned,)),
     Case("F3", "the shift goes backward into a residual stream",
          """m (double[$N,$C,$H,$W] x) => (double y) {
             [stem] s0 = Conv (x, w0, k0)
@@ -90,6 +92,9 @@ F4 = (
     _before("F4", "another number", "[pad] p = Pad (h, i, n) [op] y = Conv (p, w)", draw={"w": "O C 3 3"},
             given={"i": _PADDING, "n": np.array(0.5)}, folded=0, kept=1, reasons=("is padded with 0.5",)),
 )  # fmt: skip
+_EVEN = np.linspace(-1, 1, 12).reshape(4, 3, 1, 1) * np.ones((2, 2))
+_RAMP = np.array([0.25, 0.75, 0.75, 0.25])  # linear interpolation to twice the size
+_EVEN4 = np.linspace(-1, 1, 12).reshape(4, 3, 1, 1) * np.outer(_RAMP, _RAMP)
 _UNEVEN = ("the windows of ConvTranspose 'op' overlap, or leave gaps",)
 F5 = (
     _before("F5", "kernel 1", "[op] y = ConvTranspose (h, w, k)", draw={"w": "C O 1 1", "k": "O"}, ops="ConvTranspose"),
@@ -104,9 +109,13 @@ F5 = (
     # Stride 2 with kernel 2 shows each position one tap, and the taps differ.
     _shift_stays("F5", "each output sees one of four taps", "[op] y = ConvTranspose <strides=[2,2]> (h, w)",
                  draw={"w": "C O 2 2"}, reasons=_UNEVEN, ops="Add ConvTranspose"),
-    _shift_stays("F5", "each output sees one of four equal taps", "[op] y = ConvTranspose <strides=[2,2]> (h, w)",
-                 given={"w": np.ones((4, 3, 2, 2))}, reasons=_UNEVEN, ops="Add ConvTranspose",
-                 allowed="folded: equal sums of taps for every phase make one bias of the shift"),
+    _before("F5", "each output sees one of four equal taps", "[op] y = ConvTranspose <strides=[2,2]> (h, w)",
+            given={"w": _EVEN}, ops="ConvTranspose"),
+    _before("F5", "equal sums, and a border that is cut off", "[op] y = ConvTranspose <strides=[2,2], pads=[2,2,2,2]>"
+            " (h, w)", given={"w": _EVEN4}, ops="ConvTranspose"),
+    # At the border a position sees fewer of them.
+    _shift_stays("F5", "equal sums but for the border", "[op] y = ConvTranspose <strides=[2,2], pads=[1,1,1,1]> (h, w)",
+                 given={"w": _EVEN4}, reasons=_UNEVEN, ops="Add ConvTranspose"),
 )  # fmt: skip
 F6 = (
     _before("F6", "Gemm", "[op] y = Gemm <alpha=0.5, beta=2.0, transB=1> (h, w, k)", _FLAT,
@@ -124,9 +133,17 @@ F6 = (
     # Along the rows the weight has nothing to say: the scale comes out again.
     _before("F6", "of rank 3, along the rows", "[op] p = MatMul (h, w) y = Add (p, k)", _CUBE,
             draw={"w": "H O", "k": "O"}, folded=0, kept=1, reasons=("'x' is a graph input", "'y' is a graph output")),
-    _shift_stays("F6", "the rows of a constant left operand", "[op] p = MatMul (w, h) y = Add (p, k)", _CUBE,
-                 draw={"w": "O C", "k": "O 1"}, ops="Add MatMul Add", reasons=("MatMul 'op' holds no bias",),
-                 allowed="folded: W t is one number a row, which the constant of the Add could hold"),
+    # W t is one number a row.
+    _before("F6", "the rows of a constant left operand", "[op] p = MatMul (w, h) y = Add (p, k)", _CUBE,
+            draw={"w": "O C", "k": "O 1"}, ops="MatMul Add"),
+    _before("F6", "the rows of a constant left operand, a bias of columns", "[op] p = MatMul (w, h) y = Add (k, p)",
+            _CUBE, draw={"w": "O C", "k": "H"}, ops="MatMul Add"),
+    _shift_stays("F6", "the rows of a constant left operand, without Add", "[op] y = MatMul (w, h)", _CUBE,
+                 draw={"w": "O C"}, reasons=("MatMul 'op' holds no bias",)),
+    _before("F6", "a Gemm's left operand", "t = Transpose (h) [op] y = Gemm <alpha=0.5> (w, t, k)", _FLAT,
+            draw={"w": "O C", "k": "O 1"}, ops="Transpose Gemm"),
+    _before("F6", "a MatMul's left operand, which becomes a Gemm", "t = Transpose (h) [op] y = MatMul (w, t)", _FLAT,
+            draw={"w": "O C"}, ops="Transpose Gemm"),
 )  # fmt: skip
 F7 = (
     _before("F7", "Flatten", "q = Flatten (h) [op] y = Gemm (q, w, k)", draw={"w": "CHW O", "k": "O"},

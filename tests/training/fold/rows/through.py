@@ -53,7 +53,8 @@ T2 = (
     # The shift passes; the scale would turn the maximum of a channel into a minimum.
     _back("T2", "MaxPool, negative scales", f"[p] h = {_MAX} (c)", folded=0, reduced=1, reasons=(_NEGATIVE,),
           ops="Conv MaxPool Mul", statistics=(settled, alive),
-          allowed="folded: Max and Min of the two halves of the channels, which splits the tensor"),
+          allowed="folded: a pool of the upright channels beside a negated pool of the negated others; to split the "
+          "tensor, pool twice and join it again costs more than the Mul that is left"),
     _forth("T2", "MaxPool, forward", f"p = {_MAX} (h)", statistics=(upright,)),
     # The magnitude goes on to the convolution, the sign alone would be a Mul as well.
     _forth("T2", "MaxPool, forward, negative scales", f"[p] p = {_MAX} (h)", folded=0, reduced=1,
@@ -114,9 +115,8 @@ _STREAM_DRAW = {"w0": "O C 1 1", "k0": "O", "w1": "O O 3 3", "k1": "O", "w2": "C
 T5 = (
     _forth("T5", "1x1", _RELU, clamped=1, ops="Max Min Conv", statistics=(settled, alive)),
     _forth("T5", "1x1, positive scales", _RELU, clamped=1, ops="Max Conv", statistics=(upright,)),
-    _forth("T5", "1x1, some channels are zero", _RELU, folded=0, reduced=1, statistics=(pruned,),
-           reasons=("'x' is a graph input",),
-           allowed="folded: a dead channel is the constant relu(t), which the bias could hold (as in F1)"),
+    # A dead channel is the constant relu(t), which the bias holds (as in F1).
+    _forth("T5", "1x1, some channels are zero", _RELU, clamped=1, ops="Max Min Conv", statistics=(pruned,)),
     # The shift of a graph input cannot go backward: an Add in front, and clamps at 0.
     Case("T5", "padded", f"{_WIDE} {{ {_IN} {_RELU} {_PADDED.replace('q', 'p')} }}", {"": "C"}, {"u": "O C 3 3"},
          reduced=1, reasons=("'x' is a graph input", "pads 'p' with zeros"), statistics=(settled,)),
@@ -151,7 +151,8 @@ T6 = (
     Case("T6", "a piece is a graph input",
          f"{_WIDE} {{ [conv1] a = Conv <pads=[1,1,1,1]> (x, w1, k1) [cat] h = Concat <axis=1> (a, x) {_OUT} }}",
          {"": "CO"}, {"w1": "O C 3 3", "k1": "O"}, kept=1, reasons=("'x' is a graph input", "'y' is a graph output"),
-         allowed="a map of the C channels of x alone, which is never dearer"),
+         allowed="a map of the C channels of x alone, which is never dearer; but it would stand in front of the "
+         "Concat, and what is left of a map is left in its place"),
     # DenseNet: every map reads all that was made so far, and each has a scale of its own for it.
     Case("T6", "two maps of the same pieces",
          f"{_WIDE} {{ [conv1] a = Conv (x, w1, k1) [bn1] p = BatchNormalization (a, g1, b1, m1, v1) r = Relu (p)"
