@@ -1,10 +1,8 @@
-"""Questions about a graph: who reads this tensor, and may its numbers change? No arithmetic, no edits."""
+"""Questions about a graph: what is this node, and who reads this tensor's numbers? No arithmetic, no edits."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
-
-from training.fold.refusal import Refusal
 
 # (operator, operand) pairs that look at a tensor's shape or type and never at its numbers. Folding keeps both, so
 # these readers do not stand in its way; the exporter's `CastLike(0, conv)` and `Shape(conv)` are of this kind.
@@ -35,34 +33,3 @@ def number_readers(value: ir.Value) -> list[ir.Node]:
         for use in value.uses()
         if not (is_standard(use.node) and (use.node.op_type, use.idx) in _LOOKS_AT_SHAPE_ONLY)
     ]
-
-
-def may_change(value: ir.Value, reader: ir.Node) -> Refusal | None:
-    """May the numbers of `value` become others, if only `reader` is told? None when they may.
-
-    1. It is computed by a node of the same graph as the reader (a loop body must not change its surroundings).
-    2. It is no output of a graph.
-    3. Nobody else reads its numbers, be it in a body of If, Loop or Scan.
-    """
-    producer = value.producer()
-    if producer is None:
-        return Refusal(f"'{value.name}' is {_origin(value)}, no node computes it")
-    if producer.graph is not reader.graph:
-        return Refusal(f"'{value.name}' of {describe(producer)} is computed outside the subgraph of {describe(reader)}")
-    tensor = f"output '{value.name}' of {describe(producer)}"
-    if value.is_graph_output():
-        return Refusal(f"{tensor} is also a graph output")
-    captors = [node for node in number_readers(value) if node.graph is not reader.graph]
-    if captors:
-        return Refusal(f"{tensor} is also read inside a subgraph, by {describe(captors[0])}")
-    others = [describe(node) for node in number_readers(value) if node is not reader]
-    if others:
-        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        return Refusal(f"{tensor} has {len(others) + 1} consumers: {describe(reader)}, {shown}")
-    return None
-
-
-def _origin(value: ir.Value) -> str:
-    if value.is_graph_input():
-        return "a graph input"
-    return "an initializer" if value.is_initializer() else "undefined"
