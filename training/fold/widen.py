@@ -30,7 +30,7 @@ from training.fold.graph import describe, is_standard
 from training.fold.known import Known
 from training.fold.lift import operands_of
 from training.fold.linear.convolution import conv, conv_transpose
-from training.fold.linear.layer import Bias, Layer, Operand, overflow_is_refused, stored
+from training.fold.linear.layer import Bias, End, Layer, Operand, overflow_is_refused, stored
 from training.fold.passages import Held, Passage, passage, with_one_more
 from training.fold.refusal import Refusal
 
@@ -145,6 +145,8 @@ class Widening:
         if layer is not None and not isinstance(layer, Refusal) and value is producer.outputs[0]:
             if not isinstance(layer.bias, Bias):
                 return Refusal(f"the bias of {describe(producer)} is not constant")
+            if not isinstance(layer.y, End) or layer.y.channels != self._channels(value):
+                return Refusal(f"{describe(producer)} does not make the channels of '{value.name}'")
             region.makers[producer] = layer
             found = []
         elif isinstance(layer, Refusal):
@@ -173,10 +175,14 @@ class Widening:
             return through if isinstance(through, Refusal) else [*through.operands, node.outputs[0]]
         if isinstance(layer, Refusal):
             return layer
-        if list(node.inputs).count(value) != 1 or place != 0:
-            return Refusal(f"'{value.name}' is a weight of {describe(node)}")
+        if list(node.inputs).count(value) != 1 or place != 0 or layer.x.channels != self._channels(value):
+            return Refusal(f"{describe(node)} does not read the channels of '{value.name}'")
         region.readers[node] = layer
         return []
+
+    def _channels(self, value: ir.Value) -> int | None:
+        dims = self._known.dims(value)
+        return None if dims is None else dims[1]
 
     def _through(self, node: ir.Node, value: ir.Value, region: _Region) -> Passage | Refusal:
         """How `node`, which reads or makes `value`, passes the channel on."""
@@ -216,6 +222,8 @@ class Widening:
         held = region.held = {node.outputs[0]: Held(0.0 if node in silent else 1.0) for node in region.makers}
         for node in order:
             through = region.passages[node]
+            if any(value not in held for value in through.operands):
+                return dict.fromkeys(region.maps, f"{describe(node)} stands before what it reads")
             before = [held[value] for value in through.operands]
             after = _taken(region.maps[node], before[0]) if node in region.maps else through.hold(before)
             if isinstance(after, Refusal):
@@ -334,6 +342,8 @@ def _map_of(node: ir.Node, known: Known) -> _Map | Refusal:
         record = read_batchnorm(node, known.opset, known.constants)
         if isinstance(record, Refusal):
             return record
+        if (known.dims(record.x) or ())[1:2] not in ((), (None,), (record.affine.channels,)):  # unknown: see `_place`
+            return Refusal(f"{describe(node)} does not have the channels of '{record.x.name}'")
         return _Map(node, 0, record.affine.scale, record.affine.shift)
     if not is_standard(node) or node.op_type not in ("Add", "Sub"):
         return Refusal(f"{describe(node)} scales: no channel more can do that")
