@@ -20,9 +20,9 @@ tolerance is
 in words: the folded graph is right if it is the exact graph with each new weight moved by a unit or so in its last
 place (a small backward error). Anything else - a wrong axis, sign, epsilon, border - moves weights by 1e3 units.
 A graph without new constants gets no allowance but 1e-9 S and the original's own response to moving its data by a few
-units of float64, which is what a channel that cancels to nearly nothing consists of. Where it cancels exactly (x minus
-its mean, on a sample of zeros), rounding inside the operators is all there is, and no perturbation of the data shows
-it: such a channel is allowed 64 * 2^-53 of the size that it had in the samples before.
+units of float64, and each result by one, which is what a channel that cancels to nearly nothing consists of. Where it
+cancels exactly (x minus its mean, on a sample of zeros), no perturbation shows what rounding leaves: such a channel is
+allowed 64 * 2^-53 of the size that it had in the samples before.
 
 Probes are drawn one by one, for the samples that do not pass yet: more of them can only widen the tolerance, so that
 to stop early is to be strict. Two or three decide the usual case. There are up to 32, so that an unlucky draw cannot
@@ -72,6 +72,7 @@ _TOGETHER_BYTES = 128 << 20  # of computed tensors of samples side by side
 _CHUNK = 1 << 15  # numbers moved at a time: what a core's cache holds, and no second copy of a large weight
 _NOISE = 64 * 2.0**-53  # of a channel's size in other samples: what float64 leaves of one that cancels in this one
 _EVALUATION_UNITS = 4.0  # of float64, that rounding inside the operators is worth in weights of that type
+_OWN_PROBES = 4  # of the original
 _DECISION_UNITS = (
     8.0  # a decision within this many units of the graph's own precision is the rounding's, not the fold's
 )
@@ -167,12 +168,14 @@ class Algebra:
     def _insist(
         self, sample: Mapping[str, Array], view: dict[str, _View], oracle: Mapping[str, Array], branch: bool | None
     ) -> None:
-        """The original's own response, and all the probes there are."""
-        own = _own_rounding()
-        moved = {name: own(np.asarray(array)) for name, array in sample.items()}
-        (response,) = self._evaluate(self.original, [moved], branch, read=lambda tensor: own(tensor.numpy()))
-        for name, each in view.items():
-            each.add(oracle[name], response[name])
+        """The original's own response, to rounding too, and all the probes there are."""
+        for seed in range(_OWN_PROBES):
+            own = _own_rounding(seed)
+            moved = {name: own(np.asarray(array)) for name, array in sample.items()}
+            steering = Steering(branch, rounding=_rounding(seed))
+            (response,) = evaluate_all(self.original, [moved], read=_moving(own), steering=steering)
+            for name, each in view.items():
+                each.add(oracle[name], response[name])
         for probe in range(_OWN_RESPONSE, _PROBES):
             if not _is_open(view):
                 return
@@ -317,7 +320,7 @@ def decided_by_rounding(
 def _moved(model: ir.Model, sample: Mapping[str, Array], move: Move) -> dict[str, Array]:
     """The outputs with all inputs and all constants moved."""
     inputs = {name: move(np.asarray(array)) for name, array in sample.items()}
-    return evaluate(model, inputs, read=lambda tensor: move(tensor.numpy()))
+    return evaluate(model, inputs, read=_moving(move))
 
 
 def perturbed(seed: int, *, units: float = 1.0) -> Move:
@@ -351,15 +354,30 @@ def perturbed(seed: int, *, units: float = 1.0) -> Move:
     return move
 
 
-def _own_rounding() -> Move:
+def _own_rounding(seed: int) -> Move:
     """All constants, and inputs, move by a few units of float64: how uncertain the oracle itself is."""
-    generator = np.random.default_rng(0x0F01D)
+    generator = np.random.default_rng((seed, 0x0F01D))
 
     def move(array: Array) -> Array:
         wide = widen(array)
         if not is_float(array.dtype):
             return wide
         return wide * (1.0 + 4 * 2.0**-53 * generator.standard_normal(array.shape))
+
+    return move
+
+
+def _moving(move: Move) -> ReadConstant:
+    return lambda tensor: move(tensor.numpy())
+
+
+def _rounding(seed: int) -> Move:
+    """Monte Carlo arithmetic (D. S. Parker, UCLA CSD-970002, 1997): each result moves by its own last place or so, so
+    that what cancels afterwards shows what rounding had left of it."""
+    generator = np.random.default_rng((seed, 0x0F01D, 1))
+
+    def move(result: Array) -> Array:
+        return result * (1.0 + 2.0**-52 * generator.standard_normal(result.shape))
 
     return move
 

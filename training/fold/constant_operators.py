@@ -427,6 +427,7 @@ EVALUATORS: dict[str, _Evaluator] = {
     "Mul": _operation(np.multiply, integers=np.multiply),
     "Neg": _operation(np.negative, integers=np.negative),
     "Pow": _pow,
+    "Relu": _operation(lambda x: np.maximum(x, 0), integers=lambda x: np.maximum(x, 0)),
     "Reciprocal": _operation(np.reciprocal),
     "Sqrt": _operation(np.sqrt),
     "Sub": _operation(np.subtract, integers=np.subtract),

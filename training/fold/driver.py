@@ -70,21 +70,20 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU, widen: bo
     changed, shapes = False, Shapes(model)
     for _ in range(_MOST_PASSES):
         known = known_of(model, opset, shapes=shapes)
-        if not any(_is_batchnorm(node) or is_map(node, known) for node in model.graph.all_nodes()):
+        if any(_is_batchnorm(node) or is_map(node, known) for node in model.graph.all_nodes()):
+            merged = book.enter_merged(merge_branches(model, known))
+            known = known_of(model, opset) if merged else known
+            flattened = flatten_linears(model, known)
+            told = _Pass(model, opset, profile, Shapes(model) if flattened else known.shapes).run()
+            if book.enter(told) or merged or flattened:
+                changed, shapes = True, known.shapes if known.shapes.covers(model) else Shapes(model)
+                continue
+            if book.enter_widening(Widening(book.left(), known), widen):
+                changed, shapes = True, Shapes(model)
+                continue
+        if not (changed and precompute(model)):
             break
-        merged = book.enter_merged(merge_branches(model, known))
-        known = known_of(model, opset) if merged else known
-        flattened = flatten_linears(model, known)
-        told = _Pass(model, opset, profile, Shapes(model) if flattened else known.shapes).run()
-        if book.enter(told) or merged or flattened:
-            shapes = known.shapes if known.shapes.covers(model) else Shapes(model)
-        elif book.enter_widening(Widening(book.left(), known), widen):
-            shapes = Shapes(model)
-        else:
-            break
-        changed = True
-    if changed:
-        precompute(model)
+        shapes = Shapes(model)  # what is stored now may say more of sizes than the chain that it was
     return book.report(model, profile)
 
 

@@ -186,7 +186,7 @@ def _read(gauge: Gauge | None, like: Float64s) -> tuple[Float64s, Float64s]:
 
 def keep(law: Lift, gauges: Gauges, known: Known) -> tuple[Edit, ...] | Refusal:
     """A lift that stays as what it is, between other gauges than before."""
-    x, y = gauges.of(law.x.value), gauges.of(law.y.value)
+    x, y = gauges.of(law.x.value, law.x.reader), gauges.of(law.y.value)
     if x is None and y is None:
         return ()
     if law.node.op_type == "BatchNormalization":
@@ -236,7 +236,7 @@ def _set(node: ir.Node, operands: dict[int, Float64s], known: Known) -> tuple[Ed
 
 def reduce(law: Lift, op_type: str, gauges: Gauges, known: Known) -> tuple[Edit, ...] | Refusal:
     """A BatchNormalization of which only an Add or a Mul is left."""
-    left = residue(law, gauges.of(law.x.value), gauges.of(law.y.value))
+    left = residue(law, gauges.of(law.x.value, law.x.reader), gauges.of(law.y.value))
     dims, dtype = known.dims(law.x.value), known.shapes.dtype(law.x.value)
     if dims is None or dtype is None:
         return Refusal(f"the type of '{law.x.value.name}' is not known")

@@ -87,8 +87,9 @@ class Plan:
         law, fate = self.solution.problem.lift(tag), self.solution.fate[tag]
         if fate is Fate.FOLDED:
             self.removed.append(law)
-            return ()
-        return keep(law, self, self.known) if fate is Fate.KEPT else reduce(law, fate.value, self, self.known)
+            return constants
+        left = keep(law, self, self.known) if fate is Fate.KEPT else reduce(law, fate.value, self, self.known)
+        return left if isinstance(left, Refusal) else (*constants, *left)
 
     def _constants(self, node: ir.Node) -> tuple[Edit, ...] | Refusal:
         """Constant operands with a port of their own: `K' = A K + B`."""

@@ -33,8 +33,11 @@ _LARGEST_BYTES = 16 << 20  # of one tensor: above, the memory for a second copy 
 _COMPUTING = EVALUATORS.keys() - {"Constant", "DequantizeLinear"}
 
 
-def precompute(model: ir.Model) -> None:
-    """Store every tensor that is computed from constants and read by what is not, within the limits above."""
+def precompute(model: ir.Model) -> bool:
+    """Store every tensor that is computed from constants and read by what is not, within the limits above.
+
+    Was there any?
+    """
     constants = Constants(Shapes(model))
     computed = _computed(model, constants)
     edits = []
@@ -44,6 +47,7 @@ def precompute(model: ir.Model) -> None:
         readers = [use for use in value.uses() if use.node not in computed]
         edits += [SetOperand(use.node, use.idx, array, value, role="constant") for use in readers]
     apply(model, edits)
+    return bool(edits)
 
 
 @dataclass(frozen=True, eq=False)

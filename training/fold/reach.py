@@ -78,9 +78,11 @@ class Reach:
             self._visit(self._queue.popleft())
 
     def _visit(self, port: Port) -> None:
-        if port.reader is not None:
-            return  # a constant: free, and nobody else reads this copy
         value = port.value
+        if port.reader is not None:  # a constant: free, and nobody else reads this copy
+            if len(port.reader.outputs) > 1 and (port.reader, value) not in self._answered:
+                self._ask(port.reader, port)  # who was asked about one output speaks of the others too
+            return
         reason = _place(value, self.known)
         if reason:
             self._state(Pinned(port, reason), None)
@@ -99,9 +101,24 @@ class Reach:
         if isinstance(laws, Refusal):
             self._state(Pinned(port, laws.reason), node)
             return
+        if self._clashes(laws):
+            why = f"{describe(node)} wants one tensor along two axes"
+            self._state(Pinned(port, why), node)
+            return
         self._answered.add((node, port.value))
         for law in laws:
             self._state(law, node)
+
+    def _clashes(self, laws: tuple[Law, ...]) -> bool:
+        """Does a tensor have two ports along different axes, as in MatMul(x, x)?"""
+        axes: dict[tuple[ir.Value, ir.Node | None], tuple[int, ...]] = {}
+        for law in laws:
+            for port in ports(law):
+                key = (port.value, port.reader)
+                present = self.reached.ports.get(key)
+                if axes.setdefault(key, port.axes if present is None else present.axes) != port.axes:
+                    return True
+        return False
 
     def _state(self, law: Law, node: ir.Node | None) -> None:
         for port in ports(law):
@@ -118,7 +135,7 @@ class Reach:
         if present is None:
             self.reached.ports[key] = port
             self._queue.append(port)
-        elif present.axes != port.axes:  # one node asked along two axes of one tensor, as in MatMul(x, x)
+        elif present.axes != port.axes:
             raise AssertionError(f"'{port.value.name}' was reached along {present.axes} and {port.axes}")
 
 

@@ -21,6 +21,7 @@ from training.fold.tensors import Hollow
 
 Dims = tuple[int | None, ...]
 _MOST_AXES = 64  # elements of a constant that says axes or sizes
+_MADE_UP = "unk__"  # begins the names that ONNX's inference gives to sizes that it does not know
 _LARGE_BYTES = 1024  # tensors above this are shown to inference by their type and shape only
 
 
@@ -123,8 +124,11 @@ def _joined(declared: Sizes | None, inferred: Sizes | None) -> Sizes | None:
 
 
 def _is_open(value: ir.Value, learned: dict[ir.Value, _Learned]) -> bool:
+    """Is its rank not known, or a size only by a name that inference made up?"""
     known = learned.get(value)
-    return value.shape is None and (known is None or known.sizes is None)
+    if value.shape is not None:
+        return False
+    return known is None or known.sizes is None or any(str(size).startswith(_MADE_UP) for size in known.sizes)
 
 
 def _by_onnx(model: ir.Model, twin: ir.Model) -> Iterator[tuple[ir.Value, _Learned]]:

@@ -29,10 +29,12 @@ class Steering:
 
     `branch` sends every If to `then_branch` (True) or `else_branch` (False) whatever its condition; None leaves the
     choice to the condition. `ran` gathers each node that was computed, over all evaluations it is given to.
+    `rounding` is what becomes of each floating-point result of an operator, where rounding is to be seen at work.
     """
 
     branch: bool | None = None
     ran: set[ir.Node] = field(default_factory=set)
+    rounding: Callable[[Array], Array] | None = None
 
 
 @dataclass(slots=True)
@@ -203,7 +205,12 @@ class _Run:
             array = np.asarray(results[0])
             return [self.read(ir.tensor(array)) if is_float(array.dtype) else widen(array)]
         self.effort.work += multiply_adds(op, inputs, results)
-        return [None if array is None else _stored(array) for array in results]
+        return [None if array is None else self.rounded(_stored(array)) for array in results]
+
+    def rounded(self, result: Array) -> Array:
+        if self.steering.rounding is None or not isinstance(result, np.ndarray) or not is_float(result.dtype):
+            return result
+        return self.steering.rounding(result)
 
     def call(
         self, function: ir.Function, inputs: Sequence[Array | None], attributes: Mapping[str, ir.Attr]

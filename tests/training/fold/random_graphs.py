@@ -21,6 +21,7 @@ Shape = tuple[int, ...]
 _MOST_ELEMENTS = 600
 _VARIED = 0.3  # of the graphs: some weights stand on the left, or have equal taps
 _PRUNED = 0.25  # of the graphs: every BatchNormalization has lost channels, one in three; most are read by a weight
+_LEARNED = 0.1  # of the graphs: a tensor is a constant, as the input of a StyleGAN
 
 
 class Graph:
@@ -38,6 +39,8 @@ class Graph:
         self.inputs: dict[str, Shape] = {}
         self.live: dict[str, Shape] = {}
         self.readers: dict[str, int] = {}
+        self.learning = np.random.default_rng([seed, 4])
+        self.learned: set[str] = set()
 
     # Drawing.
 
@@ -83,6 +86,11 @@ class Graph:
         self.inputs[name] = self.live[name] = shape
         return name
 
+    def learn(self, shape: Shape) -> None:
+        name = self.constant(self.learning.normal(size=shape), "c")
+        self.learned.add(name)
+        self.live[name] = shape
+
     def node(self, call: str, shape: Shape, *reads: str) -> str:
         """One node with one output of `shape`."""
         (name,) = self.nodes(call, [shape], *reads)
@@ -107,7 +115,7 @@ class Graph:
     def model(self) -> ir.Model:
         outputs = [name for name in self.live if not self.readers.get(name)] or [list(self.live)[-1]]
         extra = [n for n in self.live if self.readers.get(n) and n not in self.inputs and self.rng.random() < 0.04]
-        outputs = [name for name in outputs + extra if name not in self.inputs]
+        outputs = [name for name in outputs + extra if name not in self.inputs and name not in self.learned]
         declare = lambda names: ", ".join(f"double[{','.join(map(str, self.live[n]))}] {n}" for n in names)  # noqa: E731
         text = f"g ({declare(self.inputs)}) => ({declare(outputs)}) {{\n" + "\n".join(self.lines) + "\n}"
         return build(text, opset=18, ir_version=8, **self.constants)
@@ -539,6 +547,8 @@ def random_model(seed: int, steps: int = 14, quantised: bool = False) -> ir.Mode
     g.input(sizes(g.some(2, 3, 4, 4, 4)))
     if g.rng.random() < 0.2:
         g.input(sizes(g.some(2, 3, 4)))
+    if g.learning.random() < _LEARNED:
+        g.learn(g.inputs["x0"])
     while len(g.lines) < steps:
         x = g.pick()
         before = len(g.lines)
@@ -555,7 +565,7 @@ def random_model(seed: int, steps: int = 14, quantised: bool = False) -> ir.Mode
 
 
 def _with_outputs(g: Graph) -> ir.Model:
-    if any(name not in g.inputs for name in g.live):
+    if any(name not in g.inputs and name not in g.learned for name in g.live):
         return g.model()
     x = next(iter(g.inputs))
     g.live[x] = g.inputs[x]

@@ -73,7 +73,9 @@ def clamp(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     bounds = bounds_of(node, known)
     if isinstance(bounds, Refusal):
         return bounds
-    dynamic = next(value for value in node.inputs if value is not None and known.constant(value) is None)
+    dynamic = next((value for value in node.inputs if value is not None and known.constant(value) is None), None)
+    if dynamic is None:
+        return Refusal(f"{describe(node)} has only constant operands")
     limits = []
     for limit in (bounds.lower, bounds.upper):
         fits = aligned(limit, dynamic, known)
@@ -128,10 +130,9 @@ def clamp_edits(node: ir.Node, gauges: Gauges, known: Known) -> tuple[Edit, ...]
     bounds = bounds_of(node, known)
     if isinstance(bounds, Refusal):
         return ()  # a Max or Min of tensors: its law needs no edit
-    x = next(value for value in node.inputs if known.constant(value) is None)
-    assert x is not None
-    gauge, rank = gauges.of(x), len(known.dims(x) or ())
-    if gauge is None or _stays(node, gauge):
+    x = next((value for value in node.inputs if value is not None and known.constant(value) is None), None)
+    gauge, rank = gauges.of(x), len((known.dims(x) if x is not None else None) or ())
+    if x is None or gauge is None or _stays(node, gauge):
         return ()
     lower, upper = moved_bounds(bounds, gauge, rank)
     dtype = known.shapes.dtype(x)
