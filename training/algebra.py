@@ -48,6 +48,7 @@ import onnx_ir as ir
 from training.recurring import Recurring
 from training.reference import (
     Effort,
+    EvaluationFailed,
     ReadConstant,
     Steering,
     evaluate,
@@ -72,6 +73,13 @@ _TOGETHER_BYTES = 128 << 20  # of computed tensors of samples side by side
 _CHUNK = 1 << 15  # numbers moved at a time: what a core's cache holds, and no second copy of a large weight
 _NOISE = 64 * 2.0**-53  # of a channel's size in other samples: what float64 leaves of one that cancels in this one
 _EVALUATION_UNITS = 4.0  # of float64, that rounding inside the operators is worth in weights of that type
+_FEW = 64
+_CONTENTS: dict[ir.AttributeType, Any] = {
+    ir.AttributeType.TENSOR: None,
+    ir.AttributeType.FLOAT: np.float32,
+    ir.AttributeType.FLOATS: np.float32,
+}
+_SIZES = {"Resize": (1, 2), "Upsample": (1,), "Range": (0, 1, 2)}  # operands that decide on shapes
 _OWN_PROBES = 4  # of the original
 _DECISION_UNITS = (
     8.0  # a decision within this many units of the graph's own precision is the rounding's, not the fold's
@@ -119,7 +127,8 @@ class Algebra:
         self.original = original
         self.folded = folded
         self.effort = Effort()  # of the first sample's evaluation
-        self._old = Recurring(_constants(original))
+        self._sizes_said = Recurring(_steering_sizes(original))
+        self._unmoved = Recurring([*_constants(original), *_steering_sizes(folded)])
         self._unproved = _changed(original, folded)
         self._sizes: dict[str, Array] = {}  # of each output's channels, the largest in any sample so far
 
@@ -173,7 +182,12 @@ class Algebra:
             own = _own_rounding(seed)
             moved = {name: own(np.asarray(array)) for name, array in sample.items()}
             steering = Steering(branch, rounding=_rounding(seed))
-            (response,) = evaluate_all(self.original, [moved], read=_moving(own), steering=steering)
+            try:
+                (response,) = evaluate_all(
+                    self.original, [moved], read=_moving(own, self._sizes_said), steering=steering
+                )
+            except EvaluationFailed:
+                continue
             for name, each in view.items():
                 each.add(oracle[name], response[name])
         for probe in range(_OWN_RESPONSE, _PROBES):
@@ -189,12 +203,11 @@ class Algebra:
         branch: bool | None,
     ) -> None:
         for group, places in self._groups(samples):
-            move = perturbed(number)  # the same for each group: it is one graph that moved
-
-            def read(tensor: ir.TensorProtocol, move: Move = move) -> Array:
-                return widened(tensor) if self._old.has(tensor) else move(tensor.numpy())
-
-            probes = evaluate_all(self.folded, group, read=read, steering=Steering(branch))
+            read = _moving(perturbed(number), self._unmoved)  # the same for each group: it is one graph that moved
+            try:
+                probes = evaluate_all(self.folded, group, read=read, steering=Steering(branch))
+            except EvaluationFailed:  # a size that is computed from what moved: this probe explains nothing
+                continue
             for view, probe in zip(views[places], probes, strict=True):
                 for name, each in view.items():
                     each.add(each.answer, probe[name], moved=True)
@@ -309,7 +322,10 @@ def decided_by_rounding(
     """
     explained = np.zeros(wanted.shape, dtype=bool)
     for number in range(_PROBES):
-        moved = _moved(model, sample, perturbed(number, units=_DECISION_UNITS))[output]
+        try:
+            moved = _moved(model, sample, perturbed(number, units=_DECISION_UNITS))[output]
+        except EvaluationFailed:
+            continue
         if moved.shape == wanted.shape:
             explained |= moved == wanted
         if explained[asked].all():
@@ -367,8 +383,12 @@ def _own_rounding(seed: int) -> Move:
     return move
 
 
-def _moving(move: Move) -> ReadConstant:
-    return lambda tensor: move(tensor.numpy())
+def _moving(move: Move, unmoved: Recurring | None = None) -> ReadConstant:
+    def read(tensor: ir.TensorProtocol) -> Array:
+        array = tensor.numpy()
+        return widen(array) if (unmoved and unmoved.has(tensor)) or _is_exact(array) else move(array)
+
+    return read
 
 
 def _rounding(seed: int) -> Move:
@@ -478,8 +498,34 @@ def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
         for node in ir.traversal.RecursiveGraphIterator(body):
-            if node.op_type == "Constant" and "value" in node.attributes and not node.attributes["value"].is_ref():
-                yield node.attributes["value"].as_tensor()
+            if node.op_type == "Constant":
+                yield from filter(None, map(_content, node.attributes.values()))
+
+
+def _content(attribute: ir.Attr) -> ir.TensorProtocol | None:
+    """Of a Constant node's attribute, whatever form it has; None where a function's caller gives it."""
+    if attribute.is_ref() or attribute.type not in _CONTENTS:
+        return None
+    if attribute.type == ir.AttributeType.TENSOR:
+        return attribute.as_tensor()
+    return ir.tensor(np.asarray(attribute.value, dtype=_CONTENTS[attribute.type]))
+
+
+def _steering_sizes(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Constants that say how large a result is: moved, they would make another graph."""
+    for node in _reachable(model):
+        for index in _SIZES.get(node.op_type, ()) if node.domain == "" else ():
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is not None and value.const_value is not None:
+                yield value.const_value
+
+
+def _is_exact(array: Array) -> bool:
+    """Few numbers, all multiples of 1/256: no rounding made them. A scale of 2 is such a one, or a step of 1."""
+    if array.size > _FEW or not is_float(array.dtype):
+        return False
+    units = widen(array) * 256.0
+    return bool((np.abs(units) < 2.0**24).all() and (units == np.round(units)).all())
 
 
 def _digest(array: Array) -> str:

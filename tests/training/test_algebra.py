@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from tests.training.fold.models import build, mild_statistics, rng_of
 from tests.training.graphs import model, random
 from training.algebra import Algebra, Finding, decided_by_rounding, difference, perturbed, spacing
+from training.fold import Verdict, fold
 from training.reference import evaluate
+from training.verify import make_samples, verify
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=lambda d: d.__name__)
@@ -164,3 +167,30 @@ def test_a_channel_that_cancels_to_nothing_is_judged_by_its_size_in_other_sample
     assert not holds(np.zeros((3, 2)))  # nothing says yet how large it usually is
     assert holds(random(1, 3, 2).astype(np.float64))
     assert holds(np.zeros((3, 2)))
+
+
+SIZED = {
+    "a Resize whose scales are a Constant's floats": """
+        s = Constant <value_floats = [1.0, 1.0, 1.5, 2.0]> ()  u = Resize (n, , s)""",
+    "a Resize whose scales are computed": """
+        a = Constant <value_float = 2.0> ()  p = Constant <value_floats = [0.5, 0.5, 0.75, 1.0]> ()
+        s = Mul (p, a)  u = Resize (n, , s)""",
+    "a Range whose limits are cast": """
+        i = Constant <value_int = 3> ()  e = Cast <to = 1> (i)  z = Constant <value_float = 0.0> ()
+        d = Constant <value_float = 1.0> ()  r = Range (z, e, d)  u = Add (n, r)""",
+}
+
+
+@pytest.mark.parametrize("case", SIZED)
+def test_constants_that_decide_on_sizes_are_not_moved(case: str) -> None:
+    """A scale of 2 (1 - 1e-7) is another graph: one row less, and nothing to compare."""
+    stats = mild_statistics(rng_of(0), 4, np.float32)
+    original = build(
+        f"""m (float[2,4,3,3] x) => (float[2,4,h,w] y) {{
+            c = Conv (x, k)  n = BatchNormalization (c, g, b, m, v) {SIZED[case]}  y = Conv (u, k) }}""",
+        k=random(0, 4, 4, 1, 1).astype(np.float32),
+        **stats,
+    )
+    folded, report = fold(original)
+    assert report.count(Verdict.FOLDED) == 1
+    verify(original, folded, make_samples(original))
