@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,11 +179,17 @@ def test_a_failed_verification_is_exit_code_1(capsys) -> None:
 
 def test_control_c_while_training_is_quiet_and_publishes_nothing(tmp_path) -> None:
     build = [*FOLDTRAIN, "build", "digits", "--repository", str(tmp_path / "r"), "--set", "epochs=100000"]
-    with subprocess.Popen(build, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, with its heirs
+    with subprocess.Popen(
+        build, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as running:
         assert running.stderr
         assert running.stderr.readline().startswith("train ")
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
+        try:
+            out, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
 
     assert (running.returncode, out, err) == (130, "", "")
     assert not (tmp_path / "r").exists()

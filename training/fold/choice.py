@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from training.fold.conditioning import ill_conditioned
 from training.fold.explain import explain
@@ -11,11 +11,20 @@ from training.fold.problem import Problem
 from training.fold.profiles import PRICES, Profile
 from training.fold.solve import Fate, Policy, Solution, solve
 
+_WAYS_OUT = {
+    Fate.FOLDED: "--profile generic folds it",
+    Fate.ADD: "--profile generic leaves one Add",
+    Fate.MUL: "--profile generic leaves one Mul",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
+    """`reasons`: tag -> why it stayed, where that is not the algebra's doing; `ways_out`: what would help."""
+
     solution: Solution
-    reasons: dict[int, str]  # tag -> why it stayed, where that is not the algebra's doing
+    reasons: dict[int, str]
+    ways_out: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,21 +41,22 @@ class Choice:
         order = self._order()
         upright, predicted = self._guarded(Policy(order, clamps=False, without=self.without))
         if prices.clamps:
-            first = tuple(tag for tag in order if upright.fate[tag] is Fate.FOLDED)
-            rest = tuple(tag for tag in order if upright.fate[tag] is not Fate.FOLDED)
-            solution, predicted = self._guarded(Policy(first + rest, clamps=True, without=self.without))
-            return Chosen(solution, predicted)
+            return Chosen(*self._generic(upright))
         reasons = dict(predicted)
-        left = [tag for tag in order if upright.fate[tag] is not Fate.FOLDED]
-        if left:
-            free, _ = self._guarded(Policy(order, clamps=True, without=self.without))
-            reasons |= {tag: f"slower on {self.profile}" for tag in left if free.fate[tag] is Fate.FOLDED}
-        if not prices.reduces:
-            upright = self._whole(upright, reasons)
-        return Chosen(upright, reasons)
+        chosen = upright if prices.reduces else self._whole(upright, reasons)
+        if not chosen.count(Fate.KEPT, Fate.ADD, Fate.MUL):
+            return Chosen(chosen, reasons)
+        free, _ = self._generic(upright)
+        ways_out = {tag: _WAYS_OUT[free.fate[tag]] for tag in order if _is_less(free.fate[tag], chosen.fate[tag])}
+        return Chosen(chosen, reasons | dict.fromkeys(ways_out, f"slower on {self.profile}"), ways_out)
+
+    def _generic(self, upright: Solution) -> tuple[Solution, dict[int, str]]:
+        """What algebra permits, and what was predicted. What folds in `upright`, without clamps, comes first."""
+        order = sorted(self._order(), key=lambda tag: upright.fate[tag] is not Fate.FOLDED)
+        return self._guarded(Policy(tuple(order), clamps=True, without=self.without))
 
     def _whole(self, solution: Solution, reasons: dict[int, str]) -> Solution:
-        """The solution in which what would only be reduced stays as it is. Its reason is that of the reduction."""
+        """The solution in which what would only be reduced stays as it is. `reasons`: what stood in its way."""
         while reduced := [tag for tag in self.problem.lifts if self._is_reduced(solution, tag)]:
             reasons |= {tag: explain(solution, tag) for tag in reduced if tag not in reasons}
             policy = solution.policy
@@ -81,3 +91,8 @@ class Choice:
         order = sorted(solution.policy.order, key=lambda tag: solution.fate[tag] is Fate.ADD)
         other = solve(self.problem, replace(solution.policy, order=tuple(order)))
         return other if other.count(Fate.FOLDED) > solution.count(Fate.FOLDED) else solution
+
+
+def _is_less(fate: Fate, other: Fate) -> bool:
+    """Is less left of a lift of this fate?"""
+    return other is not Fate.FOLDED and fate is not Fate.KEPT and (fate is Fate.FOLDED or other is Fate.KEPT)

@@ -28,6 +28,8 @@ from training.fold.weights import widen
 
 _REMEMBERED_BYTES = 256 << 20  # of arrays in all; what does not fit is read again when asked for again
 _REREAD_BYTES = 1 << 20  # an initializer above this is not remembered: to look at it again costs little
+_DEFAULT = "a graph input with a default that a caller may override"
+_WAY_OUT = "take it off the graph's inputs (from IR version 4 on), so that it is a constant"
 
 
 class Constants:
@@ -105,8 +107,7 @@ class Constants:
 
     def _find(self, value: ir.Value) -> Numbers:
         if value.is_graph_input():
-            extra = " with a default that a caller may override" if value.is_initializer() else ""
-            raise NotConstant(f"'{value.name}' is a graph input{extra}")
+            raise NotConstant(f"'{value.name}' is {_DEFAULT if value.is_initializer() else 'a graph input'}")
         if value.is_initializer():
             return Numbers.stored(numbers_of(value.const_value, value.name))
         node = value.producer()
@@ -141,3 +142,8 @@ class Constants:
             return False
         self._room -= owner.nbytes
         return True
+
+
+def way_out_of(reason: str) -> str:
+    """What a model's author can do about a refusal's reason, or the clauses around it; empty where nothing is known."""
+    return _WAY_OUT if _DEFAULT in reason else ""

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from training.fold.batchnorm import read_batchnorm
 from training.fold.branches import Merged, merge_branches
 from training.fold.choice import Choice
-from training.fold.constants import Constants
+from training.fold.constants import Constants, way_out_of
 from training.fold.edits import bypass_identities
 from training.fold.errors import FoldError
 from training.fold.flatten import flatten_linears
@@ -34,7 +34,8 @@ from training.fold.problem import pose
 from training.fold.profiles import Profile
 from training.fold.reach import Reach, Reached
 from training.fold.refusal import Refusal
-from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, Verdict
+from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, MergedBranches, Verdict
+from training.fold.sequences import unpack_sequences
 from training.fold.shapes import Shapes, tensors_of
 from training.fold.solve import Fate
 from training.fold.widen import Widening
@@ -67,6 +68,7 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU, widen: bo
         raise FoldError("the model does not say which version of ONNX's operators it uses (opset_import)")
     book = _Book(model)
     bypass_identities(model)
+    unpack_sequences(model, known_of(model, opset))
     changed, shapes = False, Shapes(model)
     for _ in range(_MOST_PASSES):
         known = known_of(model, opset, shapes=shapes)
@@ -94,6 +96,7 @@ class _Book:
     model: ir.Model
     told: dict[ir.Node, _Told] = field(default_factory=dict)
     branches_merged: int = 0
+    merges: dict[str, MergedBranches] = field(default_factory=dict)  # by the node's name
 
     def __post_init__(self) -> None:
         self.nodes_before, self.bytes_before = _node_count(self.model), _constant_bytes(self.model)
@@ -114,8 +117,11 @@ class _Book:
         """Branches that became one operator, and the BatchNormalization among them; is there any?"""
         for one in merged:
             self.branches_merged += max(one.branches - 1, 1)
+            parts = [self.merges.pop(name) for name in one.replaced if name in self.merges]
+            branches = one.branches + sum(part.branches - 1 for part in parts)
+            self.merges[one.node] = MergedBranches(one.node, one.operator, branches)
             for name in one.batchnorms:
-                self.told[self._gone(name)] = _Told(Verdict.FOLDED, (one.node,))
+                self.told[self._gone(name)] = _Told(Verdict.FOLDED, (one.node,), (one.operator,))
         return bool(merged)
 
     def left(self) -> list[ir.Node]:
@@ -127,8 +133,7 @@ class _Book:
         """Widen, if that is wanted, else tell of it as a way out; did it change anything?"""
         if not wanted:
             for node in widening.maps:
-                way_out = self.told[node].way_out or "--widen folds it, with one channel more"
-                self.told[node] = replace(self.told[node], way_out=way_out)
+                self.told[node] = replace(self.told[node], way_out=_or_widen(self.told[node].way_out))
             return False
         done = widening.carry_out(self.model)
         places = {name: place for place, (name, _) in enumerate(self.order.values())}
@@ -169,7 +174,7 @@ class _Book:
                 affines.append(AffineOutcome(name, kind=kind, **vars(told)))
         after, merged = _node_count(model), self.branches_merged
         totals = tuple(affines), merged, profile.value, self.bytes_before, _constant_bytes(model)
-        return FoldReport(tuple(batchnorms), self.nodes_before, after, *totals)
+        return FoldReport(tuple(batchnorms), self.nodes_before, after, *totals, tuple(self.merges.values()))
 
 
 @dataclass
@@ -190,9 +195,8 @@ class _Pass:
         plan.find_holders()
         plan.carry_out(self.model)
         told = {node: self._told(node, plan) for node in plan.tag_of}
-        return told | {
-            node: _Told(Verdict.KEPT, reason=self._why_unreached(node)) for node in maps if node not in plan.tag_of
-        }
+        unreached = ((node, self._why_unreached(node)) for node in maps if node not in plan.tag_of)
+        return told | {node: _Told(Verdict.KEPT, reason=why, way_out=way_out_of(why)) for node, why in unreached}
 
     @cached_property
     def known(self) -> Known:
@@ -235,7 +239,7 @@ class _Pass:
             if attempt == _MOST_ATTEMPTS:
                 without = frozenset(problem.lifts)
             chosen = Choice(problem, self.profile, self.known, without).best()
-            plan = Plan(chosen.solution, chosen.reasons | reasons, self.known)
+            plan = Plan(chosen.solution, chosen.reasons | reasons, self.known, chosen.ways_out)
             failed = plan.draw_up()
             if failed is None:
                 break
@@ -290,6 +294,12 @@ def _inside_functions(model: ir.Model) -> Iterator[BatchNormOutcome]:
         for node in filter(_is_batchnorm, function.all_nodes()):
             where = f"it is inside local function '{function.name}' of domain '{function.domain}'"
             yield BatchNormOutcome(label(node), Verdict.KEPT, (), f"{where}, which cannot be inlined")
+
+
+def _or_widen(way_out: str) -> str:
+    """The way out that is there already, and widening where that leaves something of the map."""
+    widen = "--widen folds it, with one channel more"
+    return way_out if way_out.endswith("folds it") else "; ".join(filter(None, (way_out, widen)))
 
 
 def _node_count(model: ir.Model) -> int:

@@ -7,7 +7,7 @@ content becomes one new initializer, which inherits the old one's name where the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -270,6 +270,11 @@ class _Names:
     def forget_all_but(self, model: ir.Model) -> None:
         """Names whose owners are gone are free again."""
         self._taken = _all_names(model)
+
+
+def new_names(model: ir.Model) -> Callable[[str], str]:
+    """From the name that is wished for to one that is new in all scopes, and taken from then on."""
+    return _Names(model).new
 
 
 def _all_names(model: ir.Model) -> set[str]:

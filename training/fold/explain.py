@@ -37,14 +37,14 @@ class _View:
     def scale(self, tag: int, law: Lift) -> str:
         before, after = (self._nearest(port, tag, self._holds_scale) for port in (law.x, law.y))
         if before and after and (law.scale[law.scale != 0] != 1).any():
-            return f"its scale can go neither way: {before}; {after}"
+            return f"its scale can go neither way: {_joined(before, after)}"
         dead = self._dead(tag, law)
         if dead:
             return dead
         if before and after:
-            return f"its scale can go neither way: {before}; {after}"
+            return f"its scale can go neither way: {_joined(before, after)}"
         if (law.scale < 0).any():
-            upright = self._nearest(law.x, tag, self._holds_sign) or self._nearest(law.y, tag, self._holds_sign)
+            upright = _joined(*(self._nearest(port, tag, self._holds_sign) for port in (law.x, law.y)))
             if upright:
                 return f"its scale is negative in channel {int((law.scale < 0).argmax())}: {upright}"
         other = self._nearest(law.x, tag, self._folded_other) or self._nearest(law.y, tag, self._folded_other)
@@ -57,11 +57,11 @@ class _View:
         before, after = self._nearest(law.x, tag, self._reads), self._nearest(law.y, tag, self._reads_constant)
         if not (channels and before and after):
             return ""
-        return f"its scale is 0 in channel {min(channels)}: {before}; {after}"
+        return f"its scale is 0 in channel {min(channels)}: {_joined(before, after)}"
 
     def shift(self, tag: int, law: Lift) -> str:
         before, after = (self._nearest(port, tag, self._holds_shift) for port in (law.x, law.y))
-        found = "; ".join(part for part in (before, after) if part)
+        found = _joined(before, after)
         return f"its shift can go neither way: {found}" if found else "its shift contradicts those already folded"
 
     def _nearest(self, start: Port, tag: int, answer: object) -> str:
@@ -113,7 +113,7 @@ class _View:
 
     def _holds_sign(self, _: int, statement: Statement) -> str:
         law = statement.law
-        if isinstance(law, Positive):
+        if isinstance(law, Positive | Pinned | NoScale):
             return law.reason
         return self._stays(law, tuple(Stays))
 
@@ -132,3 +132,8 @@ class _View:
         law = statement.law
         folded = isinstance(law, Lift) and self.solution.fate[tag] is not Fate.KEPT
         return describe(law.node) if folded and isinstance(law, Lift) else ""
+
+
+def _joined(before: str, after: str) -> str:
+    """What either side says, once where both meet the same: a Concat's output is behind a map and behind its input."""
+    return "; ".join(dict.fromkeys(part for part in (before, after) if part))

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from training.fold import linear
+from training.fold.constants import way_out_of
 from training.fold.edits import Edit, SetOperand, apply, bypass, sweep
 from training.fold.explain import explain
 from training.fold.graph import number_readers
@@ -31,6 +32,7 @@ class Plan:
     solution: Solution
     reasons: dict[int, str]
     known: Known
+    ways_out: dict[int, str] = field(default_factory=dict)
     edits: dict[ir.Node, tuple[Edit, ...]] = field(default_factory=dict)
     removed: list[Lift] = field(default_factory=list)
     clamped: set[ir.Node] = field(default_factory=set)
@@ -181,9 +183,7 @@ class Plan:
         return self.reasons.get(tag) or explain(self.solution, tag)
 
     def way_out(self, tag: int) -> str:
-        if self.reasons.get(tag, "").startswith("slower on"):
-            return "--profile generic folds it"
-        return ""
+        return self.ways_out.get(tag) or way_out_of(self.reason(tag))
 
     def carry_out(self, model: ir.Model) -> None:
         """Apply the edits, then take out what became the identity."""

@@ -97,11 +97,26 @@ class AffineOutcome(_Outcome):
 
 
 @dataclass(frozen=True)
+class MergedBranches:
+    """`node`, now a `kind`, computes what so many `branches` did; 1 where it is operators that followed one another."""
+
+    node: str
+    kind: str
+    branches: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"into": self.node, "kind": self.kind, "branches": self.branches}
+
+    def as_text(self) -> str:
+        return f"'{self.node}' ({f'{self.branches} of them' if self.branches > 1 else 'in sequence'})"
+
+
+@dataclass(frozen=True)
 class FoldReport:
     """Every BatchNormalization of the model in graph order; node counts include subgraphs.
 
     `affines`: the other maps that could have been lifted. `branches_merged`: parallel branches that are gone, each
-    having become part of another operator. `profile`: whose costs decided. `constant_bytes_before`, `_after`: what all
+    having become part of another operator; `merges`: into which. `profile`: whose costs decided. `constant_bytes_before`, `_after`: what all
     initializers and Constant nodes take; 0 where nobody has counted.
     """
 
@@ -113,6 +128,7 @@ class FoldReport:
     profile: str = "ort-cpu"
     constant_bytes_before: int = 0
     constant_bytes_after: int = 0
+    merges: tuple[MergedBranches, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -145,11 +161,12 @@ class FoldReport:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The fold report of architecture.md, contract 4, but for `verify`; and `affines` and `profile` beside it."""
+        """The fold report of architecture.md, contract 4, but for `verify`; beside it `affines`, `merges`, `profile`."""
         return {
             "batchnorms": [outcome.as_dict() for outcome in self.batchnorms],
             "summary": self.summary(),
             "affines": [outcome.as_dict() for outcome in self.affines],
+            "merges": [merged.as_dict() for merged in self.merges],
             "profile": self.profile,
         }
 
@@ -161,7 +178,7 @@ class FoldReport:
         """
         outcomes: Sequence[_Outcome] = (*self.batchnorms, *self.affines)
         body = (outcome.as_text() for outcome in outcomes) if verbose else self._digest()
-        return "\n".join([self._totals(), *(f"  {line}" for line in (*self._growth(), *body))])
+        return "\n".join([self._totals(), *(f"  {line}" for line in (*self._growth(), *self._merged(), *body))])
 
     def metadata(self, source_sha256: str | None) -> dict[str, str]:
         """`metadata_props` by which a folded file explains itself."""
@@ -188,6 +205,12 @@ class FoldReport:
         before, after = self.constant_bytes_before, self.constant_bytes_after
         if after > _TOLD_GROWTH * before > 0:
             yield f"constants grew by {100 * (after / before - 1):.0f} %, from {before:,} to {after:,} bytes"
+
+    def _merged(self) -> Iterator[str]:
+        if self.merges:
+            shown = ", ".join(merged.as_text() for merged in self.merges[:_MOST_NAMES])
+            rest = len(self.merges) - _MOST_NAMES
+            yield printable(f"branches merged into {shown}{f' and {rest} more' if rest > 0 else ''}")
 
     def _digest(self) -> Iterator[str]:
         folded = [outcome for outcome in self.batchnorms if outcome.verdict is Verdict.FOLDED]

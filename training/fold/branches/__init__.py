@@ -29,9 +29,10 @@ __all__ = ["Merged", "merge_branches"]
 
 @dataclass(frozen=True)
 class Merged:
-    """`node`, a Conv, Gemm or MatMul, does the work of `replaced`, and of `batchnorms`, which are gone. All labels."""
+    """`node`, a Conv, Gemm or MatMul, does the work of `replaced`, and of `batchnorms`, which are gone: labels."""
 
     node: str
+    operator: str  # of `node`
     replaced: tuple[str, ...]  # every other node that is gone, and what `node` was before
     batchnorms: tuple[str, ...]
     branches: int  # that were added up; 1 where operators followed one another
@@ -100,7 +101,7 @@ class _Merging:
 
     def records(self) -> Iterator[Merged]:
         for node, record in self.done.items():
-            yield Merged(label(node), record.replaced, record.batchnorms, record.branches)
+            yield Merged(label(node), node.op_type, record.replaced, record.batchnorms, record.branches)
 
     def _note(self, changes: list[Change]) -> bool:
         """Sweep up, and write down who is gone; a result that has become part of another counts with that one."""
