@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from training.directories import move, staging, sync
 from training.errors import UserError
-from training.fold import write_model
+from training.fold import ModelFileError, write_model
 from training.fold.report import FoldReport
 from training.reference.op import Array
 from training.verify_report import VerifyReport
@@ -138,7 +138,10 @@ def write_results(
     """
     with _told_of(target), ExitStack() as stack:
         folder = stack.enter_context(staging(target.parent))
-        write(folder / target.name)
+        try:
+            write(folder / target.name)
+        except ModelFileError as error:  # which speaks of the place beside it
+            raise CannotUseFile(str(error).replace(str(folder / target.name), str(target))) from error
         staged = [(path, stack.enter_context(staging(path.parent)) / path.name) for path in reports]
         for path, place in staged:
             place.write_text(page() if path.suffix.lower() == ".html" else _as_json(content), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -519,3 +520,16 @@ def test_weights_behind_the_second_gigabyte_are_read_where_they_are(tmp_path: Pa
         found = folded.graph.initializers[value.name].const_value
         np.testing.assert_array_equal(found.numpy(), value.const_value.numpy())
     assert isinstance(folded.graph.initializers["unread"].const_value, ir.ExternalTensor)
+
+
+def test_a_file_that_cannot_be_written_is_named_by_its_own_place(tmp_path: Path) -> None:
+    """Not by the hidden folder beside it, in which it is made."""
+    source, target = saved(conv_bn(), tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(CannotUseFile, match=f"^{target}: cannot be written"):
+            fold_file(source, target, verified=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == {"in.onnx"}
