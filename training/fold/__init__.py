@@ -10,6 +10,7 @@ always safe: what cannot be folded exactly stays, with a reason that names what 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ def fold(
     if report.changed:
         folded.metadata_props.update(report.metadata(source.meta.get(SOURCE_SHA256)))
         return folded, report
-    return copy_model(source), report
+    nodes, size = report.nodes_before, report.constant_bytes_before  # whatever was tidied up on the way
+    return copy_model(source), replace(report, nodes_after=nodes, constant_bytes_after=size)
 
 
 @contextmanager

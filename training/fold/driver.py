@@ -68,7 +68,8 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU, widen: bo
         raise FoldError("the model does not say which version of ONNX's operators it uses (opset_import)")
     book = _Book(model)
     bypass_identities(model)
-    unpack_sequences(model, known_of(model, opset))
+    while unpack_sequences(model, known_of(model, opset)):
+        pass  # a Split tells the sizes of its pieces, which may be cut again
     changed, shapes = False, Shapes(model)
     for _ in range(_MOST_PASSES):
         known = known_of(model, opset, shapes=shapes)
@@ -297,9 +298,8 @@ def _inside_functions(model: ir.Model) -> Iterator[BatchNormOutcome]:
 
 
 def _or_widen(way_out: str) -> str:
-    """The way out that is there already, and widening where that leaves something of the map."""
-    widen = "--widen folds it, with one channel more"
-    return way_out if way_out.endswith("folds it") else "; ".join(filter(None, (way_out, widen)))
+    """The way out that is there already, or widening, where that would leave something of the map."""
+    return way_out if way_out.endswith("folds it") else "--widen folds it, with one channel more"
 
 
 def _node_count(model: ir.Model) -> int:

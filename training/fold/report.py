@@ -116,8 +116,8 @@ class FoldReport:
     """Every BatchNormalization of the model in graph order; node counts include subgraphs.
 
     `affines`: the other maps that could have been lifted. `branches_merged`: parallel branches that are gone, each
-    having become part of another operator; `merges`: into which. `profile`: whose costs decided. `constant_bytes_before`, `_after`: what all
-    initializers and Constant nodes take; 0 where nobody has counted.
+    having become part of another operator; `merges`: into which. `profile`: whose costs decided.
+    `constant_bytes_before`, `_after`: what all initializers and Constant nodes take; 0 where nobody has counted.
     """
 
     batchnorms: tuple[BatchNormOutcome, ...]
@@ -161,7 +161,7 @@ class FoldReport:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The fold report of architecture.md, contract 4, but for `verify`; beside it `affines`, `merges`, `profile`."""
+        """The fold report of architecture.md, contract 4, without `verify`; and `affines`, `merges`, `profile`."""
         return {
             "batchnorms": [outcome.as_dict() for outcome in self.batchnorms],
             "summary": self.summary(),

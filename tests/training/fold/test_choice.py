@@ -87,12 +87,40 @@ def test_generic_reduces_what_it_cannot_fold():
 
 
 @CHEAP
-def test_others_leave_it_whole_for_the_same_reason(profile):
-    """No option would fold it, so there is no way out to name."""
-    reduced, kept = (judge(padded(), p).report.batchnorms[0] for p in (Profile.GENERIC, profile))
+def test_others_leave_it_whole_for_its_price(profile):
+    judged = judge(padded(), profile)
+    (outcome,) = judged.report.batchnorms
 
-    assert (kept.verdict, kept.reason, kept.way_out) == (Verdict.KEPT, reduced.reason, "")
-    assert not judge(padded(), profile).report.changed
+    assert (outcome.verdict, outcome.reason) == (Verdict.KEPT, f"slower on {profile}")
+    assert outcome.way_out == "--profile generic leaves one Add" and not judged.report.changed
+
+
+REDUCED = {
+    "Add": (f"{bn('n', 'x', 'q')} [d] y = Conv <pads = [1, 1, 1, 1]> (q, k)", numbers("n")),
+    "Mul": (f"[t] h = Tanh (x) {bn('n', 'h', 'q')} [s] y = Sigmoid (q)", numbers("n", beta=[0.0] * 3, mean=[0.0] * 3)),
+}  # fmt: skip
+
+
+@CHEAP
+@pytest.mark.parametrize("left", REDUCED)
+def test_what_generic_would_reduce_is_not_blamed_on_the_algebra(profile, left):
+    nodes, stats = REDUCED[left]
+    generic, other = (judge(model(nodes, **stats), p).report.batchnorms[0] for p in (Profile.GENERIC, profile))
+
+    assert generic.verdict is Verdict.REDUCED and left in generic.into_ops
+    assert (other.verdict, other.reason) == (Verdict.KEPT, f"slower on {profile}")
+    assert other.way_out == f"--profile generic leaves one {left}"
+
+
+@CHEAP
+def test_widening_is_named_before_a_reduction_and_not_before_a_fold(profile):
+    nodes = f"[c] h = Conv (x, w) [t] i = Relu (h) {bn('n', 'i', 'q')} [d] y = Conv <pads = [1, 1, 1, 1]> (q, k)"
+
+    reduced = judge(model(nodes.replace("Relu", "LeakyRelu"), **numbers("n")), profile).report.batchnorms[0]
+    folded = judge(model(nodes, **numbers("n")), profile).report.batchnorms[0]
+
+    assert reduced.way_out == "--widen folds it, with one channel more"
+    assert folded.way_out == "--profile generic folds it"
 
 
 @ALL

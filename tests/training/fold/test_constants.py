@@ -154,18 +154,18 @@ def test_questions_are_answered_once():
 
 def test_a_refusal_is_remembered_with_its_reason():
     doubled = " ".join(f"k{i + 1} = Add (k{i}, k{i})" for i in range(60))
-    constants, model = [], chain(f"[r] k0 = Relu (x) {doubled} k = Identity (k60)")
+    constants, model = [], chain(f"[r] k0 = Sigmoid (x) {doubled} k = Identity (k60)")
     constants = Constants(Shapes(model))
     outputs = [node.outputs[0] for node in model.graph]
 
     assert {constants.of(output) for output in reversed(outputs)} == {
-        Refusal("'k0' is computed by Relu 'r'"),
+        Refusal("'k0' is computed by Sigmoid 'r'"),
         *(Refusal(f"'k{i + 1}' is computed by Add of 'k{i + 1}' from 'k{i}'") for i in range(60)),
     }
 
 
 def test_whether_it_is_constant_is_told_without_reading_an_initializer():
-    model = chain("y = Relu (x) t = Transpose (w) k = Relu (t)", w=W, g=W)
+    model = chain("y = Relu (x) t = Transpose (w) k = Sigmoid (t)", w=W, g=W)
     model.graph.initializers["g"].const_value = ir.LazyTensor(
         lambda: pytest.fail("was read"), ir.DataType.DOUBLE, ir.Shape((2, 3)), name="g"
     )

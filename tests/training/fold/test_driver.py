@@ -401,6 +401,29 @@ class TestTypes:
         assert np.array_equal(constant(folded, "w"), constant(model, "w"))
 
 
+class TestMergedBranches:
+    GRAPH = """m (double[2,3,8] x) => (double[2,3,8] y) {
+        [c1] h = Conv (x, w) [bn1] p = BatchNormalization (h, g1, b1, m1, v1)
+        [c2] i = Conv (x, k) [bn2] q = BatchNormalization (i, g2, b2, m2, v2)
+        [bn3] r = BatchNormalization (x, g3, b3, m3, v3)
+        [add] s = Sum (p, q, r) [relu] y = Relu (s)
+    }"""
+
+    def test_their_batchnorms_and_the_report_name_the_operator_they_became(self):
+        rng = rng_of(11)
+        parts = {"w": rng.normal(size=(3, 3, 1)), "k": rng.normal(size=(3, 3, 1))}
+        for i in "123":
+            parts |= {f"{key}{i}": part for key, part in mild_statistics(rng, 3).items()}
+
+        folded, report = fold(build(self.GRAPH, **parts))
+
+        into = folded.graph.node(0).name
+        assert op_types(folded) == ["Conv", "Relu"]
+        assert [(o.into, o.into_ops) for o in report.batchnorms] == [((into,), ("Conv",))] * 3
+        assert report.as_dict()["merges"] == [{"into": into, "kind": "Conv", "branches": 3}]
+        assert "  folded  3 into Conv" in report.as_text().splitlines()
+
+
 class TestSubgraphs:
     GRAPH = """m (bool c, double[2,3,8] x) => (double[2,4,6] y) {
         y = If (c) <

@@ -8,7 +8,7 @@ import pytest
 from tests.training.fold.judge import judge
 from tests.training.fold.maps import bn, numbers
 from tests.training.fold.models import build
-from training.fold import Profile, Verdict
+from training.fold import Profile, Verdict, fold
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {f"w{i}": RNG.normal(size=(3, 3, 1, 1)) for i in range(4)} | {"w3x3": RNG.normal(size=(3, 3, 3, 3))}
@@ -61,12 +61,48 @@ def test_both_sides_are_named(case):
     assert outcome(Profile.GENERIC, nodes).reason == reason
 
 
-def test_a_negative_scale_names_its_channel_and_who_wants_it_positive():
+def test_a_negative_scale_names_its_channel_and_who_stands_in_its_way_on_either_side():
     nodes = f"[c] h = Conv (x, w0) [l] i = LeakyRelu (h) {bn('n', 'i', 'p')} [s] y = Sigmoid (p)"
 
     reason = outcome(Profile.GENERIC, nodes, **numbers("n", [1.0, -2.0, 0.5])).reason
 
-    assert reason == "its scale is negative in channel 1: LeakyRelu 'l' lets no shift and no negative scale pass"
+    assert reason == (
+        "its scale is negative in channel 1: LeakyRelu 'l' lets no shift and no negative scale pass; "
+        "Sigmoid 's' takes 'p' only as it is"
+    )
+
+
+def test_what_stands_in_the_way_on_both_sides_is_said_once():
+    nodes = f"[c] h = Conv (x, w0) {bn('n', 'h', 'p')} [cat] y = Concat <axis = 0> (h, p)"
+    graph = build(f"m (double[2,3,4,4] x) => (double[4,3,4,4] y) {{ {nodes} }}", w0=WEIGHTS["w0"], **numbers("n"))
+
+    assert judge(graph, Profile.GENERIC).report.batchnorms[0].reason == (
+        "its scale can go neither way: 'y' is a graph output"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("double[3] n_g", "scale is not constant: 'n_g' is a graph input with a default that a caller may override"),
+        (
+            "double[3,3,1,1] w0",
+            (
+                "its scale can go neither way: weight 'w0' of Conv 'c' is not constant: 'w0' is a graph input with a "
+                "default that a caller may override; 'y' is a graph output"
+            ),
+        ),
+    ],
+)
+def test_what_a_caller_may_override_has_a_way_out(given, reason):
+    nodes = f"[c] h = Conv (x, w0) {bn('n', 'h', 'y')}"
+    text = f"m (double[2,3,4,4] x, {given}) => (double[2,3,4,4] y) {{ {nodes} }}"
+    graph = build(text, ir_version=3, w0=WEIGHTS["w0"], **numbers("n"))
+
+    (outcome,) = fold(graph)[1].batchnorms
+
+    assert outcome.reason == reason
+    assert outcome.way_out == "take it off the graph's inputs (from IR version 4 on), so that it is a constant"
 
 
 DEAD = numbers("n", [1.0, 1.0, 0.0])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.fold.models import build, mild_statistics, rng_of
 from training.fold import fold
-from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, Verdict
+from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, MergedBranches, Verdict
 
 REPORT = FoldReport(
     (
@@ -30,6 +30,7 @@ REPORT = FoldReport(
     profile="generic",
     constant_bytes_before=4000,
     constant_bytes_after=5004,
+    merges=(MergedBranches("conv1", "Conv", 3), MergedBranches("fc", "Gemm", 1)),
 )
 
 
@@ -80,6 +81,10 @@ def test_the_json_is_the_contract_of_architecture_md_and_a_little_more() -> None
             {"name": "scale1", "kind": "Mul", "verdict": "folded", "into": ["conv4"], "reason": ""},
             {"name": "mean", "kind": "Sub", "verdict": "kept", "into": [], "reason": "'image' is a graph input"},
         ],
+        "merges": [
+            {"into": "conv1", "kind": "Conv", "branches": 3},
+            {"into": "fc", "kind": "Gemm", "branches": 1},
+        ],
         "profile": "generic",
     }
     assert json.loads(json.dumps(REPORT.as_dict())) == REPORT.as_dict()
@@ -100,6 +105,7 @@ def test_the_text_counts_what_is_folded_and_explains_what_is_not() -> None:
     )
     assert lines == [
         "  constants grew by 25 %, from 4,000 to 5,004 bytes",
+        "  branches merged into 'conv1' (3 of them), 'fc' (in sequence)",
         "  folded  2 into Conv, 1 into Conv and Max",
         "  reduced bn2 into mm, mm_shift: MatMul 'mm' holds no bias",
         "  kept    bn3: producer is Relu 'r1'",
@@ -110,7 +116,7 @@ def test_the_text_counts_what_is_folded_and_explains_what_is_not() -> None:
 
 
 def test_the_verbose_text_has_a_line_for_each_map_in_graph_order() -> None:
-    assert REPORT.as_text(verbose=True).splitlines()[2:] == [
+    assert REPORT.as_text(verbose=True).splitlines()[3:] == [
         "  folded  bn1 into conv1",
         "  reduced bn2 into mm, mm_shift: MatMul 'mm' holds no bias",
         "  kept    bn3: producer is Relu 'r1' (way out: use --profile generic)",
@@ -128,6 +134,14 @@ def test_the_verbose_text_has_a_line_for_each_map_in_graph_order() -> None:
 def test_growth_is_told_above_one_percent(before: int, after: int, told: bool) -> None:
     text = FoldReport((), 3, 3, constant_bytes_before=before, constant_bytes_after=after).as_text()
     assert ("constants grew" in text) is told
+
+
+def test_of_many_merges_the_first_are_named() -> None:
+    merges = tuple(MergedBranches(f"c{i}", "Conv", 2) for i in range(28))
+    (_, line) = FoldReport((), 3, 3, branches_merged=28, merges=merges).as_text().splitlines()
+    assert line.startswith("  branches merged into 'c0' (2 of them), 'c1'") and line.endswith(
+        "'c5' (2 of them) and 22 more"
+    )
 
 
 @pytest.mark.parametrize(("statistics", "copies"), [(1, 1), (2, 2), (10, 10)])
