@@ -64,7 +64,9 @@ def main() -> int:
             for case in made:
                 print(counts_row(case, rounding), flush=True)
                 counts.append(case)
-                latencies += [timed(case, threads, budget_s) for threads in thread_counts()]
+                for threads in thread_counts():
+                    latencies.append(timed(case, threads, budget_s))
+                    print(latency_row(latencies[-1]), file=sys.stderr, flush=True)  # in hours much can happen
     print_latencies(latencies)
     return judge(counts, latencies, unproved)
 
@@ -124,15 +126,18 @@ other tool's time over ours, above 1 where ours is faster: median of rounds and 
 
 | network | export | threads | source ms | ours ms | {" | ".join(OTHERS)} |
 |{"---|" * (5 + len(OTHERS))}""")
-    for row in rows:
-        ratios = " | ".join(str(row.over_ours.get(other, "")) for other in OTHERS)
-        print(f"| {row.name} | {row.form} | {row.threads} | {row.source_ms:.2f} | {row.ours_ms:.2f} | {ratios} |")
+    print("\n".join(map(latency_row, rows)))
     for form in FORMS:
         for other in OTHERS:
             found = [row.over_ours[other] for row in rows if row.form == form and other in row.over_ours]
             if found:
                 print(f"\n{form}, geometric mean of {other}'s time over ours: {geometric_mean(found):.3f}", end="")
     print()
+
+
+def latency_row(row: Latency) -> str:
+    ratios = " | ".join(str(row.over_ours.get(other, "")) for other in OTHERS)
+    return f"| {row.name} | {row.form} | {row.threads} | {row.source_ms:.2f} | {row.ours_ms:.2f} | {ratios} |"
 
 
 def judge(counts: list[Case], latencies: list[Latency], unproved: list[str]) -> int:
