@@ -35,7 +35,7 @@ __all__ = [
     "write_model",
 ]
 
-_ALLOCATIONS = 50_000  # between two looks for garbage, while folding
+_BETWEEN_COLLECTIONS = (50_000, 50, 50)  # allocations, and collections of the generation before
 
 
 def fold(
@@ -69,7 +69,8 @@ def _rare_collection() -> Iterator[None]:
     """A graph is many small objects that live: looking through them for garbage takes a fifth of the time at CPython's
     default of every 700 allocations."""
     thresholds = gc.get_threshold()
-    gc.set_threshold(max(thresholds[0], _ALLOCATIONS) if thresholds[0] else 0, *thresholds[1:])
+    if thresholds[0]:  # 0: switched off
+        gc.set_threshold(*map(max, thresholds, _BETWEEN_COLLECTIONS))
     try:
         yield
     finally:

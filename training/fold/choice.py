@@ -44,8 +44,8 @@ class Choice:
             return Chosen(*self._generic(upright))
         reasons = dict(predicted)
         chosen = upright if prices.reduces else self._whole(upright, reasons)
-        if not chosen.count(Fate.KEPT, Fate.ADD, Fate.MUL):
-            return Chosen(chosen, reasons)
+        if chosen.count(Fate.FOLDED) or not chosen.count(Fate.KEPT, Fate.ADD, Fate.MUL):
+            return Chosen(chosen, reasons)  # what folds brings another pass, which tells of the rest again
         free, _ = self._generic(upright)
         ways_out = {tag: _WAYS_OUT[free.fate[tag]] for tag in order if _is_less(free.fate[tag], chosen.fate[tag])}
         return Chosen(chosen, reasons | dict.fromkeys(ways_out, f"slower on {self.profile}"), ways_out)
