@@ -29,7 +29,7 @@ from training.fold.shapes import Shapes
 
 _SMALL_BYTES = 4 << 10  # stored whatever it costs: names and headers are as large
 _TINY_BYTES = 256  # axes, sizes and scalars, which half of the graph shares: they tie nothing together
-_LARGEST_BYTES = 16 << 20  # of one tensor: above, the memory for a second copy is worth more than the node
+_LARGEST_BYTES = 64 << 20  # of one tensor: above, the memory for a second copy is worth more than the node
 _COMPUTING = EVALUATORS.keys() - {"Constant", "DequantizeLinear"}
 
 
