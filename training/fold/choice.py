@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from training.fold.conditioning import ill_conditioned
-from training.fold.explain import explain
+from training.fold.explain import Explainer
 from training.fold.known import Known
 from training.fold.problem import Problem
 from training.fold.profiles import PRICES, Profile
@@ -58,7 +58,8 @@ class Choice:
     def _whole(self, solution: Solution, reasons: dict[int, str]) -> Solution:
         """The solution in which what would only be reduced stays as it is. `reasons`: what stood in its way."""
         while reduced := [tag for tag in self.problem.lifts if self._is_reduced(solution, tag)]:
-            reasons |= {tag: explain(solution, tag) for tag in reduced if tag not in reasons}
+            explainer = Explainer(solution)
+            reasons |= {tag: explainer.why(tag) for tag in reduced if tag not in reasons}
             policy = solution.policy
             policy = replace(policy, without=policy.without | set(reduced), reduces_to_mul=False)
             solution = solve(self.problem, policy)

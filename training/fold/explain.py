@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from training.fold.graph import describe
 from training.fold.laws import Clamp, Equal, Lift, NoScale, NoShift, Pinned, Port, Positive, Stays, Sum, ports
 from training.fold.problem import Problem
-from training.fold.reach import Statement
+from training.fold.reach import Key, Statement
 from training.fold.solve import Fate, Solution
 
-
-def explain(solution: Solution, tag: int) -> str:
-    """One clause that names operators and tensors. For a lift that is not folded."""
-    view = _View(solution)
-    law = solution.problem.lift(tag)
-    if solution.fate[tag] is Fate.ADD or not law.holds_scale:
-        return view.shift(tag, law)
-    return view.scale(tag, law)
+_Answer = Callable[[int, Statement], str]
 
 
-@dataclass(frozen=True)
-class _View:
-    """The answers, of one solution."""
+@dataclass(frozen=True, eq=False)
+class Explainer:
+    """The answers, of one solution. What holds which tensor is found for all tensors at once, when first asked."""
 
     solution: Solution
+
+    def why(self, tag: int) -> str:
+        """One clause that names operators and tensors. For a lift that is not folded."""
+        law = self.problem.lift(tag)
+        if self.solution.fate[tag] is Fate.ADD or not law.holds_scale:
+            return self._shift(law)
+        return self._scale(tag, law)
 
     @property
     def problem(self) -> Problem:
         return self.solution.problem
 
-    def scale(self, tag: int, law: Lift) -> str:
-        before, after = (self._nearest(port, tag, self._holds_scale) for port in (law.x, law.y))
+    def _scale(self, tag: int, law: Lift) -> str:
+        before, after = (self._scale_holders.get(_key(port), "") for port in (law.x, law.y))
         if before and after and (law.scale[law.scale != 0] != 1).any():
             return f"its scale can go neither way: {_joined(before, after)}"
         dead = self._dead(tag, law)
@@ -44,7 +45,7 @@ class _View:
         if before and after:
             return f"its scale can go neither way: {_joined(before, after)}"
         if (law.scale < 0).any():
-            upright = _joined(*(self._nearest(port, tag, self._holds_sign) for port in (law.x, law.y)))
+            upright = _joined(*(self._sign_holders.get(_key(port), "") for port in (law.x, law.y)))
             if upright:
                 return f"its scale is negative in channel {int((law.scale < 0).argmax())}: {upright}"
         other = self._nearest(law.x, tag, self._folded_other) or self._nearest(law.y, tag, self._folded_other)
@@ -54,38 +55,76 @@ class _View:
     def _dead(self, tag: int, law: Lift) -> str:
         """Of a channel with scale 0: who wants its input, so that this cannot be a constant, and who its output."""
         channels = [int(i.entries[0]) for _, i in self.problem.by_tag.get(tag, ()) if i.dead]
-        before, after = self._nearest(law.x, tag, self._reads), self._nearest(law.y, tag, self._reads_constant)
-        if not (channels and before and after):
+        if not channels:
             return ""
-        return f"its scale is 0 in channel {min(channels)}: {_joined(before, after)}"
+        before, after = self._nearest(law.x, tag, self._reads), self._nearest(law.y, tag, self._reads_constant)
+        return f"its scale is 0 in channel {min(channels)}: {_joined(before, after)}" if before and after else ""
 
-    def shift(self, tag: int, law: Lift) -> str:
-        before, after = (self._nearest(port, tag, self._holds_shift) for port in (law.x, law.y))
+    def _shift(self, law: Lift) -> str:
+        before, after = (self._shift_holders.get(_key(port), "") for port in (law.x, law.y))
         found = _joined(before, after)
         return f"its shift can go neither way: {found}" if found else "its shift contradicts those already folded"
 
-    def _nearest(self, start: Port, tag: int, answer: object) -> str:
-        """The first statement, by steps from `start`, that `answer` has words for; not through the lift itself."""
-        assert callable(answer)
-        seen, queue = {(start.value, start.reader)}, deque([(start.value, start.reader)])
+    # The way there: through laws that hand a gauge on.
+
+    @cached_property
+    def _next(self) -> dict[Key, dict[Key, None]]:
+        """Which tensors a gauge goes on to, from each."""
+        found: dict[Key, dict[Key, None]] = {}
+        for tag, statement in enumerate(self.problem.reached.statements):
+            law = statement.law
+            if isinstance(law, Equal | Sum | Clamp) or (isinstance(law, Lift) and self._is_folded(tag)):
+                keys = dict.fromkeys(map(_key, ports(law)))
+                for key in keys:
+                    found.setdefault(key, {}).update(keys)
+        return found
+
+    def _is_folded(self, tag: int) -> bool:
+        return self.solution.fate[tag] is Fate.FOLDED
+
+    def _nearest(self, start: Port, tag: int, answer: _Answer) -> str:
+        """The first statement, by steps from `start`, that `answer` has words for; not the lift itself."""
+        seen, queue = {_key(start)}, deque([_key(start)])
         while queue:
             key = queue.popleft()
             for other, statement in self.problem.statements_at.get(key, ()):
-                if other == tag:
-                    continue
-                words = answer(other, statement)
+                words = answer(other, statement) if other != tag else ""
                 if words:
-                    return str(words)
-                for port in self._through(other, statement):
-                    if (port.value, port.reader) not in seen:
-                        seen.add((port.value, port.reader))
-                        queue.append((port.value, port.reader))
+                    return words
+            fresh = [onward for onward in self._next.get(key, ()) if onward not in seen]
+            seen.update(fresh)
+            queue.extend(fresh)
         return ""
 
-    def _through(self, tag: int, statement: Statement) -> Iterator[Port]:
-        law = statement.law
-        if isinstance(law, Equal | Sum | Clamp) or (isinstance(law, Lift) and self.solution.fate[tag] is Fate.FOLDED):
-            yield from ports(law)
+    def _everywhere(self, answer: _Answer) -> dict[Key, str]:
+        """The words of the nearest statement that has some, for every tensor from which one can be met."""
+        found: dict[Key, str] = {}
+        for key, statements in self.problem.statements_at.items():
+            words = next(filter(None, (answer(tag, statement) for tag, statement in statements)), "")
+            if words:
+                found[key] = words
+        queue = deque(found)
+        while queue:
+            key = queue.popleft()
+            for onward in self._next.get(key, ()):
+                if onward not in found:
+                    found[onward] = found[key]
+                    queue.append(onward)
+        return found
+
+    # Who has a say; a lift never does in these three.
+
+    @cached_property
+    def _scale_holders(self) -> dict[Key, str]:
+        return self._everywhere(self._holds_scale)
+
+    @cached_property
+    def _sign_holders(self) -> dict[Key, str]:
+        return self._everywhere(self._holds_sign)
+
+    @cached_property
+    def _shift_holders(self) -> dict[Key, str]:
+        return self._everywhere(self._holds_shift)
 
     def _holds_scale(self, _: int, statement: Statement) -> str:
         law = statement.law
@@ -132,6 +171,10 @@ class _View:
         law = statement.law
         folded = isinstance(law, Lift) and self.solution.fate[tag] is not Fate.KEPT
         return describe(law.node) if folded and isinstance(law, Lift) else ""
+
+
+def _key(port: Port) -> Key:
+    return port.value, port.reader
 
 
 def _joined(before: str, after: str) -> str:

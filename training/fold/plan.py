@@ -11,7 +11,7 @@ import onnx_ir as ir
 from training.fold import linear
 from training.fold.constants import way_out_of
 from training.fold.edits import Edit, SetOperand, apply, bypass, sweep
-from training.fold.explain import explain
+from training.fold.explain import Explainer
 from training.fold.graph import number_readers
 from training.fold.known import Known
 from training.fold.laws import Clamp, Gauge, Lift
@@ -43,6 +43,7 @@ class Plan:
             key: self.solution.gauge(port) for key, port in self.solution.problem.reached.ports.items()
         }
         self.tag_of = {self.solution.problem.lift(tag).node: tag for tag in self.solution.problem.lifts}
+        self._explainer = Explainer(self.solution)
         self._find_clamped()
 
     def of(self, value: ir.Value | None, reader: ir.Node | None = None) -> Gauge | None:
@@ -180,7 +181,7 @@ class Plan:
     def reason(self, tag: int) -> str:
         if self.solution.fate[tag] is Fate.FOLDED:
             return ""
-        return self.reasons.get(tag) or explain(self.solution, tag)
+        return self.reasons.get(tag) or self._explainer.why(tag)
 
     def way_out(self, tag: int) -> str:
         return self.ways_out.get(tag) or way_out_of(self.reason(tag))
