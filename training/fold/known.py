@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import onnx_ir as ir
 
@@ -27,6 +28,7 @@ class Known:
     opset: int  # of ONNX's own domain
     axes_of: Callable[[ir.Value], tuple[int, ...] | None]  # None: not decided yet
     native_axes: Callable[[ir.Value], tuple[int, ...] | None]  # where the operators next to it could hold a gauge
+    notes: dict[Hashable, Any] = field(default_factory=dict)  # what a rule found out about a node, for the next time
 
     def dims(self, value: ir.Value) -> Dims | None:
         return self.shapes.dims(value)

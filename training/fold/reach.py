@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from training.fold.graph import describe, is_standard, number_readers
 from training.fold.known import Known, Rule
-from training.fold.laws import Clamp, Free, Law, Lift, NoScale, NoShift, Pinned, Port, Sum, ports
+from training.fold.laws import Clamp, Equal, Free, Law, Lift, NoScale, NoShift, Pinned, Port, Sum, ports
 from training.fold.refusal import Refusal
 
 Key = tuple[ir.Value, ir.Node | None]  # a tensor, or a constant as one node reads it
@@ -63,7 +63,7 @@ class Reach:
     reached: Reached
     _queue: deque[Port] = field(default_factory=deque)
     _answered: set[tuple[ir.Node, ir.Value]] = field(default_factory=set)
-    _once: set[ir.Node] = field(default_factory=set)  # nodes whose lift, clamp or sum is stated
+    _once: set[ir.Node | Equal] = field(default_factory=set)  # nodes whose lift, clamp or sum is stated; laws that are
 
     def start(self, node: ir.Node, value: ir.Value, axes: tuple[int, ...]) -> Refusal | None:
         """Begin at `value`, which `node` maps along `axes`; a Refusal where it has no port there."""
@@ -123,10 +123,11 @@ class Reach:
     def _state(self, law: Law, node: ir.Node | None) -> None:
         for port in ports(law):
             self._register(port)
-        if isinstance(law, Lift | Clamp | Sum) and node is not None:  # said from each of its tensors, and once enough
-            if node in self._once:
+        if isinstance(law, Lift | Clamp | Sum | Equal) and node is not None:  # said from each of its tensors
+            said = law if isinstance(law, Equal) else node  # a node has many of these
+            if said in self._once:
                 return
-            self._once.add(node)
+            self._once.add(said)
         self.reached.statements.append(Statement(law, node))
 
     def _register(self, port: Port) -> None:

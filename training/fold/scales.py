@@ -28,6 +28,7 @@ class Scales:
 
     def __init__(self, places: int, width: int) -> None:
         self._width = width
+        self._one, self._undecided = np.ones(width), np.zeros(width, dtype=np.int8)
         self._parent: dict[int, int] = {}
         self._ratio: dict[int, Float64s] = {}  # A_i = ratio * A_parent
         self._size: dict[int, int] = dict.fromkeys(range(places), 1) | {self.GROUND: 1 << 60}  # GROUND stays a root
@@ -38,7 +39,7 @@ class Scales:
 
     def find(self, place: int) -> tuple[int, Float64s]:
         """The root of `place`, and the ratio to it."""
-        ratio = np.ones(self._width)
+        ratio = self._one
         while place in self._parent:
             ratio = ratio * self._ratio[place]
             place = self._parent[place]
@@ -155,7 +156,7 @@ class Scales:
             self._undo.append(partial(self._needs.subtract, {root: more}))
 
     def _sign_of(self, root: int) -> Signs:
-        return self._sign.get(root, np.zeros(self._width, dtype=np.int8))
+        return self._sign.get(root, self._undecided)
 
     def _merged_sign(self, root: int, other: Signs) -> Signs | None:
         mine = self._sign_of(root)

@@ -9,6 +9,7 @@ small difference of large ones, and half a unit in the last place of those would
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -46,10 +47,12 @@ class Shifts:
         self._forms: dict[int, _Form] = {}
         self._users: dict[int, set[int]] = {}  # place -> determined places whose form mentions it
         self._undo: list[tuple[int, _Form | None]] = []
+        zeros = np.zeros(width, dtype=np.longdouble)
+        self._nothing = _Form({}, zeros, zeros)
 
     def equation(self, terms: Iterable[tuple[int, Coefficient]], constant: Coefficient = 0.0) -> bool:
         """Let `sum c b = constant`; False, and nothing said, where that contradicts, or cannot be solved safely."""
-        form = self._substituted(terms, -np.broadcast_to(np.asarray(constant, dtype=np.longdouble), (self._width,)))
+        form = self._substituted(terms, self._nothing.constant - constant)
         if not np.isfinite(form.constant).all():
             return False
         if not form.terms:
@@ -59,19 +62,23 @@ class Shifts:
             return False
         scale = -1.0 / np.asarray(form.terms[pivot])
         others: dict[int, Coefficient] = {place: c * scale for place, c in form.terms.items() if place != pivot}
-        solved = _Form(others, form.constant * scale, form.size * np.abs(scale))
-        for user in list(self._users.get(pivot, ())):
-            mine = self._forms[user]
-            self._set(user, _joined(mine, pivot, solved))
-        self._set(pivot, solved)
+        self._determine(pivot, _Form(others, form.constant * scale, form.size * np.abs(scale)))
         return True
+
+    def zero(self, place: int) -> bool:
+        """Let `b = 0`: the equation that is said most often, and mostly of a place that no other speaks of yet."""
+        form = self._forms.get(place)
+        if form is None:
+            self._determine(place, self._nothing)
+            return True
+        return form is self._nothing or self.equation([(place, 1.0)])
 
     def vanish(self, places: Iterable[int]) -> None:
         """Let these be 0, and all that they were made from: a way out that no homogeneous equation contradicts."""
         for place in places:
             form = self._forms.get(place)
             for free in [place] if form is None else list(form.terms):
-                held = self.equation([(free, 1.0)])
+                held = self.zero(free)
                 assert held, f"place {free} is undetermined"
 
     def mark(self) -> int:
@@ -91,31 +98,41 @@ class Shifts:
 
     def _substituted(self, terms: Iterable[tuple[int, Coefficient]], constant: Wide) -> _Form:
         total: dict[int, Coefficient] = {}
-        grown: dict[int, Coefficient] = {}
+        grown: dict[int, Coefficient] = {}  # of places that were met more than once: what their coefficient is made of
         size = np.abs(constant)
         for place, c in terms:
             form = self._forms.get(place)
-            parts = {place: 1.0} if form is None else form.terms
-            for free, inner in parts.items():
-                total[free] = total.get(free, 0.0) + c * inner
-                grown[free] = grown.get(free, 0.0) + np.abs(c * inner)
-            if form is not None:
-                constant = constant + c * form.constant
-                size = np.maximum(size, np.abs(c) * form.size)
-        left = {p: c for p, c in total.items() if (np.abs(c) > _NOTHING * np.asarray(grown[p])).any()}
-        return _Form(left, constant, size)
+            if form is None:
+                _add(total, grown, place, c)
+                continue
+            if form is self._nothing:
+                continue
+            for free, inner in form.terms.items():
+                _add(total, grown, free, c * inner)
+            constant = constant + c * form.constant
+            size = np.maximum(size, np.abs(c) * form.size)
+        for place, made_of in grown.items():
+            if not (np.abs(total[place]) > _NOTHING * np.asarray(made_of)).any():
+                del total[place]
+        return _Form(total, constant, size)
 
     def _pivot(self, form: _Form) -> int | None:
         """The place in the fewest relations whose coefficient is large enough in every strand."""
-        sizes = {place: np.broadcast_to(np.abs(c), (self._width,)) for place, c in form.terms.items()}
-        largest = np.max(np.stack(list(sizes.values())), axis=0)
-        fit = [place for place, size in sizes.items() if (size > _PIVOT * largest).all()]
+        sizes = {place: np.abs(c) for place, c in form.terms.items()}
+        largest = functools.reduce(np.maximum, sizes.values())
+        fit = [place for place, size in sizes.items() if np.all(size > _PIVOT * largest)]
         degree = self._degree
         return min(
             fit,
             key=lambda p: (0 if degree is None else degree[p], len(self._users.get(p, ())), p),
             default=None,
         )
+
+    def _determine(self, place: int, solved: _Form) -> None:
+        for user in list(self._users.get(place, ())):
+            mine = self._forms[user]
+            self._set(user, _without(mine, place) if solved is self._nothing else _joined(mine, place, solved))
+        self._set(place, solved)
 
     def _set(self, place: int, form: _Form) -> None:
         self._undo.append((place, self._forms.get(place)))
@@ -129,6 +146,20 @@ class Shifts:
             self._forms[place] = form
             for free in form.terms:
                 self._users.setdefault(free, set()).add(place)
+
+
+def _add(total: dict[int, Coefficient], grown: dict[int, Coefficient], place: int, c: Coefficient) -> None:
+    mine = total.get(place)
+    if mine is not None:
+        grown[place] = grown.get(place, np.abs(mine)) + np.abs(c)
+        total[place] = mine + c
+    elif np.any(c):
+        total[place] = c
+
+
+def _without(form: _Form, place: int) -> _Form:
+    """`form` where `place` is 0."""
+    return _Form({other: c for other, c in form.terms.items() if other != place}, form.constant, form.size)
 
 
 def _joined(form: _Form, pivot: int, solved: _Form) -> _Form:

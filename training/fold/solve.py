@@ -200,12 +200,12 @@ class _Attempt:
         law, places, shifts = self.problem.law(instance.tag), instance.places, self.shifts[number]
         match law:
             case Pinned() | NoShift():
-                return shifts.equation([(places[0], 1.0)])
+                return shifts.zero(places[0])
             case Sum() if not law.holds_shift:
                 terms = [(place, -term.factor) for place, term in zip(places[1:], law.terms, strict=True)]
                 return shifts.equation([(places[0], 1.0), *terms])
             case Clamp() if not self.policy.clamps and law.stays is not Stays.UPRIGHT:
-                return shifts.equation([(places[0], 1.0)])
+                return shifts.zero(places[0])
             case Lift() if self.fate[instance.tag] is Fate.KEPT and not law.holds_shift:
                 return self._to_mul(number, instance)
             case _:
@@ -238,7 +238,7 @@ class _Attempt:
         return self.shifts[number].equation([(y, 1.0), (x, -m)], -A_y * law.shift[instance.entries])
 
     def _to_zero(self, number: int, instance: Instance) -> bool:
-        return self.shifts[number].equation([(instance.places[0], 1.0)])
+        return self.shifts[number].zero(instance.places[0])
 
     def _is_whole(self, tag: int) -> bool:
         """Is it a map that a Mul would be less than?"""

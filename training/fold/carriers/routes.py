@@ -137,7 +137,9 @@ def routed(routes_of: Callable[[ir.Node, Known], Sequence[Route] | Refusal]) -> 
 
     def rule(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
         try:
-            return laws_along(node, port, routes_of(node, known), known)
+            routes = known.notes[node] if node in known.notes else routes_of(node, known)
+            known.notes[node] = routes
+            return laws_along(node, port, routes, known)
         except NoSuchAxis as error:
             return Refusal(f"{describe(node)} {error}")
 
@@ -148,18 +150,32 @@ def laws_along(node: ir.Node, port: Port, routes: Sequence[Route] | Refusal, kno
     """The laws between `port` and the other end of each route that begins or ends there."""
     if isinstance(routes, Refusal):
         return routes
-    outward = [route for route in routes if route.source is port.value]
-    outward += [route.reversed() for route in routes if route.target is port.value]
-    if not outward:
+    at_port = [route for route in routes if port.value in (route.source, route.target)]
+    if not at_port:
         return Refusal(f"'{port.value.name}' tells {describe(node)} what to do, it is not what is moved")
     laws: list[Law] = []
-    for route in outward:
-        there = _other_end(node, port, route, known)
-        law = there if isinstance(there, Refusal) else _equal(node, port, there, route.links, known)
+    for route in at_port:
+        law = _found_before(route, port, known) or _law(node, port, route, known)
         if isinstance(law, Refusal):
             return law
+        known.notes[route] = law
         laws.append(law)
     return tuple(laws)
+
+
+def _law(node: ir.Node, port: Port, route: Route, known: Known) -> Equal | Refusal:
+    outward = route if route.source is port.value else route.reversed()
+    there = _other_end(node, port, outward, known)
+    return there if isinstance(there, Refusal) else _equal(node, port, there, outward.links, known)
+
+
+def _found_before(route: Route, port: Port, known: Known) -> Equal | None:
+    """The law of this route, which is the same from either end, where both ends lie as they lay when it was found."""
+    law: Equal | None = known.notes.get(route)
+    if law is None:
+        return None
+    mine, other = (law.a, law.b) if law.a.value is port.value else (law.b, law.a)
+    return law if mine == port and known.axes_of(other.value) == other.axes else None
 
 
 def _other_end(node: ir.Node, port: Port, route: Route, known: Known) -> Port | Refusal:
