@@ -15,7 +15,7 @@ test: .venv/test.stamp  ## every test
 fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: an hour or two
 	$(BIN)/python -m tests.training.fold.fuzz $(ARGS)
 
-test-zoo: $(BENCH)/zoo.stamp  ## fold all of torchvision's networks and fifty of timm's: about an hour
+test-zoo: $(BENCH)/zoo.stamp  ## fold all of torchvision's networks and sixty of timm's: about an hour
 	$(BENCH)/zoo/bin/python -m tests.zoo $(ARGS)
 
 test-exporters: $(BENCH)/exporters.stamp  ## fold what Keras and Flax export: ten minutes

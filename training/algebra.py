@@ -73,7 +73,7 @@ _TOGETHER_BYTES = 128 << 20  # of computed tensors of samples side by side
 _CHUNK = 1 << 15  # numbers moved at a time: what a core's cache holds, and no second copy of a large weight
 _NOISE = 64 * 2.0**-53  # of a channel's size in other samples: what float64 leaves of one that cancels in this one
 _EVALUATION_UNITS = 4.0  # of float64, that rounding inside the operators is worth in weights of that type
-_FEW = 64
+_FEW = 64  # numbers: what decides on sizes, steps or counts has no more, and a weight of that few is seldom exact
 _CONTENTS: dict[ir.AttributeType, Any] = {
     ir.AttributeType.TENSOR: None,
     ir.AttributeType.FLOAT: np.float32,

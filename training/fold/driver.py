@@ -1,6 +1,8 @@
 """From a graph to a folded graph: reach, pose, solve, rewrite, until nothing more folds. Knows no operator's algebra.
 
-    branches merge -> reach (who says what?) -> pose (variables) -> choose (gauges) -> plan (edits) -> report
+    sequences open, then
+    branches merge -> Reshapes move -> reach (who says what?) -> pose (variables) -> choose (gauges) -> plan (edits)
+    until nothing more folds; then, where asked for, tensors widen; last, constant chains are computed and stored
 
 One pass solves the whole graph. Another follows as long as one changed something: what a map blocked that is gone now,
 such as the axis along which a tensor may be stored, gets its turn, and a folded graph is one that stays as it is.

@@ -272,6 +272,13 @@ class _Names:
         self._taken = _all_names(model)
 
 
+def annotate(value: ir.Value, dtype: ir.DataType | None, sizes: Sequence[int | str | None] | None) -> None:
+    """Declare what is known of a new tensor. Of unknown type nothing: a shape without a type cannot be written."""
+    if dtype is not None:
+        value.type = ir.TensorType(dtype)
+        value.shape = None if sizes is None else ir.Shape(sizes)
+
+
 def new_names(model: ir.Model) -> Callable[[str], str]:
     """From the name that is wished for to one that is new in all scopes, and taken from then on."""
     return _Names(model).new

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from training.fold.edits import take_over_identity
+from training.fold.edits import annotate, take_over_identity
 from training.fold.graph import is_standard, number_readers
 from training.fold.known import Known
 from training.fold.shapes import Dims
@@ -60,7 +60,7 @@ def _pull_up(node: ir.Node, known: Known) -> bool:
     target = _constant(node, np.array([-1, rows], dtype=np.int64), f"{flat.name}_rows")
     early = ir.Node("", "Reshape", [x, target], name=f"{regroup.name or flat.name}_early")
     early.outputs[0].name = f"{flat.name}_operand"
-    _annotate(early.outputs[0], [(known.dims(flat) or (None, None))[0], rows], known.shapes.dtype(x))
+    annotate(early.outputs[0], known.shapes.dtype(x), [(known.dims(flat) or (None, None))[0], rows])
     assert node.graph is not None
     node.graph.insert_before(node, early)
     if askers:
@@ -125,7 +125,7 @@ def _push_down(node: ir.Node, known: Known) -> bool:
     late.replace_input_with(0, product)
     take_over_identity(late.outputs[0], product)
     product.name = f"{late.outputs[0].name}_flat"
-    _annotate(product, [dims[0], columns], known.shapes.dtype(flat))
+    annotate(product, known.shapes.dtype(flat), [dims[0], columns])
     node.replace_input_with(0, flat)
     node.graph.insert_after(node, late)
     node.graph.remove(reshape, safe=True)
@@ -172,12 +172,6 @@ def _with_last(reshape: ir.Node, node: ir.Node, size: int, name: str, known: Kno
     new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = name, target.type, target.shape
     node.graph.insert_before(node, new)
     return new.outputs[0]
-
-
-def _annotate(value: ir.Value, sizes: list[int | None], dtype: ir.DataType | None) -> None:
-    """Type and shape together: a shape without a type cannot be written."""
-    if dtype is not None:
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape(sizes)
 
 
 def _merges(reshape: ir.Node, known: Known) -> bool:

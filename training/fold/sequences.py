@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from training.fold.edits import SetOperand, apply, bypass, new_names, sweep
+from training.fold.edits import SetOperand, annotate, apply, bypass, new_names, sweep
 from training.fold.graph import is_standard, label
 from training.fold.known import Known
+from training.fold.shape_rules import Sizes
 
 _SIZES_ARE_AN_OPERAND = 13  # the opset from which on Split takes them so
 _MOST_PIECES = 1 << 10  # a Split names them all, read or not
@@ -101,7 +102,7 @@ def _carry_out(model: ir.Model, found: list[_Unpacking], known: Known) -> None:
         pieces = []
         for number, size in enumerate(one.sizes):
             piece = ir.Value(name=new_name(f"{sequence.name}_{number}"))
-            _annotate(piece, x, one.axis, size, known)
+            annotate(piece, known.shapes.dtype(x), _cut(known.shapes.symbols(x), one.axis, size))
             pieces.append(piece)
         axis = ir.AttrInt64("axis", one.axis)
         splits.append(ir.Node("", "Split", one.node.inputs, [axis], outputs=pieces, name=one.node.name))
@@ -111,14 +112,13 @@ def _carry_out(model: ir.Model, found: list[_Unpacking], known: Known) -> None:
     apply(model, [operand for operand in operands if operand is not None])
 
 
-def _annotate(piece: ir.Value, x: ir.Value, axis: int, size: int, known: Known) -> None:
-    """Type and shape as the operand's; whoever took the piece may say more."""
-    dtype, sizes = known.shapes.dtype(x), known.shapes.symbols(x)
-    if dtype is not None:
-        piece.type = ir.TensorType(dtype)
-    if dtype is not None and sizes is not None:
-        cut = axis % len(sizes)
-        piece.shape = ir.Shape([size if place == cut else other for place, other in enumerate(sizes)])
+def _cut(sizes: Sizes | None, axis: int, size: int) -> Sizes | None:
+    """The operand's, but for one axis; whoever took the piece may say more."""
+    return (
+        None
+        if sizes is None
+        else tuple(size if place == axis % len(sizes) else other for place, other in enumerate(sizes))
+    )
 
 
 def _sizes_operand(one: _Unpacking, split: ir.Node, known: Known) -> SetOperand | None:

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -87,12 +88,37 @@ def test_a_path_folds_like_the_model_in_it(tmp_path: Path):
         assert op_types(folded) == op_types(fold(acceptance_model())[0])
 
 
+def test_a_model_that_onnx_loaded_folds_like_the_model_in_it(tmp_path: Path):
+    write_model(acceptance_model(), tmp_path / "m.onnx")
+
+    folded, report = fold(onnx.load(tmp_path / "m.onnx"))
+
+    assert report.summary()["folded"] == 3
+    assert op_types(folded) == op_types(fold(acceptance_model())[0])
+
+
+@pytest.mark.parametrize("thing", [None, b"bytes of a model", onnx.GraphProto()])
+def test_what_is_no_model_is_named(thing: object):
+    with pytest.raises(TypeError, match=f"path of a file, found {type(thing).__name__}"):
+        fold(thing)  # type: ignore[arg-type]
+
+
+def test_a_model_that_contradicts_itself_is_one_line():
+    proto = onnx.ModelProto()
+    proto.opset_import.add(version=18)
+    proto.graph.node.add(op_type="Relu", input=["x"], output=["y"])
+    proto.graph.node.add(op_type="Relu", input=["x"], output=["y"])
+
+    with pytest.raises(FoldError, match="cannot be read"):
+        fold(proto)
+
+
 def test_the_users_own_things_stay():
     model = build(
         """m (double[2,3,8] x) => (double[2,4,6] y) {
-            [conv] h = Conv (x, w) [mine] p = own.Thing <color = "red"> (h2)
-            h2 = own.Other (x)
-            [bn] y = BatchNormalization (h, g, b, m, v) }""".replace('[mine] p = own.Thing <color = "red"> (h2)\n', ""),
+            [conv] h = Conv (x, w)
+            p = own.Other (x)
+            [bn] y = BatchNormalization (h, g, b, m, v) }""",
         w=rng_of(0).normal(size=(4, 3, 3)),
         **statistics(rng_of(0), 4),
     )

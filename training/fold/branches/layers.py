@@ -16,7 +16,7 @@ from training.fold import weights
 from training.fold.affine import Affine, Array
 from training.fold.branches.terms import Facts, Layout, Made, Operator
 from training.fold.branches.window import Window
-from training.fold.edits import SetOperand
+from training.fold.edits import SetOperand, annotate
 from training.fold.graph import label
 from training.fold.refusal import Refusal
 from training.fold.shapes import Shapes
@@ -103,9 +103,7 @@ class Workshop:
             return node
         output = ir.Value(name=self.new_name(f"{before.outputs[0].name}_branch"))
         if like is not None:
-            sizes, dtype = self.shapes.symbols(like), self.shapes.dtype(like)
-            output.shape = None if sizes is None else ir.Shape(sizes)
-            output.type = None if dtype is None else ir.TensorType(dtype)
+            annotate(output, self.shapes.dtype(like), self.shapes.symbols(like))
         fresh = ir.Node("", op_type, operands, attributes, outputs=[output])
         fresh.name = self.new_name(f"{label(before)}_branch")
         assert isinstance(before.graph, ir.Graph)
