@@ -81,6 +81,7 @@ def render_page(original: ir.Model, folded: ir.Model, result: dict[str, Any]) ->
         drawings=_drawings(before, after),
         table_title="Every BatchNormalization" if result["summary"]["found"] else "No BatchNormalization",
         table="".join(_tables(fates, before, after)),
+        merges=_merges(result.get("merges", ()), after.by_name()),
         footer=_footer(folded),
     )
 
@@ -323,6 +324,22 @@ def _tables(fates: Fates, before: Picture, after: Picture) -> Iterator[str]:
             head = _row_of_heads(("#", "Name", "Verdict", "Into", *(_WHY[key] for key in told)))
             caption = f"<caption>{title} ({len(rows)})</caption>"
             yield f'<div class="table"><table>{caption}{head}<tbody>{body}</tbody></table></div>'
+
+
+def _merges(merges: Sequence[dict[str, Any]], places: dict[str, int]) -> str:
+    """Operators that do now what several did."""
+    if not merges:
+        return ""
+    rows = "".join(
+        f'<tr><td class="number">{row}</td><th scope="row">{_into([one["into"]], places)}</th>'
+        f"<td>{_text(one['kind'])}</td><td>{one['branches'] if one['branches'] > 1 else 'operators in sequence'}</td></tr>"
+        for row, one in enumerate(merges, 1)
+    )
+    head = _row_of_heads(("#", "Into", "Operator", "Branches"))
+    return (
+        '<section aria-labelledby="merged"><h2 id="merged">Operators that do what several did</h2>'
+        f'<div class="table"><table>{head}<tbody>{rows}</tbody></table></div></section>'
+    )
 
 
 def _filters(fates: Fates) -> Iterator[str]:

@@ -20,7 +20,7 @@ from training.fold.normalise import normalise
 from training.fold.page import render_page
 from training.fold.page_graph import MOST_BOXES, Fates, Picture, picture_after, picture_before
 from training.fold.page_layout import BOX_HEIGHT, BOX_WIDTH, lay_out
-from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, Verdict
+from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, MergedBranches, Verdict
 
 PROVED = {
     "passed": True,
@@ -80,6 +80,7 @@ REPORT = FoldReport(
     affines=(AffineOutcome("mul", Verdict.FOLDED, ("conv",), "", kind="Mul"),),
     branches_merged=1,
     profile="generic",
+    merges=(MergedBranches("conv", "Conv", 2), MergedBranches("matmul", "MatMul", 1)),
 )
 
 
@@ -181,6 +182,18 @@ def test_each_map_has_a_row_with_its_verdict_where_it_went_what_blocked_it_and_t
         ["4", "bn_kept", "kept", "", "producer is Softmax 'softmax'", "retrain without it"],
         ["5", "mul Mul", "folded", "conv"],
     ]
+
+
+def test_an_operator_that_does_what_several_did_is_listed_with_their_number() -> None:
+    page = Page(every_verdict())
+    section = next(one for one in page.all("section") if one.attributes["aria-labelledby"] == "merged")
+    assert [[cell.text for cell in row.parts if isinstance(cell, Element)] for row in section.all("tr")] == [
+        ["#", "Into", "Operator", "Branches"],
+        ["1", "conv", "Conv", "2"],
+        ["2", "matmul", "MatMul", "operators in sequence"],
+    ]
+    assert len(section.all("a")) == 2
+    assert "merged" not in {one.attributes["aria-labelledby"] for one in Page(every_verdict(merges=[])).all("section")}
 
 
 def test_the_head_counts_verdicts_nodes_other_maps_and_branches() -> None:
