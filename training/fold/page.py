@@ -330,11 +330,11 @@ def _merges(merges: Sequence[dict[str, Any]], places: dict[str, int]) -> str:
     """Operators that do now what several did."""
     if not merges:
         return ""
-    rows = "".join(
-        f'<tr><td class="number">{row}</td><th scope="row">{_into([one["into"]], places)}</th>'
-        f"<td>{_text(one['kind'])}</td><td>{one['branches'] if one['branches'] > 1 else 'operators in sequence'}</td></tr>"
-        for row, one in enumerate(merges, 1)
-    )
+    rows = ""
+    for row, one in enumerate(merges, 1):
+        number = one["branches"] if one["branches"] > 1 else "operators in sequence"
+        rows += f'<tr><td class="number">{row}</td><th scope="row">{_into([one["into"]], places)}</th>'
+        rows += f"<td>{_text(one['kind'])}</td><td>{number}</td></tr>"
     head = _row_of_heads(("#", "Into", "Operator", "Branches"))
     return (
         '<section aria-labelledby="merged"><h2 id="merged">Operators that do what several did</h2>'
