@@ -333,6 +333,24 @@ def decided_by_rounding(
     return explained & asked
 
 
+def swayed_by_rounding(model: ir.Model, sample: Mapping[str, Array], output: str) -> Array:
+    """How far rounding in the output's own precision moves each of its elements: constants, inputs and every result of
+    an operator by a few units. Float64; 0 where the perturbed graph cannot be evaluated."""
+    exact = evaluate(model, sample)[output]
+    eps = next(float_format(v.dtype.numpy()).eps for v in model.graph.outputs if v.name == output and v.dtype)
+    sizes, sway = Recurring(_steering_sizes(model)), np.zeros(exact.shape)
+    for number in range(_OWN_PROBES):
+        move, steering = perturbed(number, units=_DECISION_UNITS), Steering(rounding=_rounding(number, eps))
+        inputs = {name: move(np.asarray(array)) for name, array in sample.items()}
+        try:
+            moved = evaluate(model, inputs, read=_moving(move, sizes), steering=steering)[output]
+        except EvaluationFailed:
+            continue
+        if moved.shape == exact.shape:
+            sway = np.fmax(sway, difference(moved, exact))
+    return sway
+
+
 def _moved(model: ir.Model, sample: Mapping[str, Array], move: Move) -> dict[str, Array]:
     """The outputs with all inputs and all constants moved."""
     inputs = {name: move(np.asarray(array)) for name, array in sample.items()}
@@ -391,13 +409,13 @@ def _moving(move: Move, unmoved: Recurring | None = None) -> ReadConstant:
     return read
 
 
-def _rounding(seed: int) -> Move:
+def _rounding(seed: int, eps: float = 2.0**-52) -> Move:
     """Monte Carlo arithmetic (D. S. Parker, UCLA CSD-970002, 1997): each result moves by its own last place or so, so
     that what cancels afterwards shows what rounding had left of it."""
     generator = np.random.default_rng((seed, 0x0F01D, 1))
 
     def move(result: Array) -> Array:
-        return result * (1.0 + 2.0**-52 * generator.standard_normal(result.shape))
+        return result * (1.0 + eps * generator.standard_normal(result.shape))
 
     return move
 

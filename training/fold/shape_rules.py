@@ -124,8 +124,9 @@ def _reshape(node: ir.Node, operands: Operands) -> Sizes | None:
 
 
 def _squeeze(node: ir.Node, operands: Operands) -> Sizes | None:
+    """With an empty list of axes ONNX keeps all, ONNX Runtime none of size 1."""
     x, axes = operands[0], _integers(node, "axes", 1)
-    if not x or axes is None:
+    if not x or not axes:
         return None
     gone = {axis % len(x) for axis in axes}
     return tuple(size for axis, size in enumerate(x) if axis not in gone)

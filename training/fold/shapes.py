@@ -8,29 +8,18 @@ where ONNX's says nothing, the rules of shape_rules.py say what is obvious.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
-import onnx
 import onnx_ir as ir
 
 from training.fold.graph import is_standard
+from training.fold.inference import Learned, infer
 from training.fold.refusal import Refusal
 from training.fold.shape_rules import KEEPS_THE_TYPE, RULES, Sizes
-from training.fold.tensors import Hollow
 
 Dims = tuple[int | None, ...]
 _MOST_AXES = 64  # elements of a constant that says axes or sizes
 _MADE_UP = "unk__"  # begins the names that ONNX's inference gives to sizes that it does not know
-_LARGE_BYTES = 1024  # tensors above this are shown to inference by their type and shape only
-
-
-@dataclass(frozen=True)
-class _Learned:
-    """What inference says of one value."""
-
-    sizes: Sizes | None
-    dtype: ir.DataType | None
 
 
 class Shapes:
@@ -40,6 +29,11 @@ class Shapes:
         self._model = model
         self._sizes: dict[ir.Value, Sizes | None] = {}
         self._dims: dict[ir.Value, Dims | None] = {}
+
+    @property
+    def opset(self) -> int | None:
+        """The version of ONNX's operators that the model uses."""
+        return self._model.opset_imports.get("") or self._model.opset_imports.get("ai.onnx")
 
     def symbols(self, value: ir.Value) -> Sizes | None:
         """One entry an axis: an int, the name of a symbolic size, or None; None altogether where the rank is unknown.
@@ -77,8 +71,8 @@ class Shapes:
         return all(value in self._learned or (value.shape is not None and value.dtype is not None) for value in values)
 
     @cached_property
-    def _learned(self) -> dict[ir.Value, _Learned]:
-        learned = dict(_by_onnx(self._model, self._model))
+    def _learned(self) -> dict[ir.Value, Learned]:
+        learned = dict(infer(self._model, self._model))
         _put_in_numbers(self._model, learned)
         _complete(self._model, learned)
         if any(_is_open(value, learned) for node in self._model.graph for value in node.outputs):
@@ -86,7 +80,7 @@ class Shapes:
             _complete(self._model, learned)
         return learned
 
-    def _with_axes(self, learned: dict[ir.Value, _Learned]) -> Iterator[tuple[ir.Value, _Learned]]:
+    def _with_axes(self, learned: dict[ir.Value, Learned]) -> Iterator[tuple[ir.Value, Learned]]:
         """A second look: an operator whose axes or sizes come through a chain of constants leaves ONNX's inference
         helpless, and everything behind it too. So the chains are replaced by what they give."""
         from training.fold.constants import Constants  # which asks this file for sizes
@@ -107,7 +101,7 @@ class Shapes:
                 twin.graph.register_initializer(known)
                 its_copy.replace_all_uses_with(known)
                 found = True
-        return _by_onnx(self._model, twin) if found else iter(())
+        return infer(self._model, twin) if found else iter(())
 
 
 def _declared(value: ir.Value) -> Sizes | None:
@@ -123,7 +117,7 @@ def _joined(declared: Sizes | None, inferred: Sizes | None) -> Sizes | None:
     return tuple(other if size is None else size for size, other in zip(declared, inferred, strict=True))
 
 
-def _is_open(value: ir.Value, learned: dict[ir.Value, _Learned]) -> bool:
+def _is_open(value: ir.Value, learned: dict[ir.Value, Learned]) -> bool:
     """Is its rank not known, or a size only by a name that inference made up?"""
     known = learned.get(value)
     if value.shape is not None:
@@ -131,16 +125,7 @@ def _is_open(value: ir.Value, learned: dict[ir.Value, _Learned]) -> bool:
     return known is None or known.sizes is None or any(str(size).startswith(_MADE_UP) for size in known.sizes)
 
 
-def _by_onnx(model: ir.Model, twin: ir.Model) -> Iterator[tuple[ir.Value, _Learned]]:
-    """What ONNX's inference says of node outputs, asked about a twin; nothing where it gives up."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(_without_numbers(twin)), data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError):  # an operator or a size that ONNX cannot judge
-        return
-    yield from _annotated(model.graph, inferred.graph)
-
-
-def _put_in_numbers(model: ir.Model, learned: dict[ir.Value, _Learned]) -> None:
+def _put_in_numbers(model: ir.Model, learned: dict[ir.Value, Learned]) -> None:
     """A BatchNormalization has as many channels as parameters, whatever name inference made up for that size.
 
     Not one inside a branch, which may never be reached.
@@ -155,69 +140,15 @@ def _put_in_numbers(model: ir.Model, learned: dict[ir.Value, _Learned]) -> None:
     certain: dict[int | str | None, int] = {name: min(found) for name, found in numbers.items() if len(found) == 1}
     for value, one in learned.items() if certain else ():
         if one.sizes is not None:
-            learned[value] = _Learned(tuple(certain.get(size, size) for size in one.sizes), one.dtype)
+            learned[value] = Learned(tuple(certain.get(size, size) for size in one.sizes), one.dtype)
 
 
-def _sizes_of(value: ir.Value, learned: dict[ir.Value, _Learned]) -> Sizes | None:
+def _sizes_of(value: ir.Value, learned: dict[ir.Value, Learned]) -> Sizes | None:
     found = learned.get(value)
     return _joined(_declared(value), found.sizes if found else None)
 
 
-def _annotated(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value, _Learned]]:
-    """Names are unique within a graph; the graphs inside its nodes go node by node."""
-    types = {info.name: info.type.tensor_type for info in (*proto.value_info, *proto.output)}
-    for node, node_proto in zip(graph, proto.node, strict=True):
-        for output in node.outputs:
-            if output.name in types:
-                yield output, _learned(types[output.name])
-        bodies = {attribute.name: attribute.g for attribute in node_proto.attribute if attribute.HasField("g")}
-        for attribute in node.attributes.values():
-            if attribute.name in bodies and not attribute.is_ref():
-                yield from _annotated(attribute.as_graph(), bodies[attribute.name])
-
-
-def _learned(tensor: onnx.TypeProto.Tensor) -> _Learned:
-    dtype = ir.DataType(tensor.elem_type) if tensor.elem_type else None
-    if not tensor.HasField("shape"):
-        return _Learned(None, dtype)
-    sizes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
-    return _Learned(tuple(sizes), dtype)
-
-
-def _without_numbers(model: ir.Model) -> ir.Model:
-    """Where tensors are large, a copy in which they have no data: inference asks for their types and shapes only."""
-    if not any(map(_is_large, tensors_of(model))):
-        return model
-    copy = model.clone()
-    for graph in copy.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None and _is_large(value.const_value):
-                value.const_value = Hollow(value.const_value)
-        for node in graph:
-            if node.op_type == "Constant":
-                for name, attribute in list(node.attributes.items()):
-                    if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                        tensor = attribute.as_tensor()
-                        if _is_large(tensor):
-                            node.attributes.add(ir.AttrTensor(name, Hollow(tensor)))
-    return copy
-
-
-def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Initializers and the contents of Constant nodes."""
-    for graph in model.graphs():
-        yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
-        for node in graph:
-            if node.op_type == "Constant":
-                tensors = (a for a in node.attributes.values() if a.type == ir.AttributeType.TENSOR and not a.is_ref())
-                yield from (attribute.as_tensor() for attribute in tensors)
-
-
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE_BYTES
-
-
-def _complete(model: ir.Model, learned: dict[ir.Value, _Learned]) -> None:
+def _complete(model: ir.Model, learned: dict[ir.Value, Learned]) -> None:
     """Where the rank or type of a node's output is still unknown: the obvious, in graph order."""
 
     def sizes_of(value: ir.Value | None) -> Sizes | None:
@@ -238,4 +169,4 @@ def _complete(model: ir.Model, learned: dict[ir.Value, _Learned]) -> None:
             sizes = rule(node, [sizes_of(value) for value in node.inputs])
         if dtype is None and node.op_type in KEEPS_THE_TYPE:
             dtype = dtype_of(node.inputs[0])
-        learned[output] = _Learned(sizes, dtype)
+        learned[output] = Learned(sizes, dtype)
