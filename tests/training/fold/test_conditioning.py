@@ -9,7 +9,7 @@ import pytest
 from tests.training.fold.judge import judge
 from tests.training.fold.maps import bn, numbers
 from tests.training.fold.models import build, constant, op_types
-from training.fold import Profile, Verdict
+from training.fold import Profile, Verdict, fold
 
 
 def stream(ratio: float, mean: float = 0.0, gamma: float = 1.0, variance: float = 1.0) -> ir.Model:
@@ -150,3 +150,52 @@ def test_a_channel_that_is_stored_as_one_number_has_no_digits_to_lose():
     )
 
     assert op_types(judge(graph, Profile.GENERIC).folded) == ["Conv", "Tanh", "Sigmoid"]
+
+
+def normalised_input(ratio: float, kind: str) -> ir.Model:
+    dtype = {"float": np.float32, "double": np.float64}[kind]
+    weights = {
+        "w": np.random.default_rng(0).normal(size=(3, 5)),
+        **numbers("n", [1.0] * 3, [0.0] * 3, [0.0, ratio, 1.0]),
+    }
+    return build(
+        f"m ({kind}[N,3] x) => ({kind}[N,5] y) {{ {bn('n', 'x', 'u')} [fc] y = MatMul (u, w) }}",
+        **{name: array.astype(dtype) for name, array in weights.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "kind", "folds"),
+    [(100, "float", True), (255, "float", True), (257, "float", False), (-1e4, "float", False), (1e4, "double", True)],
+)
+def test_a_graph_input_far_from_zero_is_normalised_before_it_is_multiplied(ratio, kind, folds):
+    """Nothing has rounded it yet: `w x - w mean` would lose what `x - mean` keeps."""
+    outcome = fold(normalised_input(ratio, kind), Profile.GENERIC)[1].batchnorms[0]
+
+    assert (outcome.verdict is Verdict.FOLDED) is folds
+    if not folds:
+        stored = f"would be stored {abs(ratio):.3g} deviations from zero in channel 1 (was 0, limit 256)"
+        assert outcome.reason == f"ill-conditioned: 'u' {stored}"
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "told"),
+    [
+        (1.0, 1.0, ""),
+        (3.0, 1.0, ""),
+        (5.0, 1.0, "'u' would be stored 5 deviations from zero in channel 1 (was 0, limit 4)"),
+        (0.0, 1e5, "'u' would reach 8e+05 in channel 1, where a Cast leaves 6.55e+04"),
+    ],
+)
+def test_a_cast_to_fewer_digits_gets_what_is_normalised(mean, deviation, told):
+    graph = build(
+        f"""m (float[N,3] x) => (float16[N,5] y) {{
+            h = Sigmoid (x) {bn("n", "h", "u")} c = Cast <to=10> (u) [fc] y = MatMul (c, w) }}""",
+        w=np.random.default_rng(0).normal(size=(3, 5)).astype(np.float16),
+        **{k: v.astype(np.float32) for k, v in numbers(
+            "n", [1.0] * 3, [0.0] * 3, [0.0, mean, 0.0], [1.0, deviation**2, 1.0]).items()},
+    )  # fmt: skip
+
+    outcome = fold(graph, Profile.GENERIC)[1].batchnorms[0]
+
+    assert outcome.reason == (f"ill-conditioned: {told}" if told else "")
