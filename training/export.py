@@ -24,6 +24,7 @@ from torch import nn
 from training import verify as proof
 from training.errors import UserError
 from training.fold import FoldReport, Profile, fold
+from training.fold.normalise import repaired
 
 BATCH_AXIS_NAME = "batch"
 
@@ -107,7 +108,8 @@ def export(
     except torch.onnx.OnnxExporterError as error:
         raise ExportRefused(_told(error, dynamic_batch)) from error
     assert program is not None  # None only when the exporter is asked to write a file
-    model: ir.Model = program.model
+    # torch 2.13 gives a Conv3d(bias=False) a bias of zeros of shape [channels, 2], which no run time takes.
+    model = repaired(program.model)
     if opset is not None and model.opset_imports.get("") != opset:
         raise ExportRefused(
             f"torch exports this network with opset {model.opset_imports.get('')} and cannot convert it to {opset}; "

@@ -7,14 +7,15 @@ or whatever NumPy raises for operands that do not fit. Knows one node at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from training.fold.affine import Array
+from training.fold.affine import Array, Float64s
 from training.fold.errors import FoldError
 from training.fold.graph import describe, is_standard
 from training.fold.shapes import Shapes
@@ -22,14 +23,15 @@ from training.fold.weights import BFLOAT16, FLOAT_DTYPES, round_once, widen
 
 _MAX_ELEMENTS = 1 << 28  # of a constant that an Expand or ConstantOfShape would blow up: no weight is made that way
 _MAX_COMPUTED = 1 << 26  # elements that arithmetic may make: half a gigabyte in float64
-_CASTABLE = {
-    ir.DataType.FLOAT: np.dtype(np.float32),
-    ir.DataType.DOUBLE: np.dtype(np.float64),
-    ir.DataType.FLOAT16: np.dtype(np.float16),
-    ir.DataType.BFLOAT16: BFLOAT16,
-    ir.DataType.INT32: np.dtype(np.int32),
-    ir.DataType.INT64: np.dtype(np.int64),
+NUMBERS: Mapping[ir.DataType, np.dtype[Any]] = {
+    kind: np.dtype(kind.numpy())
+    for kind in (
+        *(ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.BOOL),
+        *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
+        *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
+    )
 }
+"""Types that a chain may go through; not those of 4 or 8 bits that only weights are packed into."""
 
 
 class NotConstant(Exception):
@@ -172,6 +174,24 @@ def _shape(r: Reader) -> Numbers:
     return _known_sizes(r, r.shape_sizes(r.node))
 
 
+def _size(r: Reader) -> Numbers:
+    sizes = _known_sizes(r, r.shape_sizes(r.node)).array
+    return Numbers.stored(np.array(math.prod(sizes.tolist()), dtype=np.int64))
+
+
+def _range(r: Reader) -> Numbers:
+    """How many there are is decided by what the run time reads: the numbers as rounded to their type."""
+    parts = r.operands()
+    first, limit, step = (part.rounded().reshape(()).item() for part in parts)
+    if not step:
+        raise ValueError("its step is 0")
+    wide = np.float64 if parts[0].is_float else np.int64
+    count = max(math.ceil((limit - first) / step) if wide is np.float64 else -((first - limit) // step), 0)
+    r.affordable((count,), _MAX_COMPUTED)
+    counted = wide(first) + wide(step) * np.arange(count, dtype=wide)
+    return Numbers(counted, parts[0].dtype) if parts[0].is_float else Numbers.stored(counted.astype(parts[0].dtype))
+
+
 def _known_sizes(r: Reader, sizes: Array) -> Numbers:
     if None in sizes.reshape(-1).tolist():
         raise r.refuse("of which not all sizes are known")
@@ -180,12 +200,21 @@ def _known_sizes(r: Reader, sizes: Array) -> Numbers:
 
 def _cast_to(r: Reader, target: ir.DataType | None) -> Numbers:
     numbers = r.operand(0)
-    dtype = None if target is None else _CASTABLE.get(target)
+    dtype = None if target is None else NUMBERS.get(target)
     if dtype is None:
         raise r.refuse(f"to {target.name if target is not None else 'an unknown type'}")
     if dtype in FLOAT_DTYPES:
         return Numbers.stored(numbers.array if numbers.array.dtype == dtype else _to_float(numbers.array, dtype))
-    return Numbers.stored(numbers.rounded().astype(dtype))
+    array = numbers.rounded()
+    if numbers.is_float and dtype.kind in "iu" and not _fits(widen(array), dtype):
+        raise r.refuse(f"to {dtype}, which cannot hold its numbers")  # what it gives differs from machine to machine
+    return Numbers.stored(array.astype(dtype))
+
+
+def _fits(array: Float64s, dtype: np.dtype[Any]) -> bool:
+    """The limits of 64 bits are no doubles: rounded up, they do not fit any more."""
+    limits, whole = np.iinfo(dtype), np.trunc(array)
+    return bool(np.all((whole >= float(limits.min)) & (whole < float(limits.max) + (limits.bits < 53))))
 
 
 def _to_float(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -338,9 +367,11 @@ def _truncated(a: Array, b: Array) -> Array:
 def _pow(r: Reader) -> Numbers:
     """The exponent may be of another type; the result has the base's."""
     base, exponent = r.operand(0), r.operand(1)
+    r.affordable(np.broadcast_shapes(base.array.shape, exponent.array.shape), _MAX_COMPUTED)
+    if base.dtype.kind in "iu" and exponent.dtype.kind in "iu" and exponent.array.min(initial=0) >= 0:
+        return Numbers.stored(np.asarray(np.power(base.array, exponent.array), dtype=base.dtype))
     if not base.is_float:
         raise r.refuse(f"of type {base.dtype}")
-    r.affordable(np.broadcast_shapes(base.array.shape, exponent.array.shape), _MAX_COMPUTED)
     return Numbers(np.power(widen(base.array), widen(exponent.array)), base.dtype)
 
 
@@ -367,19 +398,24 @@ def _where(r: Reader) -> Numbers:
     return Numbers(np.where(condition.array, *_alike([a, b])), a.dtype)
 
 
-def _reduction(function: Callable[..., Any]) -> _Evaluator:
-    """Axes are an attribute, then an operand (ReduceSum from opset 13, others from 18). Empty: all, or none."""
+def _reduction(function: Callable[..., Any], *, of_integers: bool = False) -> _Evaluator:
+    """Axes are an attribute, then an operand (ReduceSum from opset 13, others from 18). Empty: all, or none.
+
+    Of integers, too: where the function keeps their type.
+    """
 
     def evaluate(r: Reader) -> Numbers:
         values, axes = r.operand(0), r.sizes_of("axes", 1)
-        if not values.is_float:
+        if not (values.is_float or (of_integers and values.dtype.kind in "iu")):
             raise r.refuse(f"of type {values.dtype}")
         r.affordable(values.array.shape, _MAX_COMPUTED)
         if not axes and r.node.attributes.get_int("noop_with_empty_axes", 0) == 1:
             return values
         over = tuple(axes) if axes else tuple(range(values.array.ndim))
         keep = bool(r.node.attributes.get_int("keepdims", 1))
-        return Numbers(np.asarray(function(widen(values.array), axis=over, keepdims=keep)), values.dtype)
+        array = widen(values.array) if values.is_float else values.array
+        reduced = np.asarray(function(array, axis=over, keepdims=keep))
+        return Numbers(reduced, values.dtype) if values.is_float else Numbers.stored(reduced.astype(values.dtype))
 
     return evaluate
 
@@ -414,7 +450,9 @@ EVALUATORS: dict[str, _Evaluator] = {
     **_MOVERS,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    "Range": _range,
     "Shape": _shape,
+    "Size": _size,
     "DequantizeLinear": _dequantize,
     "Concat": _concat,
     "Abs": _operation(np.abs, integers=np.abs),
@@ -434,10 +472,10 @@ EVALUATORS: dict[str, _Evaluator] = {
     "Sum": _operation(_all(np.add)),
     "Where": _where,
     "ReduceL2": _reduction(lambda x, **where: np.sqrt((x * x).sum(**where))),
-    "ReduceMax": _reduction(np.max),
+    "ReduceMax": _reduction(np.max, of_integers=True),
     "ReduceMean": _reduction(np.mean),
-    "ReduceMin": _reduction(np.min),
-    "ReduceProd": _reduction(np.prod),
-    "ReduceSum": _reduction(np.sum),
+    "ReduceMin": _reduction(np.min, of_integers=True),
+    "ReduceProd": _reduction(np.prod, of_integers=True),
+    "ReduceSum": _reduction(np.sum, of_integers=True),
     "ReduceSumSquare": _reduction(lambda x, **where: (x * x).sum(**where)),
 }

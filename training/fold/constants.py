@@ -1,4 +1,4 @@
-"""Which numbers does a tensor always hold? Initializers, Constant nodes, and chains of small operators over them.
+"""Which numbers does a tensor always hold? Initializers, Constant nodes, and chains of operators over them.
 
 Exporters write a vector of zeros as Constant -> CastLike -> Expand(Shape(..)), a Linear's weight as a Transpose, and a
 frozen BatchNormalization as Add, Sqrt, Reciprocal, Mul, Reshape over its statistics: all these are seen through.
@@ -9,16 +9,19 @@ Floating-point arithmetic is done in float64 and rounded once, at the end, to th
 evaluation that folding is proved against does the same, and every rounding less is an error less in the weights.
 
 Answers, refusals too, are remembered for as long as the object lives: edit the graph when all is asked.
-Knows no BatchNormalization, edits nothing; what the operators do is in constant_operators.py.
+Knows no BatchNormalization, edits nothing; what the operators do is in constant_operators.py and, of those without a
+function there, in constant_reference.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 import onnx_ir as ir
 
+from training.fold import constant_reference as reference
 from training.fold.affine import Array, Float64s
 from training.fold.constant_operators import EVALUATORS, MOVES, NotConstant, Numbers, Reader, numbers_of
 from training.fold.graph import describe, is_standard
@@ -79,9 +82,8 @@ class Constants:
         waiting, seen = [value], {value}
         while waiting:
             node = waiting[-1].producer()
-            computed = node is not None and is_standard(node) and node.op_type in EVALUATORS
-            operands = node.inputs if node is not None and computed else ()
-            fresh = [v for v in operands if v is not None and v not in seen and v not in self._known]
+            operands = () if node is None or self._why_not(node) else node.inputs
+            fresh = [v for v in operands if v is not None and _is_computed(v) and not (v in seen or v in self._known)]
             if fresh:
                 seen.update(fresh)
                 waiting += fresh
@@ -113,15 +115,40 @@ class Constants:
         node = value.producer()
         if node is None:
             raise NotConstant(f"'{value.name}' is not computed in this graph")
-        evaluate = EVALUATORS.get(node.op_type) if is_standard(node) else None
-        if evaluate is None:
+        if self._why_not(node):
             raise NotConstant(f"'{value.name}' is computed by {describe(node)}")
+        evaluate = _evaluator(node)
+        if evaluate is None:
+            return self._by_reference(node, value)
         try:
             with np.errstate(all="ignore"):  # infinities are what the run time gets too; folding then refuses them
                 return evaluate(Reader(node, self._shapes, lambda operand: self._operand(node, operand)))
-        except (ValueError, LookupError, TypeError) as error:  # operands that do not fit together: the node is at fault
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            ArithmeticError,
+        ) as error:  # operands that do not fit together: the node is at fault
             why = " ".join(str(error).split())
             raise NotConstant(f"'{value.name}' is computed by {describe(node)}, which fails: {why}") from error
+
+    def _why_not(self, node: ir.Node) -> str:
+        """Why the node computes nothing that can be told here, whatever its operands; empty where it may."""
+        return "" if _evaluator(node) is not None else reference.why_not(node, self._shapes.opset)
+
+    def _by_reference(self, node: ir.Node, value: ir.Value) -> Numbers:
+        """All outputs at once, each remembered."""
+        opset = self._shapes.opset
+        if opset is None or not all(operand is None or self.holds(operand) for operand in node.inputs):
+            raise NotConstant(f"'{value.name}' is computed by {describe(node)}")
+        answers = reference.evaluate(node, [None if v is None else self._read(v) for v in node.inputs], opset)
+        found = {output: numbers for output, numbers in zip(node.outputs, answers, strict=True) if numbers is not None}
+        for output, numbers in found.items():
+            if output is not value and output not in self._known and self._has_room_for(numbers.array):
+                self._known[output] = numbers
+        if value not in found:
+            raise NotConstant(f"'{value.name}' is an output of {describe(node)} that is not asked for")
+        return found[value]
 
     def _operand(self, node: ir.Node, operand: ir.Value) -> Numbers:
         """What only moves numbers passes its operand's reason on; of what computes, the node itself is the reason."""
@@ -142,6 +169,14 @@ class Constants:
             return False
         self._room -= owner.nbytes
         return True
+
+
+def _evaluator(node: ir.Node) -> Callable[[Reader], Numbers] | None:
+    return EVALUATORS.get(node.op_type) if is_standard(node) else None
+
+
+def _is_computed(value: ir.Value) -> bool:
+    return value.producer() is not None
 
 
 def way_out_of(reason: str) -> str:

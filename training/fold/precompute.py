@@ -20,7 +20,6 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from training.fold.constant_operators import EVALUATORS
 from training.fold.constants import Constants
 from training.fold.edits import SetOperand, apply
 from training.fold.graph import is_standard
@@ -30,7 +29,6 @@ from training.fold.shapes import Shapes
 _SMALL_BYTES = 4 << 10  # stored whatever it costs: names and headers are as large
 _TINY_BYTES = 256  # axes, sizes and scalars, which half of the graph shares: they tie nothing together
 _LARGEST_BYTES = 64 << 20  # of one tensor: above, the memory for a second copy is worth more than the node
-_COMPUTING = EVALUATORS.keys() - {"Constant", "DequantizeLinear"}
 
 
 def precompute(model: ir.Model) -> bool:
@@ -52,7 +50,7 @@ def precompute(model: ir.Model) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Computed:
-    """Nodes whose one output is always the same, in graph order; each with the constants that it is made from, but for
+    """Nodes whose outputs are always the same, in graph order; each with the constants that it is made from, but for
     tiny ones."""
 
     constants: Constants
@@ -71,8 +69,7 @@ class _Computed:
         """What is small, and, of what hangs together by its constants, what is no more than the constants that go."""
         groups = _groups(set(self.made_from.values()))
         large: dict[frozenset[ir.Value], list[ir.Value]] = {}
-        for node, sources in self.made_from.items():
-            value = node.outputs[0]
+        for value, sources in ((value, made) for node, made in self.made_from.items() for value in node.outputs):
             if value.is_graph_output() or not self.is_for_others(value):
                 continue
             if self.bytes_of(value) <= _SMALL_BYTES:
@@ -87,7 +84,9 @@ class _Computed:
     @cached_property
     def _needed(self) -> frozenset[ir.Value]:
         """Constants that stay whatever is stored: others read them, or a graph output is computed from them."""
-        outputs = (sources for node, sources in self.made_from.items() if node.outputs[0].is_graph_output())
+        outputs = (
+            sources for node, sources in self.made_from.items() if any(v.is_graph_output() for v in node.outputs)
+        )
         sources = frozenset().union(*self.made_from.values())
         read = (value for value in sources if value.is_graph_output() or self.is_for_others(value))
         return frozenset(read).union(*outputs)
@@ -99,9 +98,14 @@ def _computed(model: ir.Model, constants: Constants) -> _Computed:
     for node in model.graph.all_nodes():
         if is_standard(node, "DequantizeLinear") or not quantised.isdisjoint(node.inputs):
             quantised.update(node.outputs)
-        elif is_standard(node) and node.op_type in _COMPUTING and constants.holds(node.outputs[0]):
+        elif not is_standard(node, "Constant") and _are_constant(node, constants):
             made_from[node] = frozenset(_sources(node, made_from, constants))
     return _Computed(constants, made_from)
+
+
+def _are_constant(node: ir.Node, constants: Constants) -> bool:
+    """All outputs, but for those that are not asked for."""
+    return all(constants.holds(output) for output in node.outputs if output.name or output.uses())
 
 
 def _sources(

@@ -64,8 +64,8 @@ REFUSED = {
         "y = BatchNormalization <spatial = 0, is_test = 1> (x, g, b, m, v)", 6, {},
         "spatial=0: its scale differs within a channel"),
     "scale computed": (
-        "y = BatchNormalization (x, q, b, m, v)", 17, {"nodes": "[r] q = Sin (g)"},
-        "scale is not constant: 'q' is computed by Sin 'r'"),
+        "y = BatchNormalization (x, q, b, m, v)", 17, {"nodes": "[r] q = LRN <size = 1> (g)"},
+        "scale is not constant: 'q' is computed by LRN 'r'"),
     "B an input": (
         "y = BatchNormalization (x, g, q, m, v)", 17, {"inputs": ", double[4] q"},
         "B is not constant: 'q' is a graph input"),

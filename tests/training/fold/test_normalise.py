@@ -8,8 +8,10 @@ import onnx_ir as ir
 import pytest
 
 from tests.training.fold.models import build, mild_statistics, op_types, rng_of, serialized
-from training.fold.normalise import normalise
+from training.fold import fold
+from training.fold.normalise import normalise, repaired
 from training.reference import evaluate
+from training.verify import verify
 
 STATS = mild_statistics(rng_of(3), 4, np.float32)
 W = rng_of(4).normal(size=(4, 4)).astype(np.float32)
@@ -127,3 +129,85 @@ def test_the_models_own_notes_are_kept():
     inlined = normalise(original)
 
     assert inlined.metadata_props["mine"] == "kept" and inlined.meta["where"] == "kept too"
+
+
+VIDEO = """m (float[N,3,4,4,4] x) => (float[N,4,2,2,2] y) {{
+    {bias} c = {op} <group = {group}> (x, w, k) y = BatchNormalization (c, g, b, m, v) }}"""
+EXPORTED = """s = Shape <end = 1> (w) two = Constant <value_ints = [2]> () t = Concat <axis = 0> (s, two)
+    z = Constant <value = float {0.0}> () l = CastLike (z, x) k = Expand (l, t)"""
+KERNEL = rng_of(5).normal(size=(4, 3, 3, 3, 3)).astype(np.float32)
+
+
+def video(bias: str = "", op: str = "Conv", group: int = 1, w=KERNEL, **constants) -> ir.Model:
+    return build(VIDEO.format(bias=bias, op=op, group=group), w=w, **constants, **STATS)
+
+
+UNFIT = {
+    "as torch's exporter writes it": video(EXPORTED),
+    "stored": video(k=np.zeros((4, 2), np.float32)),
+    "one zero": video(k=np.zeros(1, np.float32)),
+    "of a transposed convolution": video(
+        op="ConvTranspose", group=2, w=KERNEL[:, :2], k=np.zeros((2,), np.float32)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("original", UNFIT.values(), ids=UNFIT.keys())
+def test_a_bias_of_zeros_that_no_run_time_takes_goes_and_all_that_it_was_made_from(original):
+    before = serialized(original)
+
+    mended = normalise(original)
+
+    assert [len(node.inputs) for node in mended.graph] == [2, 5]
+    assert set(mended.graph.initializers) == {"w", *STATS}
+    assert serialized(original) == before
+    assert repaired(mended) is mended
+
+
+def test_what_reads_the_zeros_besides_keeps_them():
+    original = build(
+        "m (float[N,3,4,4,4] x) => (float[N,4,2,2,2] y, float[4,2] z) { y = Conv (x, w, k) z = Identity (k) }",
+        w=KERNEL,
+        k=np.zeros((4, 2), np.float32),
+    )
+
+    assert set(repaired(original).graph.initializers) == {"w", "k"}
+
+
+def test_the_batchnorm_behind_it_folds_and_the_proof_against_the_mended_model_holds():
+    original = video(EXPORTED)
+
+    folded, report = fold(original)
+
+    assert report.summary()["folded"] == 1 and op_types(folded) == ["Conv"]
+    x = {"x": rng_of(6).normal(size=(2, 3, 4, 4, 4)).astype(np.float32)}
+    verify(repaired(original), folded, [x])
+
+
+FIT = {
+    "zeros of the right shape": video(k=np.zeros(4, np.float32)),
+    "of a transposed convolution in groups": video(
+        op="ConvTranspose", group=2, w=KERNEL[:, :2], k=np.zeros(4, np.float32)),
+    "another number": video(k=np.eye(4, 2, dtype=np.float32)),
+    "data": video("r = ReduceSum (x) k = Relu (r)"),
+    "what a caller may override": build(
+        "m (float[N,3,4,4,4] x, float[4,2] k) => (float[N,4,2,2,2] y) { y = Conv (x, w, k) }",
+        w=KERNEL, k=np.zeros((4, 2), np.float32)),
+    "none": build("m (float[N,3,4,4,4] x) => (float[N,4,2,2,2] y) { y = Conv (x, w, ) }", w=KERNEL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("original", FIT.values(), ids=FIT.keys())
+def test_any_other_bias_stays_and_the_model_is_the_same(original):
+    before = serialized(original)
+
+    assert repaired(original) is original and serialized(original) == before
+
+
+def test_where_nothing_folds_even_such_a_bias_comes_back_as_it_was():
+    original = build(
+        "m (float[N,3,4,4,4] x) => (float[N,4,2,2,2] y) { y = Conv (x, w, k) }",
+        w=KERNEL,
+        k=np.zeros((4, 2), np.float32),
+    )
+
+    assert serialized(fold(original)[0]) == serialized(original)

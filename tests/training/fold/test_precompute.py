@@ -70,6 +70,25 @@ class TestStored:
         )
         assert op_types(after) == ["Add", "Identity"]
 
+    def test_both_halves_of_a_weight(self):
+        after = precomputed(
+            build(
+                """m (double[2,64] x) => (double[2,32] y) {
+                    a, c = Split <axis = 1> (w, halves)  h = MatMul (x, a)  i = MatMul (x, c)  y = Mul (h, i) }""",
+                w=BIG,
+                halves=np.array([32, 32]),
+            )
+        )
+        assert op_types(after) == ["MatMul", "MatMul", "Mul"]
+        assert stored_bytes(after) == BIG.nbytes
+
+    def test_a_function_of_parameters(self):
+        after = precomputed(
+            build("m (double[2,64] x) => (double[2,64] y) { s = Softmax (w)  y = MatMul (x, s) }", w=BIG, opset=20)
+        )
+        assert op_types(after) == ["MatMul"]
+        assert stored_bytes(after) == BIG.nbytes
+
     def test_arithmetic_is_rounded_once(self):
         third = np.full(8, 1 / 3, dtype=np.float32)
         graph = build(
