@@ -119,10 +119,10 @@ def _product(
 
 
 def _is_bias(x: ir.Value, known: Known) -> bool:
-    """Is a constant that is added to `x` the bias of a MatMul, rather than a map of its own? Where the MatMul has other
+    """Is a constant that is added to `x` the bias of a product, rather than a map of its own? Where a MatMul has other
     readers and is one of matrices, it can hold a bias itself, as a Gemm."""
     producer = x.producer()
-    if producer is None or producer.op_type != "MatMul":
+    if producer is None or producer.op_type not in ("Einsum", "MatMul"):
         return False
     return known.shapes.rank(x) != 2 or len(number_readers(x)) == 1
 

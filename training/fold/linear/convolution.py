@@ -63,7 +63,7 @@ def _convolution(node: ir.Node, known: Known, *, transposed: bool) -> Layer | Re
     inputs, outputs = (shape[0], shape[1] * group) if transposed else (shape[1] * group, shape[0])
     matrix = partial(_transposed_matrix if transposed else _matrix, group=group)
     output_axis = (1 if group == 1 else None) if transposed else 0
-    ends = End(x, 1, inputs), End(node.outputs[0], 1, outputs)
+    ends = End(x, (1,), (inputs,)), End(node.outputs[0], (1,), (outputs,))
     layer = Layer(node, *ends, weight, matrix, output_axis, _bias(node, outputs, known))
     if not transposed:
         return replace(layer, x_keeps_its_shift=_reads_padding(node, known.dims(x), shape[2:]))

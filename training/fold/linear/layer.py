@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -51,11 +52,43 @@ class Operand:
 
 @dataclass(frozen=True, eq=False)
 class End:
-    """One side of a layer: the tensor, the axis that W acts on, and W's channels there."""
+    """One side of a layer: the tensor, the axes that W acts on, and W's size along each, in the order W has them."""
 
     value: ir.Value
-    axis: int
-    channels: int
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        return prod(self.sizes)
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"axis {self.axes[0] if len(self.axes) == 1 else self.axes}"
+
+    def spread(self, gauge: Gauge) -> Gauge:
+        """A gauge along some of the axes, or all, as one number a channel, in W's order."""
+        if gauge.axes == self.axes:
+            return gauge
+        along = [axis for axis in self.axes if axis in gauge.axes]
+        order = [gauge.axes.index(axis) for axis in along]
+        shape = [size if axis in along else 1 for axis, size in zip(self.axes, self.sizes, strict=True)]
+
+        def spread(part: Float64s) -> Float64s:
+            entries = part.reshape(gauge.sizes).transpose(order).reshape(shape)
+            return np.broadcast_to(entries, self.sizes).reshape(-1)
+
+        value = None if gauge.value is None else spread(gauge.value)
+        return Gauge(self.axes, self.sizes, spread(gauge.scale), spread(gauge.shift), value)
+
+    def against(self, numbers: Float64s, rank: int) -> Float64s:
+        """One number a channel, shaped to broadcast against the tensor, which has `rank` axes."""
+        shape = [1] * rank
+        for axis, size in zip(self.axes, self.sizes, strict=True):
+            shape[axis] = size
+        ascending = numbers.reshape(self.sizes).transpose(np.argsort(self.axes))
+        return ascending.reshape(shape[min(self.axes, default=rank) :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +107,8 @@ class Bias:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One linear operator. `matrix` sees a row-major W as [group, outputs/group, inputs/group, taps], without a copy.
+    """One linear operator. `matrix` sees a row-major W as [group, outputs/group, inputs/group, taps], without a copy
+    where it can; the channels of the ends are those of one group behind those of another.
 
     The axis of W that holds the output channels one by one is `output_axis`; None where no axis does. `seen`: by which
     taps an output position sees x, each by others whose sum is the same; None: each by all.
@@ -88,6 +122,7 @@ class Layer:
     output_axis: int | None
     bias: Bias | Refusal | None  # None: no place for one; Refusal: there is one, and it is not constant
     x_keeps_its_shift: str = ""  # why x cannot be stored with a shift; empty where it can
+    x_keeps_its_scale: str = ""
     y_keeps_its_shift: str = ""
     gain: float = 1.0
     seen: NDArray[np.bool_] | None = None  # [taps]
@@ -101,9 +136,9 @@ class Layer:
 
     def keeps_scale(self, value: ir.Value) -> str:
         """Why the weights cannot follow a scale of this end; empty where they can."""
-        if isinstance(self.weight, Operand):
-            return ""
         at_output = value in self.node.outputs
+        if isinstance(self.weight, Operand):
+            return "" if at_output else self.x_keeps_its_scale
         return (
             self.weight.keeps_output(self.node, self.output_axis) if at_output else self.weight.keeps_input(self.node)
         )
@@ -116,7 +151,8 @@ class Layer:
 def laws(layer: Layer, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     """Free at both ends, independent of each other; without a shift, or a scale, where the layer says so.
 
-    (1) The port lies along the axis that W acts on, with as many channels. (2) The tensor has no other role here.
+    (1) The port lies along axes that W acts on, some or all, with as many channels. (2) The tensor has no other role
+    here.
     """
     end, why = layer.end_of(port.value)
     if isinstance(end, Refusal):
@@ -125,15 +161,13 @@ def laws(layer: Layer, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
         return Refusal(f"'{port.value.name}' is a constant of {describe(layer.node)}, or no data it reads")
     if list(layer.node.inputs).count(port.value) > 1:
         return Refusal(f"{describe(layer.node)} reads '{port.value.name}' twice")
-    if port.axes != (end.axis,):
-        return Refusal(
-            f"'{port.value.name}' is stored along axis {port.axes}, "
-            f"weight '{layer.weight.value.name}' of {describe(layer.node)} acts on axis {end.axis}"
-        )
+    if not set(port.axes) <= set(end.axes):
+        return acts_elsewhere(layer, end, port)
     dims = known.dims(port.value)
-    if dims is None or dims[end.axis] != end.channels:
-        found = "an unknown number of" if dims is None else dims[end.axis]
-        return Refusal(f"{describe(layer.node)} has {end.channels} channels, '{port.value.name}' {found}")
+    for axis, size in zip(end.axes, end.sizes, strict=True):
+        if axis in port.axes and (dims is None or dims[axis] != size):
+            found = "an unknown number of" if dims is None else dims[axis]
+            return Refusal(f"{describe(layer.node)} has {size} channels, '{port.value.name}' {found}")
     stiff = layer.keeps_scale(port.value)
     if stiff:
         return Refusal(stiff) if why else (NoScale(port, stiff),)
@@ -145,11 +179,17 @@ def laws(layer: Layer, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     return (law, Positive(port, negative))
 
 
+def acts_elsewhere(layer: Layer, end: End, port: Port) -> Refusal:
+    return Refusal(
+        f"'{port.value.name}' is stored along axis {port.axes}, "
+        f"weight '{layer.weight.value.name}' of {describe(layer.node)} acts on {end.place}"
+    )
+
+
 @overflow_is_refused
 def rewrite(layer: Layer, gauges: Gauges) -> tuple[Edit, ...] | Refusal:
     """The layer's constants under the gauges of its two ends. A bias that is absent stays so where b' would be 0."""
-    x = map_of(layer.x, gauges)
-    y = map_of(layer.y, gauges) if isinstance(layer.y, End) else None
+    x, y = map_of(layer.x, gauges), map_of(layer.y, gauges)
     for value, gauge in ((layer.x.value, x), (layer.node.outputs[0], y)):
         breach = _breach(layer, value, gauge)
         if breach is not None:
@@ -171,10 +211,12 @@ def _breach(layer: Layer, value: ir.Value, gauge: Gauge | None) -> Refusal | Non
     return Refusal(f"'{value.name}' has a shift: {why}") if why and _moves(gauge) else None
 
 
-def map_of(end: End, gauges: Gauges) -> Gauge | None:
-    """The gauge of a layer's end, if it is one along the axis that W acts on."""
-    gauge = gauges.of(end.value)
-    return gauge if gauge is not None and gauge.axes == (end.axis,) else None
+def map_of(end: End | Refusal, gauges: Gauges) -> Gauge | None:
+    """The gauge of a layer's end, one number a channel, if it is one along axes that W acts on."""
+    gauge = None if isinstance(end, Refusal) else gauges.of(end.value)
+    if gauge is None or isinstance(end, Refusal) or not set(gauge.axes) <= set(end.axes):
+        return None
+    return end.spread(gauge)
 
 
 def spilt(layer: Layer, x: Gauge | None) -> Float64s | None:
@@ -212,6 +254,9 @@ def _weight_edits(layer: Layer, x: Gauge | None, y: Gauge | None) -> tuple[Edit,
         matrix *= y.scale.reshape(groups, outputs, 1, 1)
     if x is not None:
         matrix /= x.scale.reshape(groups, 1, inputs, 1)
+    if not np.may_share_memory(matrix, numbers):  # back to where they came from
+        places = layer.matrix(np.arange(numbers.size, dtype=np.float64).reshape(numbers.shape)).astype(np.int64)
+        numbers.reshape(-1)[places] = matrix
     array = stored(numbers, weight.dtype, f"folded weight of {describe(node)}")
     return array if isinstance(array, Refusal) else (SetOperand(node, weight.index, array, weight.value, "weight"),)
 

@@ -33,7 +33,7 @@ def recurrent(node: ir.Node, known: Known) -> Layer | Refusal:
         return Refusal(f"weight '{weight.value.name}' of {describe(node)} has shape {list(weight.shape)}")
     directions, rows, features = weight.shape
     y = Refusal(f"{describe(node)} is linear in its input alone")
-    return Layer(node, End(x, 2, features), y, weight, _matrix, None, _bias(node, (directions, 2 * rows), known))
+    return Layer(node, End(x, (2,), (features,)), y, weight, _matrix, None, _bias(node, (directions, 2 * rows), known))
 
 
 def _matrix(weight: Float64s) -> Float64s:

@@ -10,6 +10,7 @@ The model has one input `x` and one output `y`; the node under test is called `o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,8 @@ def obeying(answer: Answer, known: Known, rng: np.random.Generator) -> Gauge | N
     if isinstance(answer, str):
         return None
     port = answer[0].port  # type: ignore[union-attr]
-    size = (known.dims(port.value) or ())[port.axes[0]]
-    assert isinstance(size, int)
+    sizes = tuple((known.dims(port.value) or ())[axis] or 0 for axis in port.axes)
+    size = prod(sizes)
     scale, shift = rng.uniform(0.3, 3, size) * rng.choice([-1.0, 1.0], size), rng.normal(size=size) * 5
     for law in answer:
         match law:
@@ -89,7 +90,7 @@ def obeying(answer: Answer, known: Known, rng: np.random.Generator) -> Gauge | N
                 scale = np.abs(scale)
             case _:
                 raise AssertionError(f"{law} is not a law of one end")
-    return Gauge(port.axes, (size,), scale, shift)
+    return Gauge(port.axes, sizes, scale, shift)
 
 
 def edits_of(model: ir.Model, gauges: Given) -> tuple[Edit, ...] | Refusal:
@@ -106,10 +107,17 @@ def rewritten(model: ir.Model, gauges: Given) -> ir.Model:
     return reload(model)
 
 
-def judge(model: ir.Model, rng: np.random.Generator, ends: str = "xy", tolerance: float = 1e-11) -> Judged:
-    """Exact to `tolerance` of the summed magnitudes, on noise and on constants, with gauges at these `ends`."""
+def judge(
+    model: ir.Model,
+    rng: np.random.Generator,
+    ends: str = "xy",
+    tolerance: float = 1e-11,
+    **axes: tuple[int, ...],
+) -> Judged:
+    """Exact to `tolerance` of the summed magnitudes, on noise and on constants, with gauges at these `ends`; where
+    `axes` says nothing of an end, along its own."""
     known = known_of(model)
-    answers = {end: law_of(model, end) for end in "xy"}
+    answers = {end: law_of(model, end, axes.get(end)) for end in "xy"}
     found = {end: obeying(answers[end], known, rng) for end in ends}
     gauges = {end: gauge for end, gauge in found.items() if gauge is not None}
     after = rewritten(model, Given(**gauges))

@@ -369,8 +369,6 @@ REFUSED = [
             "bias 'k' of Gemm 'op' has shape [5], expected [7]", [5, 7], W | {"k": (5,)}),
     Refused("a matmul along both", [2, 3, 6], LAST, "x", (1, 2),
             "'x' is stored along axis (1, 2), weight 'w' of MatMul 'op' acts on axis 2", [2, 3, 7], W),
-    Refused("weight per batch", [4, 4, 4], LAST, "y", (1,),
-            "weight 'w' of MatMul 'op' has shape [4, 4, 4], expected a matrix", [4, 4, 4], {"w": (4, 4, 4)}),
     Refused("weight with more axes", [4, 4], LAST, "y", (1,),
             "weight 'w' of MatMul 'op' has shape [1, 4, 4], expected a matrix", [1, 4, 4], {"w": (1, 4, 4)}),
     Refused("a vector of weights", [5, 6], LAST, "x", (1,),
