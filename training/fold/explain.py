@@ -88,7 +88,7 @@ class Explainer:
         while queue:
             key = queue.popleft()
             for other, statement in self.problem.statements_at.get(key, ()):
-                words = answer(other, statement) if other != tag else ""
+                words = answer(other, statement) if other != tag and not _is_partial(statement) else ""
                 if words:
                     return words
             fresh = [onward for onward in self._next.get(key, ()) if onward not in seen]
@@ -97,19 +97,25 @@ class Explainer:
         return ""
 
     def _everywhere(self, answer: _Answer) -> dict[Key, str]:
-        """The words of the nearest statement that has some, for every tensor from which one can be met."""
+        """The words of the nearest statement that has some, for every tensor from which one can be met.
+
+        What is said of some entries only speaks where nothing is met that is said of all.
+        """
         found: dict[Key, str] = {}
-        for key, statements in self.problem.statements_at.items():
-            words = next(filter(None, (answer(tag, statement) for tag, statement in statements)), "")
-            if words:
-                found[key] = words
-        queue = deque(found)
-        while queue:
-            key = queue.popleft()
-            for onward in self._next.get(key, ()):
-                if onward not in found:
-                    found[onward] = found[key]
-                    queue.append(onward)
+        for partial in (False, True):
+            queue: deque[Key] = deque()
+            for key, statements in self.problem.statements_at.items():
+                said = (answer(tag, statement) for tag, statement in statements if _is_partial(statement) == partial)
+                words = "" if key in found else next(filter(None, said), "")
+                if words:
+                    found[key] = words
+                    queue.append(key)
+            while queue:
+                key = queue.popleft()
+                for onward in self._next.get(key, ()):
+                    if onward not in found:
+                        found[onward] = found[key]
+                        queue.append(onward)
         return found
 
     # Who has a say; a lift never does in these three.
@@ -175,6 +181,11 @@ class Explainer:
 
 def _key(port: Port) -> Key:
     return port.value, port.reader
+
+
+def _is_partial(statement: Statement) -> bool:
+    law = statement.law
+    return isinstance(law, Pinned | NoShift | NoScale | Positive) and law.index is not None
 
 
 def _joined(before: str, after: str) -> str:

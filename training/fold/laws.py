@@ -46,10 +46,14 @@ class Free:
 
 @dataclass(frozen=True, eq=False)
 class Pinned:
-    """No gauge but the identity; so is whatever a rule refuses."""
+    """No gauge but the identity; so is whatever a rule refuses. `index`: of these entries alone; None: of all of them.
+
+    The same `index` is in the three laws below.
+    """
 
     port: Port
     reason: str
+    index: Index | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,7 @@ class NoShift:
 
     port: Port
     reason: str
+    index: Index | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +71,7 @@ class NoScale:
 
     port: Port
     reason: str
+    index: Index | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +81,7 @@ class Positive:
     port: Port
     reason: str
     infinite: bool = False
+    index: Index | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,9 +44,10 @@ class Problem:
         assert isinstance(law, Lift)
         return law
 
-    def classes(self, port: Port) -> Index:
-        """The class of each entry."""
-        return self.class_of[self._variables(port)]
+    def classes(self, port: Port, index: Index | None = None) -> Index:
+        """The class of each entry, or of those that `index` names."""
+        mine = self.class_of[self._variables(port)]
+        return mine if index is None else mine[index]
 
     def numbers(self, port: Port) -> Float64s:
         """What each entry holds whatever is fed, or NaN."""
@@ -144,7 +145,8 @@ def _relations(
         case Free() if not law.quiet and not statement.is_demand:
             return
         case _:
-            classes = class_of[variables.of(law.x if isinstance(law, Clamp) else law.port)]
+            index = None if isinstance(law, Clamp | Free) else law.index
+            classes = class_of[variables.of(law.x if isinstance(law, Clamp) else law.port, index)]
             distinct, entries = np.unique(classes, return_index=True)
             read = ~ignored[distinct]
             if read.any():

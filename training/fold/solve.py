@@ -271,9 +271,9 @@ class _Attempt:
         for statement in self.problem.reached.statements:  # exactly, not but for a rounding error
             law = statement.law
             if isinstance(law, Pinned | NoShift):
-                shift[self.problem.classes(law.port)] = 0.0
+                shift[self.problem.classes(law.port, law.index)] = 0.0
             if isinstance(law, Pinned | NoScale):
-                scale[self.problem.classes(law.port)] = 1.0
+                scale[self.problem.classes(law.port, law.index)] = 1.0
         return scale, shift
 
     def _unread(self) -> NDArray[np.bool_]:

@@ -69,9 +69,9 @@ def unread(statements: Sequence[Statement], numbers: Float64s, class_of: Index, 
     for law in (statement.law for statement in statements):
         match law:
             case Pinned() | NoScale() | Positive(infinite=True):
-                barred[class_of[of(law.port, None)]] = True
+                barred[class_of[of(law.port, law.index)]] = True
             case NoShift():
-                mine = of(law.port, None)
+                mine = of(law.port, law.index)
                 barred[class_of[mine[numbers[mine] != 0]]] = True
             case Sum():
                 out = class_of[of(law.out, None)]
@@ -112,9 +112,13 @@ class _Node:
     def puts_out(self, port: Port) -> Float64s:
         """The numbers that this output of the node holds; NaN where none is known."""
         about = [law for law in self.laws if any(one.value is port.value for one in ports(law))]
-        nothing = np.full(len(self.of(port, None)), np.nan)
-        if any(isinstance(law, Pinned | NoScale) or (isinstance(law, Positive) and law.infinite) for law in about):
-            return nothing
+        found, mine = self._made(port, about), self.of(port, None)
+        for law in about:
+            if isinstance(law, Pinned | NoScale) or (isinstance(law, Positive) and law.infinite):
+                found[np.isin(mine, self.of(law.port, law.index))] = np.nan
+        return found
+
+    def _made(self, port: Port, about: Sequence[Law]) -> Float64s:
         match [law for law in about if isinstance(law, Lift | Clamp | Sum | Equal)]:
             case [Lift() as law]:
                 return np.where(law.scale == 0, law.shift, law.scale * self._of(law.x) + law.shift)
@@ -125,15 +129,18 @@ class _Node:
                 return np.asarray(np.sum(terms, axis=0), dtype=np.float64)
             case [Equal(), *_] as laws if all(isinstance(law, Equal) for law in laws):
                 return self._passed_on(port)
-        return nothing
+        return np.full(len(self.of(port, None)), np.nan)
 
     def _of(self, port: Port, index: Index | None = None) -> Float64s:
         """What a law may say of a port's entries: where the node forbids it a shift, only that they are 0."""
-        found = self.numbers[self.of(port, index)]
-        return np.where(found == 0, found, np.nan) if self._forbids(port) else found
+        entries = self.of(port, index)
+        return self._passing(entries, self.numbers[entries])
 
-    def _forbids(self, port: Port) -> bool:
-        return any(isinstance(law, NoShift) and law.port.value is port.value for law in self.laws)
+    def _passing(self, entries: Index, numbers: Float64s) -> Float64s:
+        """`numbers`, without those that are not 0 of entries that the node forbids a shift."""
+        forbidden = [self.of(law.port, law.index) for law in self.laws if isinstance(law, NoShift)]
+        stays = np.isin(entries, np.concatenate(forbidden)) & (numbers != 0) if forbidden else False
+        return np.where(stays, np.nan, numbers)
 
     def _passed_on(self, port: Port) -> Float64s:
         """Entries hold what all entries hold that the node ties to them, directly or by way of others."""
@@ -142,9 +149,7 @@ class _Node:
         members = np.unique(np.concatenate([side for end in ends for side in end]))
         group = unite(len(members), [(np.searchsorted(members, a), np.searchsorted(members, b)) for a, b in ends])
         made = np.isin(members, np.concatenate([self.of(one, None) for one in _outputs(self.node, self.laws)]))
-        shifted = [self.of(law.port, None) for law in self.laws if isinstance(law, NoShift)]
-        known = self.numbers[members]
-        known[np.isin(members, np.concatenate([*shifted, members[:0]])) & (known != 0)] = np.nan
+        known = self._passing(members, self.numbers[members])
         told, unknown = ~made & ~np.isnan(known), ~made & np.isnan(known)
         low, high = np.full(len(members), np.inf), np.full(len(members), -np.inf)
         np.minimum.at(low, group[told], known[told])
@@ -153,5 +158,4 @@ class _Node:
         held[group[unknown]] = np.nan
         mine = self.of(port, None)
         place = np.searchsorted(members, mine) % len(members)
-        found = np.where(members[place] == mine, held[group[place]], np.nan)
-        return np.where(found == 0, found, np.nan) if self._forbids(port) else found
+        return self._passing(mine, np.where(members[place] == mine, held[group[place]], np.nan))

@@ -41,6 +41,7 @@ class Graph:
         self.readers: dict[str, int] = {}
         self.learning = np.random.default_rng([seed, 4])
         self.learned: set[str] = set()
+        self.padding = np.random.default_rng([seed, 5])
 
     # Drawing.
 
@@ -223,12 +224,34 @@ def _gemm_left(g: Graph, x: str, shape: Shape) -> object:
     return g.node(f"Gemm <{attributes}> ({weight}, {x}{c})", (m, n), x)
 
 
+def _product(g: Graph, x: str, shape: Shape) -> object:
+    """An Einsum: each axis of x is handed on, has matrices of its own, is summed over with the weight or by itself."""
+    own = "abcdefghijkl"[: len(shape)]
+    kinds = g.variety.choice(["on", "many", "summed", "alone"], len(shape), p=[0.4, 0.2, 0.35, 0.05])
+    read = [label for label, kind in zip(own, kinds, strict=True) if kind in ("many", "summed")]
+    made = list("xy"[: int(g.variety.integers(3))])
+    result = [label for label, kind in zip(own, kinds, strict=True) if kind in ("on", "many")] + made
+    if not result or not read + made:
+        return None
+    sizes = dict(zip(own, shape, strict=True)) | {label: int(g.variety.integers(2, 4)) for label in made}
+    weight, result = g.variety.permutation(read + made).tolist(), g.variety.permutation(result).tolist()
+    after = tuple(sizes[label] for label in result)
+    terms, operands = [own, "".join(weight)], [x, g.weight(*(sizes[label] for label in weight))]
+    turn = 1 if g.variety.random() < 0.5 else -1
+    equation = f"{','.join(terms[::turn])}->{''.join(result)}"
+    y = g.node(f'Einsum <equation = "{equation}"> ({", ".join(operands[::turn])})', after, x)
+    return g.node(f"Add ({y}, {g.constant(_vector(g, after))})", after, y) if g.variety.random() < 0.6 else y
+
+
 def _matmul(g: Graph, x: str, shape: Shape) -> object:
+    if g.varied and g.variety.random() < 0.5:
+        return _product(g, x, shape)
     if len(shape) < 2:
         return None
+    many = shape[-3:-2] if g.varied and g.variety.random() < 0.5 else ()
     *lead, k = shape
     n = g.some(k, 2, 3)
-    y = g.node(f"MatMul ({x}, {g.stored(g.weight(k, n), 1)})", (*lead, n), x)
+    y = g.node(f"MatMul ({x}, {g.stored(g.weight(*many, k, n), len(many) + 1)})", (*lead, n), x)
     return g.node(f"Add ({y}, {g.weight(n)})", (*lead, n), y) if g.rng.random() < 0.5 else y
 
 
@@ -237,7 +260,8 @@ def _matmul_left(g: Graph, x: str, shape: Shape) -> object:
         return None
     *lead, k, last = shape
     m = g.some(k, 2, 3)
-    y = g.node(f"MatMul ({g.weight(m, k)}, {x})", (*lead, m, last), x)
+    many = lead[-1:] if g.varied and g.variety.random() < 0.5 else ()
+    y = g.node(f"MatMul ({g.weight(*many, m, k)}, {x})", (*lead, m, last), x)
     if not g.varied:
         return y
     sizes = [(m, 1), (last,), (), (m, last)][int(g.variety.integers(4))]
@@ -283,7 +307,25 @@ def _constant_map(g: Graph, x: str, shape: Shape) -> object:
     return g.node(f"{op} ({operands})", shape, x)
 
 
+def _norm(g: Graph, x: str, shape: Shape) -> object:
+    """By statistics of x itself. An epsilon of 1 keeps it from blowing up the errors of near-constant tensors."""
+    if g.variety.random() < 0.5 or len(shape) < 3:
+        axis = int(g.variety.integers(len(shape)))
+        bias = f", {g.weight(*shape[axis:])}" if g.variety.random() < 0.5 else ""
+        call = f"LayerNormalization <axis = {axis}, epsilon = 1.0> ({x}, {g.weight(*shape[axis:])}{bias})"
+    elif g.variety.random() < 0.5:
+        call = f"InstanceNormalization <epsilon = 1.0> ({x}, {g.weight(shape[1])}, {g.weight(shape[1])})"
+    else:  # opset 18: one number a group
+        groups = shape[1] if g.variety.random() < 0.5 else 1
+        call = (
+            f"GroupNormalization <num_groups = {groups}, epsilon = 1.0> ({x}, {g.weight(groups)}, {g.weight(groups)})"
+        )
+    return g.node(call, shape, x)
+
+
 def _unary(g: Graph, x: str, shape: Shape) -> object:
+    if g.varied and g.variety.random() < 0.25:
+        return _norm(g, x, shape)
     call = g.some(
         "Relu", "Relu", "Relu", "LeakyRelu <alpha = 0.25>", "Abs", "Neg", "Identity", "Sigmoid", "Dropout", "Tanh"
     )
@@ -379,13 +421,28 @@ def _gate(g: Graph, x: str, shape: Shape) -> object:
 
 
 def _where(g: Graph, x: str, shape: Shape) -> object:
-    y = _partner(g, x, shape)
+    y = _zeros(g, shape) if g.padding.random() < 0.2 else _partner(g, x, shape)
     mask = g.constant(g.rng.random(shape[-1:]) > 0.5, "b")
     return g.node(f"Where ({mask}, {x}, {y})", shape, x, y)
 
 
+def _zeros(g: Graph, shape: Shape) -> str:
+    """As many as are computed from the input: who reads the graph knows their number by a Reshape only."""
+    at = len(g.lines)
+    g.lines += [
+        f"f{at}z = Reshape (x0, {g.ints(-1)}) a{at}z = ArgMax <axis = 0> (f{at}z) n{at}z = Mul (a{at}z, {g.ints(0)})",
+        f"s{at}z = Add (n{at}z, {g.ints(*shape)}) o{at}z = ConstantOfShape <value = double[1] {{0}}> (s{at}z)",
+        f"z{at}z = Reshape (o{at}z, {g.ints(*shape)})",
+    ]
+    return f"z{at}z"
+
+
 def _concat(g: Graph, x: str, shape: Shape) -> object:
     axis = int(g.rng.integers(1, len(shape))) if len(shape) > 1 else 0
+    if g.padding.random() < 0.2:
+        parts = [x, _zeros(g, shape)][:: g.padding.choice([1, -1])]
+        after = (*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
+        return g.node(f"Concat <axis = {axis}> ({', '.join(parts)})", after, x)
     around = shape[:axis] + shape[axis + 1 :]
     y = g.some(*[n for n, s in g.live.items() if len(s) == len(shape) and s[:axis] + s[axis + 1 :] == around])
     size = shape[axis] + g.live[y][axis]
@@ -469,7 +526,21 @@ def _split(g: Graph, x: str, shape: Shape) -> object:
     return g.nodes(f"Split <axis = {axis}> ({x}, {g.ints(*sizes)})", shapes, x)
 
 
+def _pad_all(g: Graph, x: str, shape: Shape) -> object:
+    """Margins and crops along any axis, the channels' among them."""
+    mode = g.padding.choice(["constant", "constant", "edge", "reflect"])
+    low = -1 if mode == "constant" else 0
+    margins = [[int(n) for n in g.padding.integers(low, 2, 2)] if g.padding.random() < 0.4 else [0, 0] for _ in shape]
+    margins = [[0, 0] if size < 3 else margin for size, margin in zip(shape, margins, strict=True)]
+    value = f", {g.constant(np.array(g.padding.choice([0.0, 1.5])))}" if mode == "constant" else ""
+    after = tuple(size + sum(margin) for size, margin in zip(shape, margins, strict=True))
+    pads = g.ints(*(before for before, _ in margins), *(behind for _, behind in margins))
+    return g.node(f'Pad <mode = "{mode}"> ({x}, {pads}{value})', after, x)
+
+
 def _pad(g: Graph, x: str, shape: Shape) -> object:
+    if g.padding.random() < 0.5:
+        return _pad_all(g, x, shape)
     if len(shape) < 3 or min(shape[2:]) < 2:
         return None
     pads = [0, 0, *[1] * (len(shape) - 2)] * 2

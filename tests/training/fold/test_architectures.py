@@ -45,6 +45,9 @@ RAW = {
     # A ReLU stays one where all of its channels' scales are positive.
     "preact-resnet50": Counts(49, clamped=13),
     "preact-resnet18": Counts(17, clamped=5),
+    # Zeros behind its channels end no stream: all ten that read it share one sign a channel, and one keeps its ReLU.
+    "preact-resnet20-a": Counts(19, clamped=9),
+    "pyramidnet20": Counts(29),
     # The first block's BatchNorm reads a PReLU's output, which can hold no shift, and feeds a zero-padded convolution.
     "iresnet50": Counts(78, reduced=1),
     "convmixer-relu": Counts(65, clamped=62),

@@ -54,6 +54,21 @@ GENERIC = {
 }
 
 
+def test_what_holds_other_channels_is_not_blamed_where_something_holds_these():
+    """Zeros are put behind the channels, and rows of zeros around all of them."""
+    nodes = f"[t] h = Tanh (x) {bn('n', 'h', 'p')} [pad] q = Pad (p, ends) [c] r = {PADDED} (q, wide) y = Identity (r)"
+    graph = build(
+        f"m (double[2,3,4,4] x) => (double[2,3,4,4] y) {{ {nodes} }}",
+        wide=RNG.normal(size=(3, 5, 3, 3)),
+        ends=np.array([0, 0, 0, 0, 0, 2, 0, 0]),
+        **numbers("n"),
+    )
+
+    assert judge(graph, Profile.GENERIC).report.batchnorms[0].reason == (
+        "its shift can go neither way: Tanh 't' takes 'h' only as it is; Conv 'c' pads 'q' with zeros"
+    )
+
+
 @pytest.mark.parametrize("case", GENERIC)
 def test_both_sides_are_named(case):
     nodes, reason = GENERIC[case]

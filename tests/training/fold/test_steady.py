@@ -68,6 +68,14 @@ class TestNumbers:
             ("[r] q = Pad (p, margins)", [None, None, None], {"margins": np.array([0, 0, 1, 1, 0, 0, 0, 0])}),
             ("[r] q = Pad (p, margins, low)", [None, None, None],
              {"margins": np.array([0, 0, 1, 1, 0, 0, 0, 0]), "low": np.array(-np.inf)}),
+            ("[r] q = Pad (p, margins)", [None, None, 0.75, -2.0, None],
+             {"margins": np.array([0, 1, 0, 0, 0, 1, 0, 0])}),
+            ("[r] q = Pad (p, margins, low)", [0.75, -2.0, None],
+             {"margins": np.array([0, -1, 0, 0, 0, 1, 0, 0]), "low": np.array(np.inf)}),
+            (f"{bn('o', 'x', 'o')} [r] q = Pad (o, margins)", [None, 0.0, None, -2.0],
+             {"margins": np.array([0, 1, 0, 0, 0, 0, 0, 0])} | numbers("o", [0, 1, 0], [0, 2, -2], [0.0] * 3)),
+            (f"{bn('o', 'x', 'o')} [r] q = Pad (o, margins)", [None, 0.0, None, None],
+             {"margins": np.array([0, 1, 1, 0, 0, 0, 0, 0])} | numbers("o", [0, 1, 0], [0, 2, -2], [0.0] * 3)),
             ('[r] q = Pad <mode = "edge"> (p, margins)', [None, 0.75, -2.0],
              {"margins": np.array([0, 0, 1, 1, 0, 0, 0, 0])}),
         ],
@@ -120,6 +128,15 @@ class TestUnread:
         found = problem("[r] q = Relu (p) [c] y = Conv <pads = [1, 1, 1, 1]> (q, w)", w=np.ones((3, 3, 3, 3)))
 
         assert self.unread(found, "p") == self.unread(found, "q") == [False, False, True]
+
+    def test_what_is_asked_of_other_entries_does_not_matter(self):
+        """Zeros, or a one that stays a one, in front of the channels."""
+        for nodes in ("[r] q = Pad (p, ends)", "[r] q = Pad (p, ends, one)"):
+            found = problem(f"{nodes} [c] y = Conv (q, w)", w=np.ones((3, 4, 1, 1)), one=np.array(1.0),
+                            ends=np.array([0, 1, 0, 0, 0, 0, 0, 0]))  # fmt: skip
+
+            assert self.unread(found, "p") == [False, True, True]
+            assert self.unread(found, "q") == [False, False, True, True]
 
     def test_all_that_a_sum_or_a_living_map_ties_or_nothing_of_it(self):
         nodes = f"{bn('o', 'p', 'q')} [c] a = Conv (p, w) [s] b = Sigmoid (q) [j] y = Add (a, b)"

@@ -21,6 +21,7 @@ from training.fold.graph import describe, is_standard
 from training.fold.known import Known, Rule
 from training.fold.laws import Equal, Law, NoShift, Port, Positive
 from training.fold.refusal import Refusal
+from training.fold.zeros import holds_zeros
 
 _BROADCASTING = 7  # the opset from which operands broadcast as NumPy's do
 _LAST_AXIS_SOFTMAX = 13  # the opset from which Softmax works along one axis, by default the last
@@ -143,10 +144,13 @@ def where(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
 
     1. The gauge is not on the condition.
     2. A constant branch is stored under the same gauge, so it has a size along its axes. Two kinds stay as they are:
-       zeros that have none, `s 0 + 0 = 0` without shift, and infinities, `s inf + t = inf` for s > 0.
+       zeros that have none, or one that a caller decides, `s 0 + 0 = 0` without shift, and infinities,
+       `s inf + t = inf` for s > 0.
     """
     if len(node.inputs) != 3 or None in node.inputs or port.value is node.inputs[0]:
         return Refusal(f"'{port.value.name}' is the condition of {describe(node)}, or it has not three operands")
+    if port.reader is None and holds_zeros(port.value, known):
+        return ()
     axes = output_axes(node, port, known)
     if isinstance(axes, Refusal):
         return axes
@@ -166,15 +170,16 @@ def where(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
 def _fixed_branch(node: ir.Node, value: ir.Value, out: Port, known: Known) -> NoShift | Positive | None:
     """The law of a constant branch that stays as it is; None for any other branch."""
     numbers = known.constant(value)
+    zeros = NoShift(out, f"{describe(node)} puts zeros into '{out.value.name}'")
     if numbers is None:
-        return None
+        return zeros if holds_zeros(value, known) else None
     if np.all(np.isinf(numbers.astype(np.float64))):
         return Positive(out, f"{describe(node)} puts infinities into '{out.value.name}'", infinite=True)
     operand = operand_port(node, value, out.axes, known)
     has_size = not isinstance(operand, Refusal) and operand[1] is None
     if has_size or np.any(numbers != 0):
         return None
-    return NoShift(out, f"{describe(node)} puts zeros into '{out.value.name}'")
+    return zeros
 
 
 def dynamic_matmul(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:

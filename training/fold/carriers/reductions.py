@@ -129,13 +129,18 @@ def _norm(r: _Reduction) -> tuple[Law, ...]:
 
 
 def top_k(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
-    """TopK: its values under positive scales and any shift, which keep every order; its indices stay what they are.
+    """TopK: its values under positive scales and any shift, which keep every order.
 
-    1. The gauge lies along other axes than the one that is picked from (the last, unless `axis` says otherwise).
+    1. Its indices are not read: of elements that rounding makes equal, or a channel that is a constant by now, they
+       name others.
+    2. The gauge lies along other axes than the one that is picked from (the last, unless `axis` says otherwise).
     """
     pair = same_ends(node, port, known)
     if isinstance(pair, Refusal):
         return pair
+    read = next((output for output in node.outputs[1:] if output.uses() or output.is_graph_output()), None)
+    if read is not None:
+        return Refusal(f"'{read.name}', the indices of {describe(node)}, is read")
     rank = len(known.dims(port.value) or ())
     axis = node.attributes.get_int("axis", -1)
     if axis % max(rank, 1) in port.axes:

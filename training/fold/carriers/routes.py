@@ -19,9 +19,10 @@ import onnx_ir as ir
 
 from training.fold.graph import describe
 from training.fold.known import Known, Rule
-from training.fold.laws import Equal, Index, Law, Port
+from training.fold.laws import Equal, Index, Law, NoShift, Port
 from training.fold.refusal import Refusal
 from training.fold.shapes import Dims
+from training.fold.zeros import holds_zeros
 
 MAX_PAIRS = 1 << 22  # of entries in one law: 64 MiB of indices; a flattened feature map has about 2^15
 
@@ -133,9 +134,11 @@ def moves(links_of: Callable[[Move], tuple[Link, ...] | Refusal]) -> Rule:
 
 
 def routed(routes_of: Callable[[ir.Node, Known], Sequence[Route] | Refusal]) -> Rule:
-    """The rule of an operator that moves entries along these routes."""
+    """The rule of an operator that moves entries along these routes; zeros may go where they like."""
 
     def rule(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
+        if holds_zeros(node.outputs[0], known):
+            return zeros(node, port)
         try:
             routes = known.notes[node] if node in known.notes else routes_of(node, known)
             known.notes[node] = routes
@@ -144,6 +147,11 @@ def routed(routes_of: Callable[[ir.Node, Known], Sequence[Route] | Refusal]) -> 
             return Refusal(f"{describe(node)} {error}")
 
     return rule
+
+
+def zeros(node: ir.Node, port: Port) -> tuple[Law, ...]:
+    """What a node says whose output holds nothing but zeros: nothing of what they are made from."""
+    return (NoShift(port, f"{describe(node)} makes zeros"),) if port.value in node.outputs else ()
 
 
 def laws_along(node: ir.Node, port: Port, routes: Sequence[Route] | Refusal, known: Known) -> tuple[Law, ...] | Refusal:
@@ -266,6 +274,12 @@ class _End:
             for axis, coordinate in zip(axes, along, strict=True):
                 places += coordinate * self.stride(axis) if axis in mine else 0
         return places
+
+
+def coordinates(port: Port, dims: Dims) -> dict[int, Index]:
+    """Where each entry of a port lies along each of its axes. `dims`: of its tensor, whose sizes there are known."""
+    sizes = [dims[axis] or 0 for axis in port.axes]
+    return dict(zip(port.axes, np.indices(sizes, dtype=np.int64).reshape(len(sizes), -1), strict=True))
 
 
 def _meeting(link: Link, a: _End, b: _End) -> tuple[Index, Index] | Refusal | None:

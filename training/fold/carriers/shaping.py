@@ -19,18 +19,21 @@ from training.fold.carriers.routes import (
     Move,
     Route,
     axis_of,
+    coordinates,
     integers,
     moves,
     operand,
     routed,
     same,
     shown,
+    zeros,
 )
 from training.fold.graph import describe
 from training.fold.known import Known, Rule
-from training.fold.laws import Law, Port
+from training.fold.laws import Index, Law, NoShift, Port, ports
 from training.fold.refusal import Refusal
 from training.fold.shapes import Dims
+from training.fold.zeros import holds_zeros
 
 _Links = tuple[Link, ...]
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -194,15 +197,72 @@ def _concat(node: ir.Node, known: Known) -> Sequence[Route] | Refusal:
     axis = axis_of(node.attributes.get_int("axis", 1), len(whole))
     others = same((i, i) for i in range(len(whole)) if i != axis)
     routes: list[Route] = []
-    begin: int | None = 0
-    for part in node.inputs:
+    for part, (begin, size) in zip(node.inputs, _places(node, axis, whole[axis], known), strict=True):
+        if part is not None and _are_zeros(part, known):
+            continue
         dims = None if part is None else known.dims(part)
         if part is None or dims is None or len(dims) != len(whole):
             return Refusal(f"an operand of {describe(node)} is not known to have rank {len(whole)}")
-        size = dims[axis]
         routes.append(Route(part, node.outputs[0], (*others, _piece(axis, begin, size))))
-        begin = None if begin is None or size is None else begin + size
     return routes
+
+
+def _places(node: ir.Node, axis: int, whole: int | None, known: Known) -> list[tuple[int | None, int | None]]:
+    """Where each operand of a Concat begins, and its size; one size that is not known is what the others leave."""
+    dims = [None if part is None else known.dims(part) for part in node.inputs]
+    sizes = [part[axis] if part is not None and axis < len(part) else None for part in dims]
+    if whole is not None and sizes.count(None) == 1:
+        sizes[sizes.index(None)] = whole - sum(size or 0 for size in sizes)
+    before = [sizes[:place] for place in range(len(sizes))]
+    return [
+        (None if None in some else sum(n or 0 for n in some), size) for some, size in zip(before, sizes, strict=True)
+    ]
+
+
+def _are_zeros(part: ir.Value, known: Known) -> bool:
+    """Zeros whose size a caller decides; others are constants, which may be stored under any gauge."""
+    return known.constant(part) is None and holds_zeros(part, known)
+
+
+_join = routed(_concat)
+
+
+def _concatenated(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
+    """Parts that are nothing but zeros take no shift where they come to lie, and are stored as they like."""
+    gaps = [place for place, part in enumerate(node.inputs) if part is not None and _are_zeros(part, known)]
+    if gaps and port.value in [node.inputs[place] for place in gaps]:
+        return ()
+    laws = _join(node, port, known)
+    if isinstance(laws, Refusal) or not gaps:
+        return laws
+    out = next(end for law in laws for end in ports(law) if end.value is node.outputs[0])
+    index = _within(node, gaps, out, known)
+    if isinstance(index, Refusal):
+        return index
+    return (*laws, NoShift(out, f"{describe(node)} puts zeros into '{out.value.name}'", index))
+
+
+def _within(node: ir.Node, gaps: Sequence[int], out: Port, known: Known) -> Index | Refusal | None:
+    """The entries of a Concat's output that come from these operands; None where all have elements of theirs."""
+    dims = known.dims(out.value) or ()
+    axis = axis_of(node.attributes.get_int("axis", 1), len(dims))
+    if axis not in out.axes:
+        return None
+    at, places = coordinates(out, dims)[axis], _places(node, axis, dims[axis], known)
+    found = np.zeros(len(at), dtype=np.bool_)
+    for gap in gaps:
+        begin, size = places[gap]
+        if begin is None or size is None:
+            return Refusal(f"where the zeros of {describe(node)} begin and end along axis {axis} is not known")
+        found |= (at >= begin) & (at < begin + size)
+    return np.flatnonzero(found)
+
+
+def _constant_of_shape(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
+    """Zeros; another number would have to become another one."""
+    if holds_zeros(node.outputs[0], known):
+        return zeros(node, port)
+    return Refusal(f"{describe(node)} fills '{port.value.name}' with a number that is not 0")
 
 
 def _piece(axis: int, begin: int | None, size: int | None) -> Link:
@@ -305,7 +365,8 @@ def _blocks(m: Move, deep: Dims, mode: str) -> _Links | Refusal:
 RULES: dict[str, Rule] = {
     "Cast": moves(_cast),
     "CastLike": _cast_like,
-    "Concat": routed(_concat),
+    "Concat": _concatenated,
+    "ConstantOfShape": _constant_of_shape,
     "DepthToSpace": moves(_depth_to_space),
     "Dropout": moves(_dropout),
     "Expand": moves(_expand),

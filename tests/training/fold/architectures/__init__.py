@@ -21,7 +21,14 @@ from tests.training.fold.architectures.levit import LeViT
 from tests.training.fold.architectures.mixer import convmixer
 from tests.training.fold.architectures.points import PointNet
 from tests.training.fold.architectures.preparing import settle
-from tests.training.fold.architectures.residual import iresnet50, preact_resnet18, preact_resnet50, se_resnet50
+from tests.training.fold.architectures.residual import (
+    iresnet50,
+    preact_resnet18,
+    preact_resnet20_a,
+    preact_resnet50,
+    pyramidnet20,
+    se_resnet50,
+)
 from tests.training.fold.architectures.sequences import CRNN, DeepSpeech2
 from tests.training.fold.architectures.tabular import TabularMLP
 
@@ -58,6 +65,8 @@ NETWORKS = {
     "densenet121": Network(121, lambda: densenet121(4, 10), SMALL, densenet121, LARGE),
     "preact-resnet50": Network(49, lambda: preact_resnet50(8, 10), SMALL, preact_resnet50, LARGE),
     "preact-resnet18": Network(17, lambda: preact_resnet18(8), SMALL, preact_resnet18, SMALL),
+    "preact-resnet20-a": Network(19, lambda: preact_resnet20_a(8), SMALL, preact_resnet20_a, SMALL),
+    "pyramidnet20": Network(29, lambda: pyramidnet20(8, 18), SMALL, pyramidnet20, SMALL),
     "iresnet50": Network(79, lambda: iresnet50(8, 32, 16), SMALL, iresnet50, (3, 112, 112)),
     "convmixer-relu": Network(
         65,

@@ -1,7 +1,8 @@
 """Residual networks whose BatchNorms do not follow a convolution: pre-activation, face recognition; and gated ones.
 
 Pre-activation (He et al. 2016) and iResNet (as ArcFace uses it) read the residual stream through a BatchNorm; SE-ResNet
-(Hu et al. 2018) multiplies what a BatchNorm gives by a gate that depends on the input.
+(Hu et al. 2018) multiplies what a BatchNorm gives by a gate that depends on the input. Where the stream grows it may do
+so without weights, by channels of zeros: option A of He et al. 2015, and PyramidNet (Han et al. 2017) in every block.
 """
 
 from __future__ import annotations
@@ -78,6 +79,55 @@ def preact_resnet18(width: int = 64, classes: int = 10) -> nn.Module:
     stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
     body, channels = stages(preact_basic, 1, width, width, (2, 2, 2, 2), (1, 2, 2, 2))
     return nn.Sequential(stem, body, nn.BatchNorm2d(channels), nn.ReLU(), head(channels, classes))
+
+
+class ZeroPadded(nn.Module):
+    """x + conv(relu(bn(conv(relu(bn(x)))))), x with every other pixel and zeros on both sides where the block grows."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.stride, self.more = stride, (width - channels) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv2(functional.relu(self.bn2(self.conv1(functional.relu(self.bn1(x))))))
+        if self.more:
+            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
+        return x + y
+
+
+def preact_resnet20_a(width: int = 16, classes: int = 10) -> nn.Module:
+    """For small images, without a weight in any shortcut."""
+    stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+    body, channels = stages(ZeroPadded, 1, width, width, (3, 3, 3), (1, 2, 2))
+    return nn.Sequential(stem, body, nn.BatchNorm2d(channels), nn.ReLU(), head(channels, classes))
+
+
+class PyramidBlock(nn.Module):
+    """bn-conv-bn-relu-conv-bn plus the input, averaged where the block shrinks, with zeros behind its channels."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+            nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out),
+        )  # fmt: skip
+        self.stride, self.more = stride, out - channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x if self.stride == 1 else functional.avg_pool2d(x, self.stride)
+        return self.convs(x) + functional.pad(shortcut, (0, 0, 0, 0, 0, self.more))
+
+
+def pyramidnet20(width: int = 16, growth: int = 48, classes: int = 10) -> nn.Module:
+    """Nine blocks, each `growth / 9` channels wider than the one before."""
+    widths = [width + growth * block // 9 for block in range(10)]
+    blocks = [PyramidBlock(*widths[block : block + 2], 2 if block in (3, 6) else 1) for block in range(9)]
+    stem = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)]
+    return nn.Sequential(*stem, *blocks, nn.BatchNorm2d(widths[-1]), nn.ReLU(), head(widths[-1], classes))
 
 
 class FaceBlock(nn.Module):

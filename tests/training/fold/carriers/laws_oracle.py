@@ -233,11 +233,11 @@ class Solution:
                 case Sum():
                     self.sum(law)
                 case Pinned(port):
-                    pinned |= set(self.entries(port))
+                    pinned |= set(self.indexed(port, law.index))
                 case NoShift(port):
-                    unshifted |= set(self.entries(port))
+                    unshifted |= set(self.indexed(port, law.index))
                 case Positive(port):
-                    positive |= set(self.entries(port))
+                    positive |= set(self.indexed(port, law.index))
                 case Clamp():
                     self.equal(law.x, law.y, None, None, shifts=True)
                     pinned |= set(self.entries(law.x)) if law.stays is Stays.UNMOVED else set()

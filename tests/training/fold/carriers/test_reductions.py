@@ -162,9 +162,18 @@ def test_an_unknown_rank_is_refused() -> None:
     assert "the rank of what ReduceMean 'op' reduces" in refusal(model, "op", "h", (1,), rules=RULES)
 
 
-def test_the_indices_of_a_top_k_are_unchanged() -> None:
-    text = """m (double[2,3,7] x) => (double[2,3,4] y, int64[2,3,4] i) { [op] y, i = TopK (x, k) }"""
-    model = build(text, k=ints(4))
+@pytest.mark.parametrize(
+    ("outputs", "last"), [("double[2,3,4] y, int64[2,3,4] i", ""), ("double[2,3,4] y", "u = own.Use (i)")]
+)
+def test_a_top_k_whose_indices_are_read_is_refused(outputs: str, last: str) -> None:
+    """A gauge that makes a channel constant would keep its values, and lose which elements they were."""
+    model = build(f"m (double[2,3,7] x) => ({outputs}) {{ [op] y, i = TopK (x, k) {last} }}", k=ints(4))
+
+    assert refusal(model, "op", "x", (1,), rules=RULES) == "'i', the indices of TopK 'op', is read"
+
+
+def test_the_values_of_a_top_k_pass_where_its_indices_are_named_only() -> None:
+    model = build("m (double[2,3,7] x) => (double[2,3,4] y) { [op] y, i = TopK (x, k) }", k=ints(4))
 
     assert assert_laws_hold(model, "op", "x", (1,), rules=RULES, draws=8).shifts == 3
 

@@ -356,6 +356,20 @@ EDGE_PADS = [
 ]
 
 
+# Of x's four channels, and those added to them.
+CHANNEL_PADS: list[tuple[str, int, dict[str, Array], int]] = [
+    ("y = Pad (x, p)", 17, {"p": ints(0, 0, 0, 0, 0, 3, 0, 0)}, 4),
+    ("y = Pad (x, p, v)", 17, {"p": ints(0, 1, 0, 0, 0, 2, 0, 0), "v": np.float32(0)}, 4),
+    ("y = Pad (x, p, , a)", 18, {"p": ints(2, 2), "a": ints(-3)}, 4),
+    ('y = Pad <mode = "constant", pads = [0, 0, 0, 0, 0, 2, 0, 0]> (x)', 10, {}, 4),
+    ("y = Pad (x, p)", 17, {"p": ints(0, -1, 0, 0, 0, 3, 0, 0)}, 4),
+    ("y = Pad (x, p)", 17, {"p": ints(0, -2, 0, 0, 0, -1, 0, 0)}, 4),
+    ("y = Pad (x, p)", 17, {"p": ints(0, 1, 1, 0, 0, 0, 0, 0)}, 0),  # and a row of zeros in every channel
+    ("y = Pad (x, p)", 17, {"p": ints(0, 1, -1, 0, 0, 0, 0, -1)}, 4),  # and crops
+    ("y = Pad (x, p)", 17, {"p": ints(1, 1, 0, 0, 0, 0, 0, 0)}, 0),  # and an image of zeros
+]
+
+
 class TestPad:
     @pytest.mark.parametrize("start", ["x", "y"])
     @pytest.mark.parametrize(("node", "opset", "constants"), ZERO_PADS)
@@ -382,6 +396,70 @@ class TestPad:
         assert (asked.scales, asked.shifts) == (4, 4)
         assert asked.tied(Positive)
 
+    @pytest.mark.parametrize("start", ["x", "y"])
+    @pytest.mark.parametrize(
+        ("node", "opset", "constants", "free"), CHANNEL_PADS, ids=[f"{row[0]} {row[2]}" for row in CHANNEL_PADS]
+    )
+    def test_channels_of_zeros_ask_nothing_of_the_others(
+        self, node: str, opset: int, constants: Any, free: int, start: str
+    ) -> None:
+        """Every scale, of theirs too; shifts of those that have no zeros in them."""
+        asked = assert_exact(padded(node, opset, **constants), "Pad", start, (1,))
+
+        assert (asked.free("x"), asked.free("y"), asked.shifts) == (True, True, free)
+
+    @pytest.mark.parametrize("start", ["x", "y"])
+    def test_channels_of_another_number_keep_it(self, start: str) -> None:
+        model = padded("y = Pad (x, p, v)", p=ints(0, 1, 0, 0, 0, 2, 0, 0), v=np.float32(7))
+
+        asked = assert_laws_hold(model, "Pad", start, (1,), rules=RULES)
+
+        assert asked.free("x") and asked.moved["y"].tolist() == [False, *[True] * 4, False, False]
+        assert (asked.scales, asked.shifts) == (4, 4)
+
+    def test_channels_of_infinities_keep_their_sign(self) -> None:
+        model = padded("y = Pad (x, p, v)", p=ints(0, 1, 0, 0, 0, 0, 0, 0), v=np.float32(np.inf))
+
+        asked = assert_exact(model, "Pad", "x", (1,))
+
+        assert (asked.scales, asked.shifts) == (5, 5)
+        assert [law.index.tolist() for law in asked.laws if isinstance(law, Positive) and law.index is not None]
+
+    @pytest.mark.parametrize(
+        ("mode", "opset", "margins"),
+        [("edge", 17, (6, 1)), ("reflect", 17, (3, 2)), ("wrap", 19, (4, 1)), ("edge", 17, (-1, -2))],
+    )
+    @pytest.mark.parametrize("start", ["x", "y"])
+    def test_copies_of_channels_have_the_gauge_of_theirs(
+        self, mode: str, opset: int, margins: tuple[int, int], start: str
+    ) -> None:
+        amounts = ints(0, margins[0], 1, 0, 0, margins[1], 0, 1)
+
+        asked = assert_exact(padded(f'y = Pad <mode = "{mode}"> (x, p)', opset, p=amounts), "Pad", start, (1,))
+
+        assert (asked.scales, asked.shifts) == (4, 4)
+
+    @pytest.mark.parametrize(("axes", "shifts"), [((1, 2), 16), ((2,), 0)])
+    def test_rows_of_zeros_are_entries_where_rows_are(self, axes: Axes, shifts: int) -> None:
+        """Along channels and rows both margins are entries of their own; along rows alone each has zeros in it."""
+        model = padded("y = Pad (x, p)", p=ints(0, 1, 1, 0, 0, 0, 2, 0))
+
+        asked = assert_exact(model, "Pad", "y", axes)
+
+        assert asked.axes == {"x": axes, "y": axes} and asked.shifts == shifts
+
+    def test_one_channel_that_becomes_three(self) -> None:
+        asked = assert_exact(padded("y = Pad (x, p)", x="2,1,4,4", p=ints(0, 0, 0, 0, 0, 2, 0, 0)), "Pad", "x", (1,))
+
+        assert (asked.axes["y"], asked.scales, asked.shifts) == ((1,), 3, 1)
+
+    def test_a_gauge_that_lies_elsewhere_meets_zeros_in_every_entry(self) -> None:
+        model = padded("y = Pad (x, p)", p=ints(0, 1, 0, 0, 0, 0, 0, 0))
+
+        asked = assert_laws_hold(model, "Pad", "x", (1,), rules=RULES, axes_of={"y": (3,)})
+
+        assert (asked.scales, asked.shifts) == (1, 0)
+
     def test_unknown_image_sizes_do_not_matter(self) -> None:
         model = build("g (float[N,6,H,W] x) => (float[N,6,h,w] y) { y = Pad (x, p) }", p=IMAGE)
 
@@ -390,13 +468,19 @@ class TestPad:
     @pytest.mark.parametrize(
         ("node", "constants", "reason"),
         [
+            # What is declared is not what it makes.
             (
                 "y = Pad (x, p)",
                 {"p": ints(0, 1, 0, 0, 0, 0, 0, 0)},
-                "is padded along axis (1,), on which 'x' is stored",
+                "is padded along axis 1 by (1, 0) into [4, 4, ?, ?]",
             ),
-            ("y = Pad (x, p)", {"p": ints(0, -1, 0, 0, 0, 0, 0, 0)}, "is padded along axis (1,)"),
-            ('y = Pad <mode = "edge"> (x, p)', {"p": ints(0, 0, 0, 0, 0, 1, 0, 0)}, "is padded along axis (1,)"),
+            ("y = Pad (x, p)", {"p": ints(0, -5, 0, 0, 0, 5, 0, 0)}, "is padded along axis 1 by (-5, 5)"),
+            ('y = Pad <mode = "reflect"> (x, p)', {"p": ints(0, 4, 0, 0, 0, -4, 0, 0)}, "along axis 1 by (4, -4)"),
+            ('y = Pad <mode = "edge"> (x, p)', {"p": ints(0, 1, 0, 0, 0, -1, 0, 0)}, "along axis 1 by (1, -1)"),
+            ('y = Pad <mode = "reflect"> (x, p)', {"p": ints(0, 4, 0, 0, 0, 0, 0, 0)}, "along axis 1 by (4, 0)"),
+            ('y = Pad <mode = "wrap"> (x, p)', {"p": ints(0, 0, 0, 0, 0, 5, 0, 0)}, "along axis 1 by (0, 5)"),
+            ("y = Pad (x, p, v)", {"p": ints(0, -1, 1, 0, 0, 1, 0, 0), "v": np.float32(7)}, "is padded with 7"),
+            ('y = Pad <mode = "mirror"> (x, p)', {"p": IMAGE}, "is padded in mode 'mirror'"),
             ("y = Pad (x, p, v)", {"p": IMAGE, "v": np.float32(7)}, "is padded with 7, expected 0 or an infinity"),
             ("y = Pad (x, p, v)", {"p": IMAGE, "v": np.float32(np.nan)}, "is padded with nan"),
             ("y = Pad (x, p, v)", {"p": IMAGE, "v": np.float32(-3.4028235e38)}, "is padded with -3.40282e+38"),

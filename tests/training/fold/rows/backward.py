@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tests.training.fold.rows.case import Case, hostile, plain, pruned, settled
 
 _BN = "[bn] y = BatchNormalization (h, g, b, m, v)"
@@ -90,6 +92,23 @@ B7 = (
     Case("B7", "along the rows of a constant left operand, without Add",
          f"{_ROWS} {{ [op] h = MatMul (w, x) {_BN} }}",
          {"": "O"}, {"w": "O H"}, reduced=1, reasons=("MatMul 'op' holds no bias",), ops="MatMul Add"),
+    _behind("B7", "along what an Einsum makes", "[op] p = Einsum <equation=\"nchw,cd->ndhw\"> (x, w) h = Add (p, k)",
+            ops="Einsum Add", draw={"w": "C O", "k": "O 1 1"}),
+    _behind("B7", "along what an Einsum of many matrices makes",
+            "[op] p = Einsum <equation=\"nchw,hdc->ndhw\"> (x, w) h = Add (p, k)", ops="Einsum Add",
+            draw={"w": "H O C", "k": "O H 1"}),
+    Case("B7", "along what an Einsum makes, without Add",
+         f'{_WIDE} {{ [op] h = Einsum <equation="nchw,cd->ndhw"> (x, w) {_BN} }}', {"": "O"}, {"w": "C O"}, reduced=1,
+         reasons=("Einsum 'op' holds no bias",), ops="Einsum Add"),
+    Case("B7", "along what an Einsum hands on",
+         f'{_WIDE} {{ q = Conv (x, u) [op] h = Einsum <equation="nchw,wd->nchd"> (q, w) {_BN} }}', {"": "O"},
+         {"u": "O C 1 1", "w": "W D"}, reduced=1, reasons=("a shift along (1,) is lost",), ops="Conv Einsum Add"),
+    _behind("B7", "along the matrices of a MatMul", "[op] p = MatMul (x, w) h = Add (p, k)", ops="MatMul Add",
+            bn={"": "C"}, draw={"w": "C W O", "k": "C 1 1"}),
+    _behind("B7", "along heads and features of a MatMul, by way of a Reshape",
+            "[op] p = MatMul (x, w) t = Transpose <perm=[0,1,3,2]> (p) r = Reshape (t, i) h = Add (r, k)",
+            ops="MatMul Transpose Reshape Add", bn={"": "16"}, draw={"w": "C W O", "k": "16 1"},
+            given={"i": np.array([0, -1, 4])}, sizes=("coincident",)),
 )  # fmt: skip
 B8 = (
     _behind("B8", "Conv", "[op] h = Conv (x, w)", draw={"w": "O C 3 3"}),

@@ -102,9 +102,23 @@ C6 = (
     _behind("C6", "LayerNormalization alone: nothing to do",
             f"{_WIDE} {{ {_CONV} y = LayerNormalization (h, n) }}", folded=0, ops="Conv LayerNormalization",
             draw=_DRAW | {"n": "W"}),
-    _kept("C6", "between a map and the next operator",
-          f"{_WIDE} {{ [bn] n = BatchNormalization (x, g, b, m, v) [norm] y = InstanceNormalization (n, g, b) }}",
-          "'x' is a graph input", "InstanceNormalization 'norm'", bn={"": "C"}),
+    # It subtracts every channel's own mean, a shift with it, and adds an epsilon to what a scale would move.
+    _behind("C6", "InstanceNormalization behind a map",
+            f"{_WIDE} {{ [bn] n = BatchNormalization (x, g, b, m, v) [norm] y = InstanceNormalization (n, g, b) }}",
+            bn={"": "C"}, folded=0, reduced=1, ops="Mul InstanceNormalization",
+            reasons=("'x' is a graph input", "InstanceNormalization 'norm' divides 'n' by its own deviation")),
+    _kept("C6", "GroupNormalization behind a map",
+          f"{_WIDE} {{ [bn] n = BatchNormalization (x, g, b, m, v)"
+          " [norm] y = GroupNormalization <num_groups=2> (n, g, b) }",
+          "'x' is a graph input", "GroupNormalization 'norm' divides 'n' by its own deviation", bn={"": "C"}, opset=21),
+    # Behind one the map goes into its scale and B.
+    *(
+        _behind("C6", f"{op.split()[0]} in front of a map",
+                f"{_WIDE} {{ h = {op} (x, s, t) [bn] y = BatchNormalization (h, g, b, m, v) }}", bn={"": "C"},
+                draw={"s": shape, "t": shape}, ops=op.split()[0], opset=21)
+        for op, shape in (("InstanceNormalization", "C"), ("GroupNormalization <num_groups=2>", "C"),
+                          ("LayerNormalization <axis=1>", "C H W"))
+    ),
     # An exported InstanceNorm can be a BatchNormalization with statistics of the batch, by way of a Reshape.
     _kept("C6", "written as BatchNormalization",
           f"{_WIDE} {{ {_CONV} r = Reshape (h, dims) [bn] n = BatchNormalization <training_mode=1> (r, g, b, m, v)"

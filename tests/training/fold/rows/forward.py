@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.training.fold.rows.case import Case, pruned, settled
+from tests.training.fold.rows.case import Case, hostile, pruned, settled
 
 _BN = "[bn] h = BatchNormalization (x, g, b, m, v)"
 _WIDE = "m (double[$N,$C,$H,$W] x) => (double y)"
@@ -91,6 +91,28 @@ F4 = (
     # (v - t) / s is one number a channel, and Pad takes one for all: nothing passes.
     _before("F4", "another number", "[pad] p = Pad (h, i, n) [op] y = Conv (p, w)", draw={"w": "O C 3 3"},
             given={"i": _PADDING, "n": np.array(0.5)}, folded=0, kept=1, reasons=("is padded with 0.5",)),
+    # Channels beside those of the map: they are stored as the number that fills them is, whatever the map does.
+    *(
+        _before("F4", f"channels of {n}", "[pad] p = Pad (h, i, n) [op] y = Conv (p, w)", draw={"w": "O CC 1 1"},
+                given={"i": np.array([0, 1, 0, 0, 0, 3, 0, 0]), "n": np.array(n)}, ops="Pad Conv",
+                statistics=(hostile, settled))
+        for n in (0.0, 0.5)
+    ),
+    _shift_stays("F4", "channels and rows of zeros", "[pad] p = Pad (h, i) [op] y = Conv (p, w)",
+                 draw={"w": "O CC 1 1"}, given={"i": np.array([0, 1, 1, 0, 0, 3, 0, 0])},
+                 reasons=("Pad 'pad' pads with zeros",), ops="Add Pad Conv"),
+    _before("F4", "channels and rows of a number", "[pad] p = Pad (h, i, n) [op] y = Conv (p, w)",
+            draw={"w": "O CC 1 1"}, given={"i": np.array([0, 1, 1, 0, 0, 3, 0, 0]), "n": np.array(0.5)}, folded=0,
+            kept=1, reasons=("is padded with 0.5",)),
+    _before("F4", "channels that are cut off", "[pad] p = Pad (h, i) [op] y = Conv (p, w)", draw={"w": "O 2 1 1"},
+            given={"i": np.array([0, -1, 0, 0, 0, -1, 0, 0])}, ops="Pad Conv", statistics=(hostile, settled)),
+    *(
+        _before("F4", f"channels that are repeated, {mode}",
+                f'[pad] p = Pad <mode="{mode}"> (h, i) [op] y = Conv (p, w)',
+                draw={"w": "O CC 1 1"}, given={"i": np.array([0, 2, 1, 0, 0, 2, 0, 0])}, ops="Pad Conv", opset=19,
+                statistics=(hostile, settled))
+        for mode in ("edge", "reflect", "wrap")
+    ),
 )  # fmt: skip
 _EVEN = np.linspace(-1, 1, 12).reshape(4, 3, 1, 1) * np.ones((2, 2))
 _RAMP = np.array([0.25, 0.75, 0.75, 0.25])  # linear interpolation to twice the size
@@ -140,6 +162,21 @@ F6 = (
             _CUBE, draw={"w": "O C", "k": "H"}, ops="MatMul Add"),
     _shift_stays("F6", "the rows of a constant left operand, without Add", "[op] y = MatMul (w, h)", _CUBE,
                  draw={"w": "O C"}, reasons=("MatMul 'op' holds no bias",)),
+    _before("F6", "Einsum", "[op] p = Einsum <equation=\"nchw,cd->ndhw\"> (h, w) y = Add (p, k)", draw={"w": "C O",
+            "k": "O 1 1"}, ops="Einsum Add"),
+    _before("F6", "Einsum of the weight first, channels last",
+            "[op] p = Einsum <equation=\"dc,nchw->nhwd\"> (w, h) y = Add (p, k)", draw={"w": "O C", "k": "O"},
+            ops="Einsum Add"),
+    _before("F6", "Einsum with an implicit result", "[op] p = Einsum <equation=\"bc,cd\"> (h, w) y = Add (k, p)", _FLAT,
+            draw={"w": "C O", "k": "O"}, ops="Einsum Add"),
+    _shift_stays("F6", "Einsum without Add", "[op] y = Einsum <equation=\"nchw,cd->ndhw\"> (h, w)", draw={"w": "C O"},
+                 reasons=("Einsum 'op' holds no bias",), ops="Add Einsum"),
+    _before("F6", "Einsum over another axis", "[op] p = Einsum <equation=\"nchw,hd->ncdw\"> (h, w) y = Add (p, k)",
+            draw={"w": "H O", "k": "O 1"}, folded=0, kept=1, reasons=("'x' is a graph input", "'y' is a graph output")),
+    _before("F6", "a MatMul by a matrix a channel", "[op] p = MatMul (h, w) y = Add (p, k)", draw={"w": "C W O",
+            "k": "C 1 O"}, ops="MatMul Add"),
+    _before("F6", "a MatMul of a matrix a channel", "[op] p = MatMul (w, h) y = Add (p, k)", draw={"w": "C O H",
+            "k": "O 1"}, ops="MatMul Add"),
     _before("F6", "a Gemm's left operand", "t = Transpose (h) [op] y = Gemm <alpha=0.5> (w, t, k)", _FLAT,
             draw={"w": "O C", "k": "O 1"}, ops="Transpose Gemm"),
     _before("F6", "a MatMul's left operand, which becomes a Gemm", "t = Transpose (h) [op] y = MatMul (w, t)", _FLAT,

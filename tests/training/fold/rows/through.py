@@ -153,6 +153,21 @@ T6 = (
          {"": "CO"}, {"w1": "O C 3 3", "k1": "O"}, kept=1, reasons=("'x' is a graph input", "'y' is a graph output"),
          allowed="a map of the C channels of x alone, which is never dearer; but it would stand in front of the "
          "Concat, and what is left of a map is left in its place"),
+    # Channels that a Pad adds are pieces of zeros: what the map makes of them is a shift, which they cannot hold.
+    _back("T6", "channels of zeros, a graph output", "[pad] h = Pad (c, i)", bn={"": "8"}, sizes=("coincident",),
+          given={"i": np.array([0, 1, 0, 0, 0, 3, 0, 0])}, folded=0, reduced=1, reasons=("Pad 'pad' pads with zeros",),
+          ops="Conv Pad Add", statistics=(settled,)),
+    Case("T6", "channels of zeros, a convolution follows",
+         f"{_WIDE} {{ [tanh] t = Tanh (x) [pad] h = Pad (t, i) {_MIDDLE} [next] y = Conv (q, u) }}", {"": "8"},
+         {"u": "C 8 1 1"}, {"i": np.array([0, 1, 0, 0, 0, 3, 0, 0])}, folded=1, ops="Tanh Pad Conv",
+         statistics=(hostile, settled)),
+    # The shift of the stream's added channels comes from what is added to it.
+    Case("T6", "a shortcut that channels of zeros widen",
+         f"{_WIDE} {{ [stem] s = Conv (x, w0, k0) [bn1] p = BatchNormalization (s, g1, b1, m1, v1) r = Relu (p)"
+         " [conv] c = Conv <pads=[1,1,1,1]> (r, w1) [pad] a = Pad (s, i) h = Add (c, a)"
+         " [bn2] q = BatchNormalization (h, g2, b2, m2, v2) [next] y = Conv <pads=[1,1,1,1]> (q, u) }",
+         {"1": "C", "2": "CC"}, {"w0": "C C 1 1", "k0": "C", "w1": "CC C 3 3", "u": "O CC 3 3"},
+         {"i": np.array([0, 1, 0, 0, 0, 3, 0, 0])}, folded=2, ops="Conv Relu Conv Pad Add Conv", statistics=(settled,)),
     # DenseNet: every map reads all that was made so far, and each has a scale of its own for it.
     Case("T6", "two maps of the same pieces",
          f"{_WIDE} {{ [conv1] a = Conv (x, w1, k1) [bn1] p = BatchNormalization (a, g1, b1, m1, v1) r = Relu (p)"
