@@ -10,9 +10,10 @@ such as the axis along which a tensor may be stored, gets its turn, and a folded
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import onnx_ir as ir
 
@@ -24,11 +25,13 @@ from training.fold.edits import bypass_identities
 from training.fold.errors import FoldError
 from training.fold.flatten import flatten_linears
 from training.fold.graph import is_standard, label, number_readers
+from training.fold.inference import tensors_of
 from training.fold.known import Known
 from training.fold.laws import Pinned
 from training.fold.lift import is_map, seeds
 from training.fold.linear import native_axes
 from training.fold.nearest import nearest_axes
+from training.fold.notes import forget_stale_sizes
 from training.fold.operators import RULES
 from training.fold.plan import Plan
 from training.fold.precompute import precompute
@@ -38,7 +41,7 @@ from training.fold.reach import Reach, Reached
 from training.fold.refusal import Refusal
 from training.fold.report import AffineOutcome, BatchNormOutcome, FoldReport, MergedBranches, Verdict
 from training.fold.sequences import unpack_sequences
-from training.fold.shapes import Shapes, tensors_of
+from training.fold.shapes import Shapes
 from training.fold.solve import Fate
 from training.fold.widen import Widening
 
@@ -48,11 +51,10 @@ _MOST_ATTEMPTS = 64  # solutions tried when rewrites overflow their types; then 
 
 @dataclass(frozen=True)
 class _Told:
-    """What became of one map, but for its name."""
+    """What became of one map, but for its name. `into`: the nodes that held it when it went, whatever these became."""
 
     verdict: Verdict
-    into: tuple[str, ...] = ()
-    into_ops: tuple[str, ...] = ()
+    into: tuple[ir.Node, ...] = ()
     reason: str = ""
     way_out: str = ""
     clamped: bool = False
@@ -69,14 +71,16 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU, widen: bo
     if opset is None:
         raise FoldError("the model does not say which version of ONNX's operators it uses (opset_import)")
     book = _Book(model)
+    forget_stale_sizes(model)
     bypass_identities(model)
     while unpack_sequences(model, known_of(model, opset)):
         pass  # a Split tells the sizes of its pieces, which may be cut again
     changed, shapes = False, Shapes(model)
     for _ in range(_MOST_PASSES):
         known = known_of(model, opset, shapes=shapes)
-        if any(_is_batchnorm(node) or is_map(node, known) for node in model.graph.all_nodes()):
-            merged = book.enter_merged(merge_branches(model, known))
+        maps = {node for node in model.graph.all_nodes() if _is_batchnorm(node) or is_map(node, known)}
+        if maps:
+            merged = book.enter_merged(merge_branches(model, known), maps)
             known = known_of(model, opset) if merged else known
             flattened = flatten_linears(model, known)
             told = _Pass(model, opset, profile, Shapes(model) if flattened else known.shapes).run()
@@ -94,12 +98,17 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU, widen: bo
 
 @dataclass
 class _Book:
-    """What became of every map, over all passes: a node is followed through them, whatever it turns into."""
+    """What became of every map, over all passes: a node is followed through them, whatever it turns into.
+
+    Names are asked for when all is done: a node without one goes by its output, which changes as others vanish.
+    """
 
     model: ir.Model
     told: dict[ir.Node, _Told] = field(default_factory=dict)
+    not_widened: dict[ir.Node, str] = field(default_factory=dict)  # why, where that was asked for
     branches_merged: int = 0
-    merges: dict[str, MergedBranches] = field(default_factory=dict)  # by the node's name
+    merges: dict[ir.Node, int] = field(default_factory=dict)  # branches, by the node that they became
+    heirs: dict[ir.Node, ir.Node] = field(default_factory=dict)  # of merged nodes: those that they became
 
     def __post_init__(self) -> None:
         self.nodes_before, self.bytes_before = _node_count(self.model), _constant_bytes(self.model)
@@ -112,19 +121,20 @@ class _Book:
             before = self.told.get(node)
             if before is not None and before.verdict is Verdict.REDUCED and outcome.verdict is Verdict.KEPT:
                 continue  # what was left of it stays
-            if node in self.order:
-                self.told[node] = outcome
+            self.told[node] = outcome
         return any(outcome.verdict is not Verdict.KEPT for outcome in told.values())
 
-    def enter_merged(self, merged: tuple[Merged, ...]) -> bool:
-        """Branches that became one operator, and the BatchNormalization among them; is there any?"""
+    def enter_merged(self, merged: tuple[Merged, ...], maps: set[ir.Node]) -> bool:
+        """Branches that became one operator, and what was among `maps` of them; is there any?"""
         for one in merged:
+            gone = [source.node for source in one.gone]
             self.branches_merged += max(one.branches - 1, 1)
-            parts = [self.merges.pop(name) for name in one.replaced if name in self.merges]
-            branches = one.branches + sum(part.branches - 1 for part in parts)
-            self.merges[one.node] = MergedBranches(one.node, one.operator, branches)
-            for name in one.batchnorms:
-                self.told[self._gone(name)] = _Told(Verdict.FOLDED, (one.node,), (one.operator,))
+            self.merges[one.into] = one.branches + sum(self.merges.pop(node, 1) - 1 for node in gone)
+            self.heirs |= {node: one.into for node in gone if node is not one.into}
+            for node in gone:
+                before = self.told.get(node)
+                if before is not None or node in maps:
+                    self.told[node] = _Told(Verdict.FOLDED, (*(before.into if before else ()), one.into))
         return bool(merged)
 
     def left(self) -> list[ir.Node]:
@@ -139,45 +149,59 @@ class _Book:
                 self.told[node] = replace(self.told[node], way_out=_or_widen(self.told[node].way_out))
             return False
         done = widening.carry_out(self.model)
-        places = {name: place for place, (name, _) in enumerate(self.order.values())}
+        places = {node: place for place, node in enumerate(self.order)}
         for node, holders in done.items():
             told = self.told[node]
-            into = {name: op for name, op in zip(told.into, told.into_ops, strict=True) if name != label(node)}
-            into |= {label(one): one.op_type for one in holders}
-            names, ops = zip(*sorted(into.items(), key=lambda pair: places.get(pair[0], 0)), strict=True)
-            self.told[node] = _Told(Verdict.FOLDED, names, ops, clamped=told.clamped, widened=True)
+            held = (one for one in dict.fromkeys((*told.into, *holders)) if one is not node)
+            into = sorted(held, key=lambda one: places.get(one, 0))
+            self.told[node] = _Told(Verdict.FOLDED, tuple(into), clamped=told.clamped, widened=True)
         if not done:  # else those that are left are looked at once more
-            for node, why in widening.reasons.items():
-                self.told[node] = replace(self.told[node], reason=f"{self.told[node].reason}; not widened: {why}")
+            self.not_widened = widening.reasons
         return bool(done)
 
-    @cached_property
-    def _batchnorms(self) -> dict[str, list[ir.Node]]:
-        found: dict[str, list[ir.Node]] = {}
-        for node, (name, kind) in self.order.items():
-            if kind == "BatchNormalization":
-                found.setdefault(name, []).append(node)
-        return found
-
-    def _gone(self, name: str) -> ir.Node:
-        """The BatchNormalization of this name that is in no graph any more; names need not be unique."""
-        nodes = self._batchnorms[name]
-        told = [node for node in nodes if node in self.told and self.told[node].verdict is Verdict.FOLDED]
-        return next(node for node in nodes if node.graph is None and node not in told)
-
     def report(self, model: ir.Model, profile: Profile) -> FoldReport:
+        there = set(model.graph.all_nodes())
         batchnorms, affines = list(_inside_functions(model)), []
         for node, (name, kind) in self.order.items():
-            told = self.told.get(node)
-            if told is None:
+            if node not in self.told:
                 continue
+            outcome = self._outcome(node, there)
             if kind == "BatchNormalization":
-                batchnorms.append(BatchNormOutcome(name, **vars(told)))
+                batchnorms.append(BatchNormOutcome(name, **outcome))
             else:
-                affines.append(AffineOutcome(name, kind=kind, **vars(told)))
+                affines.append(AffineOutcome(name, kind=kind, **outcome))
         after, merged = _node_count(model), self.branches_merged
         totals = tuple(affines), merged, profile.value, self.bytes_before, _constant_bytes(model)
-        return FoldReport(tuple(batchnorms), self.nodes_before, after, *totals, tuple(self.merges.values()))
+        merges = (
+            MergedBranches(label(holder), holder.op_type, branches)
+            for node, branches in self.merges.items()
+            for holder in self._holders([node], there)
+        )
+        return FoldReport(tuple(batchnorms), self.nodes_before, after, *totals, tuple(merges))
+
+    def _outcome(self, node: ir.Node, there: set[ir.Node]) -> dict[str, Any]:
+        """What an outcome says beside the map's name and kind. A map that nobody reads any more is gone too."""
+        told = self.told[node] if node in there else replace(self.told[node], verdict=Verdict.FOLDED)
+        holders = self._holders(told.into, there)
+        said = vars(told) | {"into": tuple(map(label, holders)), "into_ops": tuple(one.op_type for one in holders)}
+        if node in self.not_widened:
+            said["reason"] += f"; not widened: {self.not_widened[node]}"
+        return said | ({"reason": "", "way_out": ""} if told.verdict is Verdict.FOLDED else {})
+
+    def _holders(self, nodes: Iterable[ir.Node], there: set[ir.Node]) -> list[ir.Node]:
+        """Who does now what `nodes` did: for one that is not `there` any more what it was merged or folded into."""
+        found: dict[ir.Node, None] = {}
+        seen: set[ir.Node] = set()
+        waiting = list(nodes)[::-1]
+        while waiting:
+            node = waiting.pop()
+            if node in there:
+                found[node] = None
+            elif node not in seen:
+                seen.add(node)
+                heir, told = self.heirs.get(node), self.told.get(node)
+                waiting += [heir] if heir is not None else told.into[::-1] if told is not None else []
+        return list(found)
 
 
 @dataclass
@@ -255,11 +279,9 @@ class _Pass:
         fate, reason, way_out = plan.solution.fate[tag], plan.reason(tag), plan.way_out(tag)
         if fate is Fate.KEPT:
             return _Told(Verdict.KEPT, reason=reason, way_out=way_out)
-        holders = plan.holders[node]
-        into, into_ops = tuple(label(one) for one in holders), tuple(one.op_type for one in holders)
         if fate is Fate.FOLDED:
-            return _Told(Verdict.FOLDED, into, into_ops, clamped=node in plan.clamped)
-        return _Told(Verdict.REDUCED, into, into_ops, reason, way_out)
+            return _Told(Verdict.FOLDED, plan.holders[node], clamped=node in plan.clamped)
+        return _Told(Verdict.REDUCED, plan.holders[node], reason, way_out)
 
     def _why_unreached(self, node: ir.Node) -> str:
         if node in self.refused:

@@ -66,13 +66,13 @@ def bypass(node: ir.Node, place: int, *, keeps_name: bool = False) -> list[ir.Va
     """Take a node out whose first output equals its operand `place` by now; return what it read otherwise.
 
     The tensor that stays carries the *output's* name, type, shape and annotations, because it holds the output's
-    numbers, and graph outputs keep theirs. `keeps_name`: it holds its own numbers still, and keeps its own. Where both
-    ends are the graph's own, no tensor can have both names: an Identity stays.
+    numbers, and graph outputs keep theirs. `keeps_name`: it holds its own numbers still, and keeps its own. A tensor
+    whose name is bound keeps it too. Where that is so of both ends, no tensor can have both names: an Identity stays.
     """
     x, y = node.inputs[place], node.outputs[0]
     assert node.graph is not None and x is not None
     left_over = [value for index, value in enumerate(node.inputs) if value is not None and index != place]
-    fixed = x.is_graph_input() or x.is_graph_output() or x.is_initializer()
+    fixed = _is_bound(x, node)
     if fixed and y.is_graph_output():
         node.resize_inputs(1)
         node.replace_input_with(0, x)
@@ -86,16 +86,24 @@ def bypass(node: ir.Node, place: int, *, keeps_name: bool = False) -> list[ir.Va
     return left_over
 
 
+def _is_bound(x: ir.Value, reader: ir.Node) -> bool:
+    """Is its name not for `reader`'s graph to change: an input, a constant, an output, a tensor from further out?
+
+    Nor may a subgraph give such a tensor as its output: ONNX wants that computed, or an input, in the graph itself.
+    """
+    producer = x.producer()
+    return producer is None or producer.graph is not reader.graph or x.is_graph_output()
+
+
 def bypass_identities(model: ir.Model) -> None:
     """Take out every Identity, but for those between two tensors that both have to keep their names."""
     for node in list(model.graph.all_nodes()):
         if not is_standard(node, "Identity") or node.inputs[0] is None:
             continue
         x, y = node.inputs[0], node.outputs[0]
-        producer = x.producer()
-        inner = producer is not None and producer.graph is node.graph and not x.is_graph_output()
-        if inner or not y.is_graph_output():
-            bypass(node, 0, keeps_name=not (inner and y.is_graph_output()))
+        bound = _is_bound(x, node)
+        if not (bound and y.is_graph_output()):
+            bypass(node, 0, keeps_name=bound or not y.is_graph_output())
 
 
 def apply(model: ir.Model, edits: Sequence[Edit]) -> None:

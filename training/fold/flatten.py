@@ -9,23 +9,26 @@ operators, in another order, holds it all. Knows no gauges.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_ir as ir
 
-from training.fold.edits import annotate, take_over_identity
+from training.fold.edits import annotate, new_names, sweep, take_over_identity
 from training.fold.graph import is_standard, number_readers
 from training.fold.known import Known
 from training.fold.shapes import Dims
 
+_Names = Callable[[str], str]
+"""From a name to one that is new in all scopes, as `edits.new_names` gives it."""
+
 
 def flatten_linears(model: ir.Model, known: Known) -> int:
     """Move what can be moved, in place, in subgraphs too; how many were."""
-    moved = 0
+    moved, names = 0, new_names(model)
     for node in list(model.graph.all_nodes()):
         if is_standard(node, "MatMul") and _weight_columns(node, known) is not None:
-            moved += _pull_up(node, known) or _push_down(node, known)
+            moved += _pull_up(node, known, names) or _push_down(node, known, names)
     return moved
 
 
@@ -36,7 +39,7 @@ def _weight_columns(node: ir.Node, known: Known) -> int | None:
     return dims[1] if constant and dims is not None and len(dims) == 2 else None
 
 
-def _pull_up(node: ir.Node, known: Known) -> bool:
+def _pull_up(node: ir.Node, known: Known, names: _Names) -> bool:
     """MatMul -> Reshape to rank 2 -> BatchNormalization becomes Reshape -> MatMul -> BatchNormalization.
 
     (1) The Reshape, or a Flatten, is all that reads the MatMul's numbers; who asks for its shape is given one that is
@@ -57,20 +60,22 @@ def _pull_up(node: ir.Node, known: Known) -> bool:
         return False
     if not all(_asks_for_all_sizes(asker, node) for asker in askers):
         return False
-    target = _constant(node, np.array([-1, rows], dtype=np.int64), f"{flat.name}_rows")
-    early = ir.Node("", "Reshape", [x, target], name=f"{regroup.name or flat.name}_early")
-    early.outputs[0].name = f"{flat.name}_operand"
+    target = _constant(node, np.array([-1, rows], dtype=np.int64), names(f"{flat.name}_rows"))
+    early = ir.Node("", "Reshape", [x, target], name=names(f"{regroup.name or flat.name}_early"))
+    early.outputs[0].name = names(f"{flat.name}_operand")
     annotate(early.outputs[0], known.shapes.dtype(x), [(known.dims(flat) or (None, None))[0], rows])
     assert node.graph is not None
     node.graph.insert_before(node, early)
     if askers:
-        shape = _shape_with_last(node, x, rank, columns, f"{product.name}_shape")
+        shape = _shape_with_last(node, x, rank, columns, f"{product.name}_shape", names)
         for asker in askers:
             asker.outputs[0].replace_all_uses_with(shape)
             node.graph.remove(asker, safe=True)
     node.replace_input_with(0, early.outputs[0])
     flat.replace_all_uses_with(product, replace_graph_outputs=True)
+    left_over = [operand for operand in regroup.inputs[1:] if operand is not None]
     node.graph.remove(regroup, safe=True)
+    sweep(left_over)
     take_over_identity(product, flat)
     return True
 
@@ -81,22 +86,22 @@ def _asks_for_all_sizes(asker: ir.Node, node: ir.Node) -> bool:
     return plain and not asker.outputs[0].is_graph_output()
 
 
-def _shape_with_last(node: ir.Node, x: ir.Value, rank: int, last: int, name: str) -> ir.Value:
+def _shape_with_last(node: ir.Node, x: ir.Value, rank: int, last: int, name: str, names: _Names) -> ir.Value:
     """The sizes of `x` with another last one, in front of `node`; with operators that are the same in every opset."""
-    leading = _constant(node, np.arange(rank - 1, dtype=np.int64), f"{name}_leading")
-    new = _constant(node, np.array([last], dtype=np.int64), f"{name}_last")
-    whole = ir.Node("", "Shape", [x], name=f"{name}_whole")
-    kept = ir.Node("", "Gather", [whole.outputs[0], leading], name=f"{name}_kept")
-    joined = ir.Node("", "Concat", [kept.outputs[0], new], [ir.AttrInt64("axis", 0)], name=name)
+    leading = _constant(node, np.arange(rank - 1, dtype=np.int64), names(f"{name}_leading"))
+    new = _constant(node, np.array([last], dtype=np.int64), names(f"{name}_last"))
+    whole = ir.Node("", "Shape", [x], name=names(f"{name}_whole"))
+    kept = ir.Node("", "Gather", [whole.outputs[0], leading], name=names(f"{name}_kept"))
+    joined = ir.Node("", "Concat", [kept.outputs[0], new], [ir.AttrInt64("axis", 0)], name=names(name))
     assert node.graph is not None
     for one, length in ((whole, rank), (kept, rank - 1), (joined, rank)):
-        one.outputs[0].name = _free_name(node, f"{one.name}_out")
+        one.outputs[0].name = names(f"{one.name}_out")
         one.outputs[0].type, one.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape([length])
         node.graph.insert_before(node, one)
     return joined.outputs[0]
 
 
-def _push_down(node: ir.Node, known: Known) -> bool:
+def _push_down(node: ir.Node, known: Known, names: _Names) -> bool:
     """BatchNormalization -> Reshape from rank 2 -> MatMul becomes BatchNormalization -> MatMul -> Reshape.
 
     (1) The MatMul is all that reads the Reshape. (2) It keeps the last axis, of known size, and splits the other.
@@ -117,18 +122,21 @@ def _push_down(node: ir.Node, known: Known) -> bool:
     if not keeps or not alone or producer is None or not _next_to_batchnorm([producer]):
         return False
     product = node.outputs[0]
-    late_target = _with_last(reshape, node, columns, f"{product.name}_shape", known)
+    late_target = _with_last(reshape, node, columns, names(f"{product.name}_shape"), names, known)
     attributes = list(reshape.attributes.values())
-    late = ir.Node("", "Reshape", [product, late_target], attributes, name=f"{reshape.name or regrouped.name}_late")
+    name = names(f"{reshape.name or regrouped.name}_late")
+    late = ir.Node("", "Reshape", [product, late_target], attributes, name=name)
     assert node.graph is not None
     product.replace_all_uses_with(late.outputs[0], replace_graph_outputs=True)
     late.replace_input_with(0, product)
     take_over_identity(late.outputs[0], product)
-    product.name = f"{late.outputs[0].name}_flat"
+    product.name = names(f"{late.outputs[0].name}_flat")
     annotate(product, known.shapes.dtype(flat), [dims[0], columns])
     node.replace_input_with(0, flat)
     node.graph.insert_after(node, late)
+    left_over = [operand for operand in reshape.inputs[1:] if operand is not None]
     node.graph.remove(reshape, safe=True)
+    sweep(left_over)
     return True
 
 
@@ -158,8 +166,8 @@ def _target(reshape: ir.Node, known: Known) -> list[int | None]:
     return [None if part is None else int(part[0]) for part in parts]
 
 
-def _with_last(reshape: ir.Node, node: ir.Node, size: int, name: str, known: Known) -> ir.Value:
-    """The target of `reshape` with another last size, in front of `node`."""
+def _with_last(reshape: ir.Node, node: ir.Node, size: int, name: str, names: _Names, known: Known) -> ir.Value:
+    """The target of `reshape` with another last size, in front of `node`, as a tensor of this name, which is new."""
     target = reshape.inputs[1]
     assert target is not None and node.graph is not None
     constant = known.constant(target)
@@ -167,7 +175,7 @@ def _with_last(reshape: ir.Node, node: ir.Node, size: int, name: str, known: Kno
         return _constant(node, np.array([*constant[:-1], size], dtype=np.int64), name)
     concat = target.producer()
     assert concat is not None
-    last = _constant(node, np.array([size], dtype=np.int64), f"{name}_last")
+    last = _constant(node, np.array([size], dtype=np.int64), names(f"{name}_last"))
     new = ir.Node("", "Concat", [*concat.inputs[:-1], last], [ir.AttrInt64("axis", 0)], name=name)
     new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = name, target.type, target.shape
     node.graph.insert_before(node, new)
@@ -187,22 +195,10 @@ def _next_to_batchnorm(nodes: Iterable[ir.Node]) -> bool:
 
 
 def _constant(node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
-    """A new integer constant in the node's graph, as a Constant node: it needs no IR version."""
-    name = _free_name(node, name)
+    """A new integer constant in the node's graph, of a name that is new, as a Constant node: it needs no IR version."""
     constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))], name=name)
     constant.outputs[0].name = name
     constant.outputs[0].type, constant.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape(array.shape)
     assert node.graph is not None
     node.graph.insert_before(node, constant)
     return constant.outputs[0]
-
-
-def _free_name(node: ir.Node, name: str) -> str:
-    taken = {value.name for other in node.graph or () for value in other.outputs} | set(_initializers(node))
-    while name in taken:
-        name += "_"
-    return name
-
-
-def _initializers(node: ir.Node) -> list[str]:
-    return list(node.graph.initializers) if isinstance(node.graph, ir.Graph) else []

@@ -14,6 +14,8 @@ from training.fold import Profile, Verdict
 ALL = pytest.mark.parametrize("profile", Profile)
 CHEAP = pytest.mark.parametrize("profile", [Profile.ORT_CPU, Profile.ORT_CUDA])
 
+AT_RANK_4 = {Profile.ORT_CPU: "slower on ort-cpu", Profile.ORT_CUDA: "not measured to be faster on ort-cuda"}
+
 
 def model(nodes: str, shape: str = "2,3,4,4", **constants) -> ir.Model:
     rng = np.random.default_rng(0)
@@ -64,8 +66,33 @@ def test_others_keep_the_batchnorm_and_name_the_way_out(profile):
     (outcome,) = judged.report.batchnorms
 
     assert op_types(judged.folded) == ["Conv", "Relu", "BatchNormalization", "Sigmoid"] and not judged.report.changed
-    assert (outcome.verdict, outcome.reason) == (Verdict.KEPT, f"slower on {profile}")
+    assert (outcome.verdict, outcome.reason) == (Verdict.KEPT, AT_RANK_4[profile])
     assert outcome.way_out == "--profile generic folds it"
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ("2,3", "not faster on ort-cpu"),
+        ("2,3,5", "not faster on ort-cpu"),
+        ("2,3,4,4", "slower on ort-cpu"),
+        ("2,3,2,2,2", "not measured to be faster on ort-cpu"),
+    ],
+)
+def test_the_reason_says_no_more_than_was_measured_at_that_rank(shape, reason):
+    spatial = shape.count(",") - 1
+    layer = f"[layer] h = {'Conv' if spatial else 'MatMul'} (x, f)"
+    nodes = f"{layer} [relu] p = Relu (h) {bn('n', 'p', 'q')} [end] y = Sigmoid (q)"
+    kept = judge(model(nodes, shape, f=np.ones((3, 3, *[1] * spatial)), **numbers("n", (1, -2, 0.5))), Profile.ORT_CPU)
+
+    assert kept.report.batchnorms[0].reason == reason
+
+
+def test_of_another_map_than_a_batchnorm_nothing_was_measured():
+    nodes = "[c] h = Conv (x, w) [r] p = Relu (h) [m] q = Mul (p, s) [end] y = Sigmoid (q)"
+    graph = model(nodes, s=np.array([-1.0, 2.0, 3.0]).reshape(3, 1, 1))
+
+    assert judge(graph, Profile.ORT_CPU).report.affines[0].reason == "not measured to be faster on ort-cpu"
 
 
 @CHEAP
@@ -91,7 +118,7 @@ def test_others_leave_it_whole_for_its_price(profile):
     judged = judge(padded(), profile)
     (outcome,) = judged.report.batchnorms
 
-    assert (outcome.verdict, outcome.reason) == (Verdict.KEPT, f"slower on {profile}")
+    assert (outcome.verdict, outcome.reason) == (Verdict.KEPT, AT_RANK_4[profile])
     assert outcome.way_out == "--profile generic leaves one Add" and not judged.report.changed
 
 
@@ -108,7 +135,7 @@ def test_what_generic_would_reduce_is_not_blamed_on_the_algebra(profile, left):
     generic, other = (judge(model(nodes, **stats), p).report.batchnorms[0] for p in (Profile.GENERIC, profile))
 
     assert generic.verdict is Verdict.REDUCED and left in generic.into_ops
-    assert (other.verdict, other.reason) == (Verdict.KEPT, f"slower on {profile}")
+    assert (other.verdict, other.reason) == (Verdict.KEPT, AT_RANK_4[profile])
     assert other.way_out == f"--profile generic leaves one {left}"
 
 

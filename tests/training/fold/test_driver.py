@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -423,6 +424,66 @@ class TestMergedBranches:
         assert report.as_dict()["merges"] == [{"into": into, "kind": "Conv", "branches": 3}]
         assert "  folded  3 into Conv" in report.as_text().splitlines()
 
+    def test_nodes_without_names_are_told_by_what_they_are_called_in_the_end(self):
+        """The BatchNormalization behind the sum goes last, and its output's name is the sum's then."""
+        graph = """m (double[2,3,8] x) => (double[2,3,8] y) {
+            h = Conv (x, w) [bn1] p = BatchNormalization (h, g1, b1, m1, v1)
+            i = Conv (x, k) [bn2] q = BatchNormalization (i, g2, b2, m2, v2)
+            s = Add (p, q) [bn3] r = BatchNormalization (s, g3, b3, m3, v3)
+            y = Sigmoid (r)
+        }"""
+        rng = rng_of(12)
+        parts = {"w": rng.normal(size=(3, 3, 1)), "k": rng.normal(size=(3, 3, 1))}
+        for i in "123":
+            parts |= {f"{key}{i}": part for key, part in mild_statistics(rng, 3).items()}
+
+        folded, report = fold(build(graph, **parts))
+
+        assert [(n.op_type, n.outputs[0].name) for n in folded.graph] == [("Conv", "r"), ("Sigmoid", "y")]
+        assert {o.into for o in report.batchnorms} == {("r",)} and report.merges[0].node == "r"
+        assert "  branches merged into 'r' (2 of them)" in report.as_text().splitlines()
+
+    def test_a_map_that_merges_with_them_is_told_as_folded(self):
+        """In a pass of its own: the size that tells how the Conv pads is computed, and known when that is stored."""
+        graph = """m (double[2,4,8,8] x) => (double[2,4,16,16] y) {
+            sc = Concat <axis = 0> (ones, twos) r = Resize <mode = "nearest"> (x, , sc)
+            [conv] c = Conv <auto_pad = "SAME_UPPER", kernel_shape = [3, 3]> (r, w)
+            b = BatchNormalization (r, n_g, n_b, n_m, n_v) [mul] d = Mul (b, k)
+            [add] a = Add (c, d) y = Sigmoid (a)
+        }"""
+        rng = rng_of(13)
+        model = build(
+            graph,
+            **named("n_", mild_statistics(rng, 4)),
+            w=rng.normal(size=(4, 4, 3, 3)),
+            k=rng.normal(size=(1, 4, 1, 1)),
+            ones=np.ones(2, np.float32),
+            twos=np.full(2, 2, np.float32),
+        )
+
+        folded, report = fold(model)
+
+        assert "Mul" not in op_types(folded) and "Conv" in op_types(folded)
+        outcomes = (*report.batchnorms, *report.affines)
+        assert [(o.name, o.verdict, o.into, o.into_ops) for o in outcomes] == [
+            ("b", "folded", ("conv",), ("Conv",)),
+            ("mul", "folded", ("conv",), ("Conv",)),
+        ]
+
+    def test_a_map_on_a_branch_is_told_as_folded_into_what_the_branch_became(self):
+        model = build(
+            """m (double[2,3,8] x) => (double[2,3,8] y) {
+                [c1] h = Conv (x, w) [mul] p = Mul (h, s) [c2] q = Conv (x, k) [add] t = Add (p, q) y = Relu (t) }""",
+            w=rng_of(1).normal(size=(3, 3, 1)),
+            k=rng_of(2).normal(size=(3, 3, 1)),
+            s=np.array([2.0, -3.0, 0.5]).reshape(1, 3, 1),
+        )
+
+        folded, report = fold(model)
+
+        (into,) = (node.name for node in folded.graph if node.op_type == "Conv")
+        assert [(o.name, o.verdict, o.into) for o in report.affines] == [("mul", "folded", (into,))]
+
 
 class TestSubgraphs:
     GRAPH = """m (bool c, double[2,3,8] x) => (double[2,4,6] y) {
@@ -494,6 +555,39 @@ class TestSubgraphs:
         why = "'h' is read inside a subgraph, by Neg 'neg'; 'y' is a graph output"
         expected = f"its scale can go neither way: {why}"
         assert verdicts(fold(model)[1]) == [("kept", expected)]
+
+    @pytest.mark.parametrize(
+        ("last", "left"),
+        [
+            ("[bn] t = BatchNormalization <epsilon = 0.0> (h, one, zero, zero, one)", ["Identity"]),
+            ("[mul] t = Mul (h, ones)", ["Identity"]),
+            ("[mul] u = Mul (h, ones) [last] t = Sigmoid (u)", ["Sigmoid"]),
+        ],
+    )
+    def test_an_identity_of_a_tensor_of_the_surrounding_graph_leaves_that_tensor_its_name(self, last, left):
+        model = build(
+            f"""m (bool c, double[2,3,8] x) => (double[2,4,6] y, double[2,4,6] z) {{
+                [conv] h = Conv (x, w)
+                y = If (c) <then_branch = then () => (double[2,4,6] t) {{ {last} }},
+                            else_branch = other () => (double[2,4,6] e) {{ [neg] t = Neg (h) e = Neg (t) }}>
+                z = Neg (h)
+            }}""",
+            w=rng_of(3).normal(size=(4, 3, 3)),
+            ones=np.ones((1, 4, 1)),
+            one=np.ones(4),
+            zero=np.zeros(4),
+        )
+
+        folded, report = fold(model)
+
+        onnx.checker.check_model(ir.to_proto(folded), full_check=True)
+        assert [o.verdict for o in (*report.batchnorms, *report.affines)] == ["folded"]
+        assert op_types(folded) == ["Conv", "If", "Neg"] and folded.graph.node(0).outputs[0].name == "h"
+        assert [n.op_type for n in folded.graph.node(1).attributes["then_branch"].as_graph()] == left
+        for taken in (True, False):
+            feeds = {"c": np.array(taken), "x": rng_of(1).normal(size=(2, 3, 8))}
+            for a, b in zip(evaluate(folded, feeds), evaluate(model, feeds), strict=True):
+                np.testing.assert_array_equal(a, b)
 
     def test_a_loop_body_is_folded(self):
         model = build(

@@ -1,6 +1,7 @@
 """Edits alone: what shares a constant, who inherits a name, what the sweep takes along."""
 
 import numpy as np
+import pytest
 
 from tests.training.fold.models import build, constant
 from training.fold.edits import Become, BecomeGemm, SetOperand, apply, bypass, bypass_identities, sweep
@@ -84,6 +85,43 @@ def test_identities_go_but_for_those_between_an_input_and_an_output():
     assert [(n.op_type, n.inputs[0].name, n.outputs[0].name) for n in model.graph] == [
         ("Neg", "x", "y"), ("Identity", "x", "z"),
     ]  # fmt: skip
+
+
+SUBGRAPH = """m (bool c, double[1] x) => (double[1] y, double[1] z) {{
+    h = Neg (x)
+    y = If (c) <then_branch = then () => (double[1] t) {{ {then} }},
+                else_branch = other () => (double[1] e) {{ e = Abs (h) }}>
+    z = Abs (h)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("then", "left"),
+    {
+        "its output has to be computed there": ("t = Identity (h)", [("Identity", "h", "t")]),
+        "what reads it reads the tensor itself": ("i = Identity (h) t = Neg (i)", [("Neg", "h", "t")]),
+        "two in a row are one": ("i = Identity (h) t = Identity (i)", [("Identity", "h", "t")]),
+    }.values(),
+)
+def test_an_identity_of_a_tensor_from_further_out_leaves_that_its_name(then: str, left: list[tuple[str, ...]]):
+    model = build(SUBGRAPH.format(then=then))
+
+    bypass_identities(model)
+
+    body = model.graph[1].attributes["then_branch"].as_graph()
+    assert [(n.op_type, n.inputs[0].name, n.outputs[0].name) for n in body] == left
+    assert [v.name for v in body.outputs] == ["t"]
+    assert [n.outputs[0].name for n in model.graph] == ["h", "y", "z"]
+
+
+def test_what_became_the_identity_of_a_tensor_from_further_out_leaves_that_its_name():
+    model = build(SUBGRAPH.format(then="i = Mul (h, k) t = Neg (i)"), k=np.ones(1))
+    body = model.graph[1].attributes["then_branch"].as_graph()
+
+    bypass(body[0], 0)
+
+    assert [(n.op_type, n.inputs[0].name) for n in body] == [("Neg", "h")]
+    assert model.graph[2].inputs[0].name == "h"
 
 
 def test_a_new_constant_gets_the_bias_name_of_its_weight():

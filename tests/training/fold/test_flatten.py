@@ -215,14 +215,79 @@ def test_nothing_moves_where(case):
         judge(UNMOVED[case](), Profile.GENERIC)
 
 
-def test_a_new_constant_takes_no_name_that_is_taken():
-    graph = up()
-    graph.graph.initializers["s"].name = "f_rows"
+COMPUTED_TARGET = f"""m (double[M,6] x, int64[1] n) => (double[N,4,5] y) <double[N,4,6] p> {{
+    [in] i = Sigmoid (x) {bn("n", "i", "f")} [cat] s = Concat <axis = 0> (n, four, six)
+    [split] p = Reshape (f, s) [mm] y = MatMul (p, w) }}"""
+ASKED_FOR_ITS_SHAPE = f"""m (double[N,4,6] x) => (double[N,4,5] y) {{
+    [mm] h = MatMul (x, w) [flat] f = Flatten <axis = 2> (h) {bn("n", "f", "b")}
+    [shape] s = Shape (h) [back] r = Reshape (b, s) [end] y = Sigmoid (r) }}"""
+MOVED = {
+    "up": up,
+    "up, past who asks for the shape": lambda: build(ASKED_FOR_ITS_SHAPE, w=WEIGHT, **FIVE),
+    "down": down,
+    "down, to sizes that are computed": lambda: build(
+        COMPUTED_TARGET, w=WEIGHT, four=np.array([4]), six=np.array([6]), **SIX
+    ),
+}
 
-    flatten_linears(graph, known_of(graph, 17))
 
-    names = [value.name for node in graph.graph for value in node.outputs] + list(graph.graph.initializers)
-    assert len(set(names)) == len(names)
+def all_names(graph: ir.Model) -> list[str | None]:
+    """Of tensors, in all scopes."""
+    return [
+        value.name
+        for scope in graph.graphs()
+        for value in (
+            *(value for value in scope.inputs if not value.is_initializer()),
+            *scope.initializers.values(),
+            *(output for node in scope for output in node.outputs),
+        )
+    ]
+
+
+def with_tensors_called(graph: ir.Model, names: list[str | None], where: str) -> ir.Model:
+    """More tensors, of these names, which the others have nothing to do with."""
+    if where == "inputs":
+        graph.graph.inputs.extend(
+            ir.Value(name=name, type=ir.TensorType(ir.DataType.DOUBLE), shape=ir.Shape([2])) for name in names
+        )
+        return graph
+    x = graph.graph.inputs[0]
+    nodes = [ir.Node("", "Relu", [x], outputs=[ir.Value(name=name)]) for name in names]
+    if where == "in a subgraph":
+        ends = [ir.Node("", "Tanh", [x], outputs=[ir.Value(name=f"end{i}")]) for i in range(2)]
+        branches = [
+            ir.Graph([], [end.outputs[0]], nodes=[*(nodes if end is ends[0] else []), end], name="branch")
+            for end in ends
+        ]
+        known = ir.Value(name="yes", const_value=ir.tensor(np.array(True), name="yes"))
+        graph.graph.register_initializer(known)
+        attributes = [ir.AttrGraph(f"{word}_branch", one) for word, one in zip(("then", "else"), branches, strict=True)]
+        graph.graph.append(ir.Node("", "If", [known], attributes, outputs=[ir.Value(name="chosen")]))
+    else:
+        graph.graph.extend(nodes)
+    return graph
+
+
+@pytest.mark.parametrize("where", ["inputs", "later in the graph", "in a subgraph"])
+@pytest.mark.parametrize("case", MOVED)
+def test_new_tensors_take_no_name_that_is_taken_in_any_scope(case: str, where: str):
+    moved = MOVED[case]()
+    before = set(all_names(moved))
+    assert flatten_linears(moved, known_of(moved, 17)) == 1
+    invented = [name for name in all_names(moved) if name not in before]
+    graph = with_tensors_called(MOVED[case](), invented, where)
+
+    assert invented and flatten_linears(graph, known_of(graph, 17)) == 1
+
+    names = all_names(graph)
+    assert sorted(set(names)) == sorted(names) and set(invented) < set(names)
+
+
+@pytest.mark.parametrize("case", ["up", "down"])
+def test_sizes_that_nobody_reads_any_more_are_gone(case: str):
+    graph = MOVED[case]()
+
+    assert flatten_linears(graph, known_of(graph, 17)) == 1 and "s" not in graph.graph.initializers
 
 
 def test_an_output_of_the_graph_keeps_its_name_when_the_reshape_goes_behind():

@@ -101,11 +101,12 @@ def test_the_text_counts_what_is_folded_and_explains_what_is_not() -> None:
     totals, *lines = REPORT.as_text().splitlines()
     assert totals == (
         "5 BatchNormalization found: 3 folded (1 clamped, 1 widened), 1 reduced, 1 kept; "
-        "1 of 2 other affine maps folded; 2 branches merged; 9 nodes before, 6 after"
+        "1 of 2 other affine maps folded; 2 branches and sequences merged; 9 nodes before, 6 after"
     )
     assert lines == [
         "  constants grew by 25 %, from 4,000 to 5,004 bytes",
-        "  branches merged into 'conv1' (3 of them), 'fc' (in sequence)",
+        "  branches merged into 'conv1' (3 of them)",
+        "  sequences merged into 'fc'",
         "  folded  2 into Conv, 1 into Conv and Max",
         "  reduced bn2 into mm, mm_shift: MatMul 'mm' holds no bias",
         "  kept    bn3: producer is Relu 'r1'",
@@ -116,7 +117,7 @@ def test_the_text_counts_what_is_folded_and_explains_what_is_not() -> None:
 
 
 def test_the_verbose_text_has_a_line_for_each_map_in_graph_order() -> None:
-    assert REPORT.as_text(verbose=True).splitlines()[3:] == [
+    assert REPORT.as_text(verbose=True).splitlines()[4:] == [
         "  folded  bn1 into conv1",
         "  reduced bn2 into mm, mm_shift: MatMul 'mm' holds no bias",
         "  kept    bn3: producer is Relu 'r1' (way out: use --profile generic)",
@@ -134,6 +135,32 @@ def test_the_verbose_text_has_a_line_for_each_map_in_graph_order() -> None:
 def test_growth_is_told_above_one_percent(before: int, after: int, told: bool) -> None:
     text = FoldReport((), 3, 3, constant_bytes_before=before, constant_bytes_after=after).as_text()
     assert ("constants grew" in text) is told
+
+
+@pytest.mark.parametrize(
+    ("branches", "told"),
+    [([], "2 branches"), ([3], "2 branches"), ([2], "1 branch"), ([1], "1 sequence"), ([1, 1], "2 sequences")],
+)
+def test_what_followed_one_another_is_not_called_branches(branches: list[int], told: str) -> None:
+    merges = tuple(MergedBranches(f"c{i}", "Conv", count) for i, count in enumerate(branches))
+    total = sum(max(count - 1, 1) for count in branches) or 2
+    assert f"; {told} merged; " in FoldReport((), 3, 3, branches_merged=total, merges=merges).as_text()
+
+
+@pytest.mark.parametrize(
+    ("into", "ops", "told"),
+    [
+        (("bn",), ("Add",), "bn to one Add"),
+        (("bn", "conv"), ("Mul", "Conv"), "bn to one Mul, the rest into conv"),
+        (("conv", "bn", "fc"), ("Conv", "Add", "Gemm"), "bn to one Add, the rest into conv, fc"),
+        (("conv",), ("Conv",), "bn into conv"),
+        ((), (), "bn"),
+    ],
+)
+def test_a_reduced_one_is_not_said_to_go_into_itself(into: Any, ops: Any, told: str) -> None:
+    outcome = BatchNormOutcome("bn", Verdict.REDUCED, into, "stuck", into_ops=ops)
+    assert lines_of(outcome) == [f"  reduced {told}: stuck"] == [f"  {outcome.as_text()}"]
+    assert outcome.as_dict()["into"] == list(into)
 
 
 def test_of_many_merges_the_first_are_named() -> None:

@@ -309,6 +309,24 @@ def test_a_batchnorm_that_stays_passes_the_ones_on() -> None:
     assert "not widened: Tanh 'act2' takes 'bn' only as it is" in judged.report.batchnorms[0].reason
 
 
+def test_what_is_in_the_way_is_said_once_however_many_passes_follow() -> None:
+    """The input's shift stays as an Add; then constants summed in the graph are stored, and all is looked at again."""
+    more = {f"b2_{key}": part for key, part in settled(rng_of(5), 6).items()} | {"k2": rng_of(1).normal(size=4)}
+    graph = build(
+        f"""g (double[2, 6, 9, 9] x) => (double[2, 4, 9, 9] y) {{
+            [bn] b = BatchNormalization (x, b2_g, b2_b, b2_m, b2_v) [sum] s = Add (k1, k2)
+            [out] y = Conv <{PADS}> (b, w, s) }}""",
+        w=rng_of(3).normal(size=(4, 6, 3, 3)),
+        k1=rng_of(4).normal(size=4),
+        **more,
+    )
+    judged = widened(graph)
+    outcome = the_one(judged.report)
+
+    assert outcome.verdict is Verdict.REDUCED and "sum" not in [node.name for node in judged.folded.graph]
+    assert outcome.reason.count("not widened") == 1
+
+
 def test_an_affine_that_is_no_batchnorm_goes_the_same_way() -> None:
     model = between(
         PRELU, readers=f"[layer] s = Sub (v, slope) [out] z = Conv <{PADS}> (s, w2) y = Conv (bn, w2)", outputs="y z"

@@ -29,13 +29,25 @@ __all__ = ["Merged", "merge_branches"]
 
 @dataclass(frozen=True)
 class Merged:
-    """`node`, a Conv, Gemm or MatMul, does the work of `replaced`, and of `batchnorms`, which are gone: labels."""
+    """`into`, a Conv, Gemm or MatMul, does the work of all that is `gone`: also of what `into` was before."""
 
-    node: str
-    operator: str  # of `node`
-    replaced: tuple[str, ...]  # every other node that is gone, and what `node` was before
-    batchnorms: tuple[str, ...]
+    into: ir.Node
+    gone: tuple[Source, ...]
     branches: int  # that were added up; 1 where operators followed one another
+
+    @property
+    def node(self) -> str:
+        return label(self.into)
+
+    @property
+    def batchnorms(self) -> tuple[str, ...]:
+        """Those that are gone, by the names they had."""
+        return tuple(source.label for source in self.gone if source.is_batchnorm)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Everything else that is gone, by the names it had."""
+        return tuple(source.label for source in self.gone if not source.is_batchnorm)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # overflow is judged by its result, which is refused
@@ -62,15 +74,12 @@ def merge_branches(model: ir.Model, known: Facts) -> tuple[Merged, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Record:
-    replaced: tuple[str, ...] = ()
-    batchnorms: tuple[str, ...] = ()
+    gone: tuple[Source, ...] = ()
     branches: int = 1
 
     def with_part(self, part: _Record) -> _Record:
         """One of the branches was a result itself."""
-        return _Record(
-            self.replaced + part.replaced, self.batchnorms + part.batchnorms, self.branches + part.branches - 1
-        )
+        return _Record(self.gone + part.gone, self.branches + part.branches - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +110,7 @@ class _Merging:
 
     def records(self) -> Iterator[Merged]:
         for node, record in self.done.items():
-            yield Merged(label(node), node.op_type, record.replaced, record.batchnorms, record.branches)
+            yield Merged(node, record.gone, record.branches)
 
     def _note(self, changes: list[Change]) -> bool:
         """Sweep up, and write down who is gone; a result that has become part of another counts with that one."""
@@ -120,9 +129,7 @@ class _Merging:
         return source.node.graph is None or source.node is change.node or label(source.node) != source.label
 
     def _alone(self, source: Source) -> _Record:
-        if source.node in self.shop.fresh:
-            return _Record()
-        return _Record((), (source.label,)) if source.is_batchnorm else _Record((source.label,))
+        return _Record() if source.node in self.shop.fresh else _Record((source,))
 
 
 def _outermost(graph: ir.Graph, read: Reader) -> list[Total]:

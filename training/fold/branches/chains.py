@@ -17,6 +17,7 @@ from training.fold.branches.window import Frame, Window, diagonal, followed, ide
 from training.fold.graph import number_readers
 
 _MAX_LINKS = 24  # of one chain; a chain is read from each of its links, so that this bounds a square
+_MOST_SERVANTS = 256  # nodes between a tensor's shape and the parameters made from it; some thirty are usual
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +109,24 @@ def is_only_for(value: ir.Value, reader: ir.Node) -> bool:
     readers = number_readers(value)
     if readers != [reader]:
         return False
-    return all(node is reader or _serves(node, reader, depth=0) for node, _ in value.uses())
+    return _serve([node for node, _ in value.uses()], reader)
 
 
-def _serves(node: ir.Node, reader: ir.Node, depth: int) -> bool:
-    if depth > _MAX_LINKS or any(output.is_graph_output() for output in node.outputs):
-        return False
-    users = [use.node for output in node.outputs for use in output.uses()]
-    return all(user is reader or _serves(user, reader, depth + 1) for user in users)
+def _serve(nodes: list[ir.Node], reader: ir.Node) -> bool:
+    """Does everything that is made of what these give end in `reader`? They may share what they make: each counts once.
+
+    No where there is more of it than exporters write.
+    """
+    pending = [node for node in nodes if node is not reader]
+    seen = {reader, *pending}
+    while pending:
+        node = pending.pop()
+        if len(seen) > _MOST_SERVANTS or any(output.is_graph_output() for output in node.outputs):
+            return False
+        onward = {use.node for output in node.outputs for use in output.uses()} - seen
+        seen |= onward
+        pending += onward
+    return True
 
 
 def composed(x: ir.Value, links: tuple[Link, ...]) -> Term | None:
@@ -142,7 +153,8 @@ def composed(x: ir.Value, links: tuple[Link, ...]) -> Term | None:
                 return None
             frame, macs = whole, macs * link.frame.pixels + link.frame.macs
             biased = biased or link.has_bias
-    if frame is not None and any(link.width not in (1, frame.inputs) for link in _maps_first(list(reversed(links)))):
+    first = _maps_first(list(reversed(links)))
+    if frame is not None and any(link.stretches or link.width not in (1, frame.inputs) for link in first):
         return None
     return Term(x, links, frame, macs, early)
 

@@ -44,11 +44,15 @@ class Facts(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """`affine(x)`, channel by channel; vectors of length 1 are the same for all channels."""
+    """`affine(x)`, channel by channel; vectors of length 1 are the same for all channels.
+
+    `stretches`: for all that is known x may have one channel, of which the map makes as many as its vectors have.
+    """
 
     node: ir.Node
     x: ir.Value
     affine: Affine
+    stretches: bool = False
 
     @property
     def has_shift(self) -> bool:
@@ -231,7 +235,7 @@ def _with_constant(r: Reader, node: ir.Node) -> Map | None:
     c = r.vector(node, index, x)
     if c is None or not np.isfinite(c).all() or (node.op_type == "Div" and not c.all()):
         return None
-    return Map(node, x, _FORMULAS[node.op_type](c, index))
+    return Map(node, x, _FORMULAS[node.op_type](c, index), stretches=c.size not in (1, r.channels(x)))
 
 
 _FORMULAS: dict[str, Callable[[Float64s, int], Affine]] = {
@@ -252,7 +256,10 @@ _MAPS: dict[str, Callable[[Reader, ir.Node], Link | None]] = {
 
 
 def _axes(r: Reader, node: ir.Node, x: ir.Value, kernel: tuple[int, ...]) -> tuple[Axis, ...] | None:
-    """auto_pad SAME: as many pads as make the output ceil(n / stride), which has to be known."""
+    """auto_pad SAME: as many pads as make the output ceil(n / stride), which has to be known.
+
+    None too where the window is known to be larger than the padded image: no pixel, or one by how the size is rounded.
+    """
     count, attributes = len(kernel), node.attributes
     strides = attributes.get_ints("strides", (1,) * count)
     dilations = attributes.get_ints("dilations", (1,) * count)
@@ -280,7 +287,9 @@ def _axes(r: Reader, node: ir.Node, x: ir.Value, kernel: tuple[int, ...]) -> tup
         return None
     if min(*kernel, *strides, *dilations) < 1:
         return None
-    return tuple(Axis.of(kernel[i], strides[i], dilations[i], (pads[i], pads[count + i])) for i in range(count))
+    axes = tuple(Axis.of(kernel[i], strides[i], dilations[i], (pads[i], pads[count + i])) for i in range(count))
+    fits = all(n is None or n + axis.slack >= 0 for n, axis in zip(r.sizes(x, count), axes, strict=True))
+    return axes if fits else None
 
 
 def _conv(r: Reader, node: ir.Node) -> Operator | None:

@@ -138,6 +138,19 @@ def test_parameters_made_from_the_branch_itself() -> None:
     assert op_types(model) == ["Conv"]
 
 
+def test_what_is_made_of_a_shape_is_looked_at_once_however_many_ways_lead_there() -> None:
+    """Three to the power of fifty ways."""
+    sums = " ".join(f"t{i + 1} = Sum (t{i}, t{i}, t{i})" for i in range(50))
+    graph = f"""{HEAD} {{
+        [conv] a = {C3} (x, w3)
+        s = Shape (a) t0 = Cast <to = 11> (s) {sums} k = ReduceSum <keepdims = 0> (t50)
+        y = Sum (a, x, k)
+    }}"""
+    model = build(graph, **weights())
+    (record,) = merge_branches(model, facts(model))
+    assert (op_types(model), record.branches) == (["Conv"], 2)
+
+
 def test_a_shape_that_somebody_else_asks_for_keeps_its_tensor() -> None:
     graph = f"""g (double[2,4,5,6] x) => (double[2,4,5,6] y, int64[4] shape) {{
         a = {C3} (x, w3)

@@ -80,6 +80,19 @@ def test_layers_that_stay(reason: str) -> None:
     assert merge(model_of(*REFUSED[reason])) == ()
 
 
+@pytest.mark.parametrize("x", ["double[2,1]", "double[2,F]"])
+def test_a_vector_that_stretches_one_feature_stays(x: str) -> None:
+    graph = f"""g ({x} x) => (double[2,5] y) {{
+        m = Mul (x, k)
+        a = MatMul (m, w)
+        n = Add (x, k)
+        c = MatMul (n, w)
+        y = Add (a, c)
+    }}"""
+    rng = rng_of(9)
+    assert merge(build(graph, w=rng.normal(size=(5, 5)), k=rng.normal(size=5))) == ()
+
+
 def test_a_constant_that_gives_the_sum_an_axis_stays() -> None:
     graph = """g (double[3,5] x) => (double[1,3,5] y) {
         a = MatMul (x, w)

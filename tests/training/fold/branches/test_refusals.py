@@ -108,6 +108,21 @@ MISMATCHED = {
         "double[2,4,P,Q] y",
         'a = Conv <auto_pad = "SAME_UPPER"> (x, w3)  y = Add (a, x)',
     ),
+    "a vector that stretches the one channel of what both branches read": (
+        "double[2,1,6,6] x",
+        "double[2,4,6,6] y",
+        f"m = Mul (x, b1)  a = {C3} (m, w3)  n = Add (x, b1)  c = Conv (n, w1)  y = Add (a, c)",
+    ),
+    "a vector that may stretch it": (
+        "double[2,C,6,6] x",
+        "double[2,4,6,6] y",
+        "m = Sub (x, b1)  a = Conv (m, w1)  n = Div (x, b1)  c = Conv (n, w1)  y = Add (a, c)",
+    ),
+    "a window larger than its image, on the way to another": (
+        "double[2,4,1,1] x",
+        "double[2,4,1,1] y",
+        "a = Conv (x, w1)  m = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (a)  y = Conv (m, w1)",
+    ),
     "another width": (
         "double[2,4,6,6] x",
         "double[2,4,6,6] y",
@@ -120,7 +135,7 @@ MISMATCHED = {
 def test_branches_that_do_not_line_up_stay(reason: str) -> None:
     x, y, graph = MISMATCHED[reason]
     nodes = "\n".join(line.strip() for line in graph.split("  "))
-    model = build(f"g ({x}) => ({y}) {{ {nodes} }}", **constants())
+    model = build(f"g ({x}) => ({y}) {{ {nodes} }}", **constants(), b1=np.ones((4, 1, 1)))
     before = serialized(model)
     assert merge_branches(model, facts(model)) == ()
     assert serialized(model) == before
