@@ -372,7 +372,10 @@ def _positive(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
+    """Of rows; 0 for none."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows: a positive integer, or 0")
+    return int(text)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

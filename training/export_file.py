@@ -8,7 +8,9 @@ Knows the order of the steps and what the user may choose; each step is the file
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,12 +179,16 @@ def _export_opened(
     refuse_unless_frozen(source.module)  # before the names get longer
     examples = _examples(source, wishes, samples)
     module = _normalised(source, examples, wishes)
-    outputs = list(name_outputs(answer(module, examples), taken=examples))
+    with _told_of(wishes):
+        answered = answer(module, examples)
+    outputs = list(name_outputs(answered, taken=examples))
     opset = wishes.opset or (_BFLOAT16_OPSET if wishes.dtype == "bf16" else None)
     unfolded = export(module, examples, outputs, dynamic_batch=wishes.dynamic_batch, opset=opset)
 
     folded, report = fold(unfolded, profile=wishes.profile, widen=wishes.widen) if wishes.fold else (unfolded, None)
-    held_out = cut_rows(unfolded, samples) if samples else [_arrays(examples)]
+    held_out: Sequence[Mapping[str, Array]] = (
+        cut_rows(unfolded, samples, str(wishes.samples)) if samples else [_arrays(examples)]
+    )
     verified = None
     if report and report.changed and wishes.verify:
         verified = proved(lambda: proof.verify(unfolded, folded, proof.make_samples(unfolded, held_out)))
@@ -224,8 +230,8 @@ def _examples(source: Source, wishes: Wishes, samples: Mapping[str, Array] | Non
     if wishes.input_shapes:
         given = _drawn(wishes.input_shapes, wishes.input_dtypes)
     elif samples:
-        rows = min((len(array) for array in samples.values() if array.ndim), default=1)
-        given = {name: torch.from_numpy(array[: min(rows, 2)]) for name, array in samples.items()}
+        with _told_of(wishes):
+            given = _first_rows(source.module, samples)
     elif source.examples is not None:
         given = source.examples
     elif source.row is not None:
@@ -237,10 +243,45 @@ def _examples(source: Source, wishes: Wishes, samples: Mapping[str, Array] | Non
         )
     if isinstance(given, Mapping) and len(given) == 1 and not next(iter(given)):
         given = next(iter(given.values()))
-    examples = name_inputs(source.module, given)
+    with _told_of(wishes):
+        examples = name_inputs(source.module, given)
     if wishes.dynamic_batch:
         examples = {name: at_least_two_rows(example) for name, example in examples.items()}
     return {name: example.detach().cpu() for name, example in examples.items()}
+
+
+@contextmanager
+def _told_of(wishes: Wishes) -> Iterator[None]:
+    """Where the examples come from --samples, a line about them begins with its path."""
+    try:
+        yield
+    except ExportRefused as error:
+        if wishes.samples and not wishes.input_shapes:
+            raise ExportRefused(f"{wishes.samples}: {error}") from error
+        raise
+
+
+def _first_rows(module: nn.Module, samples: Mapping[str, Array]) -> Any:
+    """Two rows of real inputs, by the rule of `cut_rows`: the name of a single array does not matter, and arrays that
+    are no input's are left out; float64, as NumPy makes it, becomes what the network computes in. Raises ExportRefused.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = {parameter.name for parameter in parameters}
+    known = {name: array for name, array in samples.items() if name in names}
+    arrays = samples if any(p.kind is p.VAR_POSITIONAL for p in parameters) else known or samples
+    if rows := [len(array) for array in arrays.values() if array.ndim]:
+        arrays = {name: array[: min(*rows, 2)] if array.ndim else array for name, array in arrays.items()}
+    if 0 in rows:
+        raise ExportRefused("holds no rows along axis 0, expected at least 1")
+    own = next((tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point()), torch.float64)
+    given = {}
+    for name, array in arrays.items():
+        try:
+            tensor = torch.from_numpy(array)
+        except TypeError:
+            raise ExportRefused(f"array {name!r} holds {array.dtype}, expected numbers") from None
+        given[name] = tensor.to(own) if tensor.dtype is torch.float64 else tensor
+    return given if len(samples) > 1 else next(iter(given.values()), {})
 
 
 def _drawn(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from training.command_files import Proof, check_places, proved, read_samples, re
 from training.directories import staging, sync
 from training.fold import FoldReport, Profile, fold, read_model, write_model
 from training.fold.files import has_external_data
+from training.fold.normalise import repaired
 from training.samples import cut_rows, make_samples
 from training.verify import verify
 from training.verify_report import VerifyReport
@@ -82,14 +83,14 @@ def fold_file(
     """
     check_places((target, *reports), sources=(source,))
     held_out = read_samples(samples) if samples else None
-    original = read_model(source)
+    original = repaired(read_model(source))  # the proof runs it
     folded, report = fold(original, profile=profile, widen=widen)
     proof: Proof | None = None
     with ExitStack() as stack:
         if verified and not report.changed:
             proof = proved(lambda: UNCHANGED)
         elif verified:
-            rows = cut_rows(original, held_out) if held_out else None
+            rows = cut_rows(original, held_out, str(samples)) if held_out else None
             if _bytes_in_memory(folded) > _MOST_IN_MEMORY:
                 folded = _left_on_disk(folded, stack.enter_context(staging(target.parent)))
                 gc.collect()  # the one in memory: a graph is full of cycles, and nothing else would free it in time

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from training.golden import Golden, make_golden
 from training.publish import LABELS_FILE, Draft, PublishRefused, check_destination, config_for, publish
 from training.reference import UnsupportedOperator
 from training.reference.op import Array
-from training.samples import CannotMakeSamples, check_sample, cut_rows, make_samples
+from training.samples import CannotMakeSamples, Sample, check_answers, cut_rows, make_samples
 
 ROWS = 16
 """Real samples to keep, at most: enough to tell a swapped file, few enough to replay at each start."""
@@ -77,7 +76,7 @@ def publish_file(
     labelled = _labelled_output(model, words) if words else None
     about = {labelled: {"labels": LABELS_FILE}} if labelled else {}
     config = config_for(model, name=name, description="", max_batch_size=max_batch_size, about=about)
-    golden, told = _golden(model, given)
+    golden, told = _golden(model, given, str(samples or ""))
     draft = Draft(
         config=config,
         model=model,
@@ -117,19 +116,22 @@ def _labelled_output(model: ir.Model, words: Sequence[str]) -> str:
 # --- golden samples -----------------------------------------------------------------------------------------------
 
 
-def _golden(model: ir.Model, given: Mapping[str, Array] | None) -> tuple[Golden | None, str]:
+def _golden(model: ir.Model, given: Mapping[str, Array] | None, source: str) -> tuple[Golden | None, str]:
     """The samples, and what they are in words; None with the reason where the layout of golden.npz cannot hold any."""
     if obstacle := _obstacle(model):
         return None, f"none, because {obstacle}"
-    pieces, told = (_cut(model, given), "real inputs") if given else ([_made_up(model)], "made-up inputs")
+    pieces, told = (_cut(model, given, source), "real inputs") if given else ([_made_up(model)], "made-up inputs")
     try:
-        golden = _joined([make_golden(model, model, piece) for piece in pieces])
+        cut = [make_golden(model, model, piece) for piece in pieces]
         told += ", answers computed in float64"
     except UnsupportedOperator as error:
         answers = [proof.run(model, piece) for piece in pieces]
-        golden = _joined([Golden(piece, answer, {}) for piece, answer in zip(pieces, answers, strict=True)])
+        cut = [Golden(piece, answer, {}) for piece, answer in zip(pieces, answers, strict=True)]
         told += f", answers of ONNX Runtime's own ({error})"
-    _require_telling(golden)
+    for piece, one in zip(pieces, cut, strict=True):
+        check_answers(one.outputs, piece)
+    golden = _joined(cut)
+    _require_telling(golden, f"{source}: " if given else "")
     return golden, f"{golden.samples} rows of {told}"
 
 
@@ -151,15 +153,14 @@ def _obstacle(model: ir.Model) -> str:
     return f"inputs have different numbers of rows: {sorted(rows)}" if len(rows) > 1 else ""
 
 
-def _cut(model: ir.Model, given: Mapping[str, Array]) -> list[dict[str, Array]]:
+def _cut(model: ir.Model, given: Mapping[str, Array], source: str) -> list[Sample]:
     """The first rows, in as many pieces as a fixed batch makes of them, in the graph's own types."""
     first = {name: array[:ROWS] if np.ndim(array) else array for name, array in given.items()}
     fixed = max((v.shape[0] for v in _inputs(model) if v.shape is not None and isinstance(v.shape[0], int)), default=1)
-    sets = cut_rows(model, first if fixed <= ROWS else given)
-    return [dict(check_sample(model, piece, "samples")) for piece in islice(sets, max(ROWS // fixed, 1))]
+    return cut_rows(model, first if fixed <= ROWS else given, source)[: max(ROWS // fixed, 1)]
 
 
-def _made_up(model: ir.Model) -> dict[str, Array]:
+def _made_up(model: ir.Model) -> Sample:
     """Noise of ordinary size: what a damaged file or another machine gets wrong shows in it, and rows differ.
 
     As the service replays them: where the batch is free, all rows are answered together.
@@ -170,7 +171,7 @@ def _made_up(model: ir.Model) -> dict[str, Array]:
         made = make_samples(model, shapes=_two_rows(model))
     except CannotMakeSamples as error:
         raise PublishRefused(f"no inputs can be made up ({error}); give real ones: --samples FILE.npz") from error
-    return dict(made[-1])
+    return next(sample for sample in made if sample.label == "noise 1")
 
 
 def _two_rows(model: ir.Model) -> dict[str, tuple[int, ...]]:
@@ -200,19 +201,24 @@ def _joined(pieces: Sequence[Golden]) -> Golden:
     )
 
 
-def _require_telling(golden: Golden) -> None:
-    """A check against NaN, or one that allows anything, would say nothing, and the service would not believe it."""
+def _require_telling(golden: Golden, source: str) -> None:
+    """A check against NaN, or one that allows anything, would say nothing, and the service would not believe it.
+
+    One number that is not finite is enough, unlike in a proof: the service compares all of them. `source` begins the
+    line.
+    """
     for name, answers in golden.outputs.items():
         if not reference.is_float(answers.dtype):
             continue
         if not np.isfinite(answers.astype(np.float64)).all():
             raise PublishRefused(
-                f"output {name!r} is not finite for these inputs, so that nothing can be compared with it; give inputs "
-                f"for which it is: --samples FILE.npz"
+                f"{source}output {name!r} is not finite for these inputs, so that nothing can be compared with it; "
+                f"give inputs for which it is: --samples FILE.npz"
             )
         most = LARGEST_TOLERANCE * float(np.abs(answers.astype(np.float64)).max(initial=0.0))
         if golden.tolerance.get(name, 0.0) > most:
             raise PublishRefused(
-                f"output {name!r}: for these inputs ONNX Runtime is too far from the float64 answer to check anything "
-                f"against it (tolerance {golden.tolerance[name]:.3g}, at most {most:.3g}); give others with --samples"
+                f"{source}output {name!r}: for these inputs ONNX Runtime is too far from the float64 answer to check "
+                f"anything against it (tolerance {golden.tolerance[name]:.3g}, at most {most:.3g}); give others with "
+                f"--samples"
             )

@@ -38,12 +38,18 @@ class Sample(dict[str, Array]):
     """One set of inputs by name, with a label that says what it is (shown when a comparison fails).
 
     `spare`: the others show most of what it shows; it may be left out where an evaluation takes very long.
+    `origin`: the file that somebody gave it in, and the rows there; empty for one that was made.
     """
 
-    def __init__(self, arrays: Mapping[str, Array], label: str, *, spare: bool = False) -> None:
+    def __init__(self, arrays: Mapping[str, Array], label: str, *, spare: bool = False, origin: str = "") -> None:
         super().__init__(arrays)
         self.label = label
         self.spare = spare
+        self.origin = origin
+
+    def with_arrays(self, more: Mapping[str, Array]) -> Sample:
+        """The same sample, of these arrays too."""
+        return Sample({**self, **more}, self.label, spare=self.spare, origin=self.origin)
 
 
 def make_samples(
@@ -52,7 +58,8 @@ def make_samples(
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Sample]:
-    """Held-out inputs first, then zeros, ones, hot border pixels, large values and normal noise.
+    """Held-out inputs first, then zeros, ones, hot border pixels, large values, normal noise and, where sizes are free,
+    noise of another size.
 
     Args:
         model: Inputs that have an initializer are left to it.
@@ -74,6 +81,9 @@ def make_samples(
     dtypes = {name: _dtype(name, value) for name, value in inputs.items()}
     for label, fill, spare in _fills(resolved, dtypes, generator):
         samples.append(Sample({name: fill(name) for name in inputs}, label, spare=spare))
+    if other := _other_sizes(model, inputs, resolved):
+        made = {name: noise(other[name], dtypes[name], generator) for name in inputs}
+        samples.append(Sample(made, "noise of other sizes"))
     return samples
 
 
@@ -86,25 +96,34 @@ def more_like(samples: Sequence[Mapping[str, Array]], seed: int) -> Iterator[Sam
         )
 
 
-def cut_rows(model: ir.Model, arrays: Mapping[str, Array]) -> list[dict[str, Array]]:
+def cut_rows(model: ir.Model, arrays: Mapping[str, Array], source: str = "samples") -> list[Sample]:
     """Arrays with any number of rows, as an .npz holds them, cut into sets that the graph's batch axis accepts.
 
     A static batch of b takes b rows at a time (a remainder is left out); a symbolic one up to `HELD_OUT_ROWS`.
+    `source`: the file's path, with which the text of CannotMakeSamples begins. Arrays that are no input's are left out.
     """
     inputs = _free_inputs(model)
     if len(inputs) == 1 and len(arrays) == 1 and set(arrays) != set(inputs):
         arrays = dict(zip(inputs, arrays.values(), strict=True))  # one input, one array: its name does not matter
     if missing := sorted(set(inputs) - set(arrays)):
-        raise CannotMakeSamples(f"samples: no array for input {missing[0]!r}; found {sorted(arrays)}")
+        raise CannotMakeSamples(f"{source}: no array for input {missing[0]!r}; found {sorted(arrays)}")
     static = {s[0] for value in inputs.values() if (s := _dims(value)) and isinstance(s[0], int)}
     if len(static) > 1 or any(np.ndim(arrays[name]) == 0 for name in inputs):
-        return [{name: np.asarray(arrays[name]) for name in inputs}]  # no common row axis: one set as it is
+        whole = {name: np.asarray(arrays[name]) for name in inputs}  # no common row axis: one set as it is
+        return [check_sample(model, Sample(whole, source, origin=source), source)]
     rows = min(len(arrays[name]) for name in inputs)
     step = static.pop() if static else min(rows, HELD_OUT_ROWS)
-    if rows < max(step, 1):
-        raise CannotMakeSamples(f"samples: {rows} rows, but the graph takes {step} at a time")
-    starts = range(0, rows - step + 1, step)
-    return [{name: np.asarray(arrays[name])[at : at + step] for name in inputs} for at in starts]
+    if rows < (least := max(step, 1)):
+        raise CannotMakeSamples(
+            f"{source}: holds {rows or 'no'} row{'s' * (rows != 1)} along axis 0, expected at least {least}"
+            + (", which the graph takes at a time" if least > 1 else "")
+        )
+    pieces = []
+    for at in range(0, rows - step + 1, step):
+        origin = source if step == rows else f"{source}, rows {at + 1} to {at + step}"
+        piece = Sample({name: np.asarray(arrays[name])[at : at + step] for name in inputs}, source, origin=origin)
+        pieces.append(check_sample(model, piece, source))
+    return pieces
 
 
 def check_sample(model: ir.Model, arrays: Mapping[str, Array], label: str) -> Sample:
@@ -118,8 +137,32 @@ def check_sample(model: ir.Model, arrays: Mapping[str, Array], label: str) -> Sa
     checked = {}
     for name, array in arrays.items():
         _check_shape(f"{label}: input {name!r}", every[name], np.shape(array))
-        checked[name] = np.asarray(array).astype(_dtype(name, every[name]), copy=False)
-    return Sample(checked, label)
+        checked[name] = _cast(f"{label}: input {name!r}", np.asarray(array), _dtype(name, every[name]))
+    return Sample(checked, label, spare=getattr(arrays, "spare", False), origin=getattr(arrays, "origin", ""))
+
+
+def _cast(what: str, array: Array, dtype: np.dtype) -> Array:
+    try:
+        if array.dtype.kind != "c" or dtype.kind == "c":
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN among indices, say: the graph is what judges them
+                return array.astype(dtype, copy=False)
+    except (TypeError, ValueError):  # words
+        pass
+    raise CannotMakeSamples(f"{what}: holds {array.dtype}, which does not become the graph's {dtype}")
+
+
+def check_answers(answers: Mapping[str, Array], sample: Mapping[str, Array]) -> None:
+    """Answers to real inputs must show something: NaN is like any other NaN, whatever became of the graph.
+
+    Raises CannotMakeSamples where there are floating-point answers to a sample of somebody's, but no finite number.
+    """
+    floats = {name: array for name, array in answers.items() if is_float(array.dtype) and array.size}
+    origin = getattr(sample, "origin", "")
+    if origin and floats and not any(np.isfinite(array.astype(np.float64)).any() for array in floats.values()):
+        raise CannotMakeSamples(
+            f"{origin}: no finite number in output {' or '.join(map(repr, floats))} for these inputs, so that nothing "
+            f"can be compared; give inputs for which there is one"
+        )
 
 
 def _free_inputs(model: ir.Model) -> dict[str, ir.Value]:
@@ -205,6 +248,28 @@ def _guess(model: ir.Model, inputs: Mapping[str, ir.Value], dims: Mapping[str, D
     )
 
 
+def _other_sizes(
+    model: ir.Model, inputs: Mapping[str, ir.Value], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]] | None:
+    """Each free size but the batch larger by one: what holds for an even size may not for an odd one, where a stride
+    leaves more or less of the border. None where nothing is free, or the graph does not take such sizes."""
+    other = {
+        name: tuple(
+            size + (axis > 0 and not isinstance(dim, int))
+            for axis, (size, dim) in enumerate(zip(shape, dims, strict=True))
+        )
+        for name, shape in shapes.items()
+        if (dims := _dims(inputs[name]) or shape) is not None
+    }
+    if other == dict(shapes):
+        return None
+    try:
+        evaluate(model, {name: np.zeros(shape, dtype=_dtype(name, inputs[name])) for name, shape in other.items()})
+    except (EvaluationFailed, UnsupportedOperator):
+        return None
+    return other
+
+
 def _substituted(known: Dims, symbols: Mapping[str | int | None, int], rows: int, size: int) -> tuple[int, ...]:
     return tuple(
         d
@@ -280,7 +345,9 @@ def _resembling(seen: Sequence[Array], generator: np.random.Generator) -> Array:
         pool = np.concatenate([array.ravel() for array in seen])
         return generator.choice(pool, like.shape) if pool.size else like
     # The median sample's spread: neither the zeros nor the large values rule.
-    finite = [wide[np.isfinite(wide)] for array in seen if array.size for wide in (array.astype(np.float64),)]
-    spread = float(np.median([values.std() for values in finite] or [1.0])) or 1.0
-    centre = float(np.median([values.mean() for values in finite] or [0.0]))
-    return (centre + spread * generator.standard_normal(like.shape)).astype(like.dtype)
+    wide = [array.astype(np.float64) for array in seen]
+    finite = [values for array in wide if (values := array[np.isfinite(array)]).size]
+    with np.errstate(over="ignore", invalid="ignore"):  # the square of 1e300; what overflows compares nothing
+        spread = float(np.median([values.std() for values in finite] or [1.0])) or 1.0
+        centre = float(np.median([values.mean() for values in finite] or [0.0]))
+        return (centre + spread * generator.standard_normal(like.shape)).astype(like.dtype)

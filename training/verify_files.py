@@ -96,7 +96,8 @@ def verify_files(
     held_out = read_samples(samples) if samples else None
     one, other = read_model(first), read_model(second)
     notes = _bring_into_line(one, other)
-    made = make_samples(one, cut_rows(one, held_out) if held_out else None, shapes=input_shapes)
+    rows = cut_rows(one, held_out, str(samples)) if held_out else None
+    made = make_samples(one, rows, shapes=input_shapes)
     distances: tuple[Distance, ...] = ()
     try:
         proof = verify(one, other, made)
@@ -140,13 +141,18 @@ def _rename(what: str, mine: Sequence[ir.Value], theirs: Sequence[ir.Value], mod
     fits = len(mine) == len(theirs) and all(_fits(a, b) for a, b in zip(mine, theirs, strict=True))
     taken = {value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None}
     if not fits or (set(names[0]) - set(names[1])) & taken:
-        raise CannotCompare(
-            f"the first file has the {what}s {', '.join(names[0])}, the second {', '.join(names[1])}; expected the same"
-        )
+        told = [", ".join(_spelled(value) for value in side) for side in (mine, theirs)]
+        raise CannotCompare(f"the first file has the {what}s {told[0]}, the second {told[1]}; expected the same")
     for value, name in zip(theirs, names[0], strict=True):
         if value.name != name:
             notes.append(f"{what} {value.name!r} of the second file is taken for {name!r}")
             value.name = name
+
+
+def _spelled(value: ir.Value) -> str:
+    """Name, type and shape, as ONNX's text has them: `float16[N,3] x`."""
+    kind = "tensor" if value.dtype is None else str(value.dtype).lower()
+    return f"{kind}{value.shape if value.shape is not None else ''} {value.name}"
 
 
 def _fits(a: ir.Value, b: ir.Value) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -58,15 +57,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
 def _state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         held = _read(path)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        cause = getattr(error, "strerror", None) or "it is no file of weights, or damaged"
-        raise WeightsRefused(f"{path}: cannot be read: {cause}") from error
     except pickle.UnpicklingError as error:
         # Not torch's words: they recommend weights_only=False, which runs what a file says.
         raise WeightsRefused(
             f"{path}: holds more than tensors, or is no file of torch's; save the state dict: "
             f"torch.save(module.state_dict(), ...), or safetensors"
         ) from error
+    except Exception as error:  # a pickle is a program: what its opcodes may raise on any bytes, nobody has listed
+        cause = getattr(error, "strerror", None) or "it is no file of weights, or damaged"
+        raise WeightsRefused(f"{path}: cannot be read: {cause}") from error
     for key in NESTINGS:
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
             held = held[key]
@@ -80,12 +79,9 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read(path: Path) -> Any:
-    if path.suffix.lower() != ".safetensors":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    try:
+    if path.suffix.lower() == ".safetensors":
         return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _listed(what: str, names: Sequence[str]) -> str:

@@ -66,6 +66,14 @@ def face():
     nn.init.normal_(net[2].bias)
     return net, torch.rand(1, 3, 8, 8)
 
+def video():
+    torch.manual_seed(0)
+    conv, last = nn.Conv3d(3, 4, (1, 3, 3), bias=False), nn.Conv3d(4, 2, 1, bias=False)
+    net = nn.Sequential(conv, nn.BatchNorm3d(4), nn.ReLU(), last).eval()
+    net[1].running_mean.uniform_(-1, 1)
+    net[1].running_var.uniform_(0.5, 1.5)
+    return net, torch.rand(1, 3, 4, 6, 6)
+
 class Two(nn.Module):
     def forward(self, tokens, mask):
         return {"kept": tokens * mask, "count": mask.sum(1)}
@@ -166,6 +174,17 @@ def test_a_folded_verified_file_answers_as_torch_does_for_any_number_of_rows(fol
     assert written() == {"out.onnx", "r.json", "r.html"}
 
 
+@pytest.mark.parametrize("fold", [True, False], ids=["folded", "not folded"])
+def test_a_video_network_without_biases_answers_as_torch_does(folder: Path, fold: bool) -> None:
+    """torch 2.13 writes a Conv3d(bias=False) with a bias of a shape that no run time takes."""
+    result = exported("video", fold=fold)
+
+    kinds = [node.op_type for node in onnx.load("out.onnx").graph.node]
+    assert kinds == ["Conv", *([] if fold else ["BatchNormalization"]), "Relu", "Conv"]
+    assert result.torch is not None and result.torch.runtime == "ONNX Runtime"
+    assert (result.verify is not None) is fold
+
+
 def test_without_folding_the_batchnorm_stays_and_torchs_answer_is_compared_all_the_same(folder: Path) -> None:
     result = exported("pair", fold=False)
     assert operators().count("BatchNormalization") == 1
@@ -217,6 +236,42 @@ def test_inputs_may_come_from_real_samples(folder: Path) -> None:
     assert [str(value.shape) for value in ir.load("out.onnx").graph.inputs] == ["[batch,3,8,8]"]
     assert result.verify is not None
     assert result.verify.report.samples > 0
+
+
+REAL: Mapping[str, dict[str, Any]] = {
+    "under its name": {"image": IMAGES},
+    "under another name": {"pictures": IMAGES},
+    "beside what is no input": {"image": IMAGES, "label": np.zeros(3)},
+    "in NumPy's own type": {"image": IMAGES.astype(np.float64)},
+}
+
+
+@pytest.mark.parametrize("case", REAL)
+def test_real_samples_are_taken_as_the_other_commands_take_them(folder: Path, case: str) -> None:
+    np.savez("real.npz", **REAL[case])
+    result = exported("make", samples=Path("real.npz"))
+    (x,) = ir.load("out.onnx").graph.inputs
+    assert (x.name, x.dtype, str(x.shape)) == ("image", ir.DataType.FLOAT, "[batch,3,8,8]")
+    assert result.verify is not None and result.verify.report.passed
+
+
+UNUSABLE: Mapping[str, tuple[dict[str, Any], str]] = {
+    "no such input": ({"a": IMAGES, "b": IMAGES}, "example inputs are a, b, but forward takes image"),
+    "another shape": ({"image": IMAGES[:, :2]}, "the network refuses image [2, 2, 8, 8]"),
+    "no rows": ({"image": IMAGES[:0]}, "holds no rows along axis 0, expected at least 1"),
+    "words": ({"image": np.array(["a", "b"])}, "array 'image' holds <U1, expected numbers"),
+    "no numbers": ({"image": IMAGES * np.nan}, "no finite number in output 'output' for these inputs"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_samples_that_cannot_be_used_are_one_line_that_begins_with_their_path(folder: Path, case: str) -> None:
+    arrays, told = UNUSABLE[case]
+    np.savez("real.npz", **arrays)
+    with pytest.raises(UserError) as refused:
+        exported("make", samples=Path("real.npz"))
+    assert str(refused.value).startswith(f"real.npz: {told}") and "\n" not in str(refused.value)
+    assert written() == {"real.npz"}
 
 
 def test_every_output_has_the_name_that_forward_gives_it(folder: Path) -> None:

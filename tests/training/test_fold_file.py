@@ -137,6 +137,19 @@ def test_in_and_out_may_be_the_same_path(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_convolution_with_a_bias_of_zeros_that_no_run_time_takes_is_folded_and_proved(tmp_path: Path) -> None:
+    """As torch's exporter writes a Conv3d(bias=False)."""
+    graph = model(
+        [node("Conv", ["x", "w", "zeros"], ["c"], name="conv"), batch_norm("c", "y")],
+        inputs={"x": [2, 3, 4, 4, 4]},
+        outputs={"y": [2, 4, 2, 2, 2]},
+        weights={"w": random(1, 4, 3, 3, 3, 3), "zeros": np.zeros((4, 2)), **Statistics.plausible(4).weights()},
+    )
+    result = fold_file(saved(graph, tmp_path / "in.onnx"), tmp_path / "out.onnx")
+    assert result.fold.changed and result.verify is not None and not result.verify.report.note
+    assert [n.op_type for n in onnx.load(tmp_path / "out.onnx").graph.node] == ["Conv"]
+
+
 def test_a_file_in_which_nothing_folds_comes_out_byte_for_byte(tmp_path: Path) -> None:
     kept = model(
         [node("Relu", ["x"], ["r"]), batch_norm("r", "y")],
@@ -269,13 +282,20 @@ def test_a_source_that_is_no_model_is_one_line_and_writes_nothing(tmp_path: Path
     assert names(tmp_path) == before
 
 
-def test_samples_for_another_model_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (np.zeros((4, 3, 7, 7)), "input 'x': shape [2, 3, 7, 7] does not fit [2, 3, 6, 5]"),
+        (np.full((2, 3, 6, 5), np.nan), "no finite number in output 'y' for these inputs, so that nothing can be"),
+    ],
+    ids=["for another model", "whose answers compare nothing"],
+)
+def test_samples_that_cannot_be_used_are_refused_by_their_path(tmp_path: Path, x: Any, told: str) -> None:
     source = saved(conv_bn(), tmp_path / "in.onnx")
-    np.savez(tmp_path / "real.npz", x=np.zeros((4, 3, 7, 7)))
-    with pytest.raises(
-        CannotMakeSamples, match=r"held-out 0: input 'x': shape \[2, 3, 7, 7\] does not fit \[2, 3, 6, 5\]"
-    ):
+    np.savez(tmp_path / "real.npz", x=x)
+    with pytest.raises(CannotMakeSamples) as refused:
         fold_file(source, tmp_path / "out.onnx", samples=tmp_path / "real.npz")
+    assert str(refused.value).startswith(f"{tmp_path / 'real.npz'}: {told}")
     assert names(tmp_path) == {"in.onnx", "real.npz"}
 
 

@@ -109,7 +109,11 @@ def test_build_help_lists_every_key_of_set_with_its_value(capsys) -> None:
         pytest.param(["publish", "file"], "required: --name", id="no name to publish under"),
         pytest.param(["publish", "file", "--name", "a/b"], "'a/b' is not a model name", id="bad name to publish under"),
         pytest.param(["publish", "file", "--name", "a"], "file: is not an ONNX model", id="no model to publish"),
-        pytest.param(["publish", "file", "--name", "a", "--max-batch-size", "-1"], "positive integer", id="bad rows"),
+        pytest.param(
+            ["publish", "file", "--name", "a", "--max-batch-size", "-1"],
+            "'-1' is not a number of rows: a positive integer, or 0",
+            id="bad rows",
+        ),
         pytest.param(["publish", "file", "--name", "a", "--replace", "0"], "'0' is not a version", id="replace 0"),
     ],
 )

@@ -231,7 +231,15 @@ REFUSED: Mapping[str, tuple[ir.Model | bytes | None, dict[str, Any], type[Except
         linear(), {"labels": Path("three.txt")}, PublishRefused, "3 labels fit 0 outputs, expected one"
     ),
     "no samples": (linear(), {"samples": Path("absent.npz")}, CannotUseFile, "cannot be read as samples"),
-    "samples of another": (linear(), {"samples": Path("wide.npz")}, CannotMakeSamples, "shape [2, 7] does not fit"),
+    "samples of another": (
+        linear(), {"samples": Path("wide.npz")}, CannotMakeSamples, "wide.npz: input 'x': shape [2, 7] does not fit"
+    ),
+    "samples without an answer": (
+        linear(), {"samples": Path("nan.npz")}, CannotMakeSamples, "nan.npz: no finite number in output"
+    ),
+    "samples of which one has none": (
+        linear(), {"samples": Path("one_nan.npz")}, PublishRefused, "one_nan.npz: output"
+    ),
     "an index out of range": (
         build("g (int64[9] i) => (float[9,2] y) { y = Gather (w, i) }", w=W[:1]), {}, UserError, "refuses its inputs"
     ),
@@ -259,6 +267,8 @@ def test_what_cannot_be_published_is_one_line_and_changes_nothing(
     Path("empty.txt").write_text("")
     Path("three.txt").write_text("a\nb\nc\n")
     np.savez("wide.npz", x=np.zeros((2, 7)))
+    np.savez("nan.npz", x=np.full((2, 3), np.nan))
+    np.savez("one_nan.npz", x=np.array([[1, 2, 3], [1, 2, np.nan]]))
     graph, options, kind, told = REFUSED[case]
     if isinstance(graph, ir.Model):
         ir.save(graph, "model.onnx")

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.training.graphs import model, random
-from training.samples import CannotMakeSamples, cut_rows, make_samples, more_like
+from training.samples import CannotMakeSamples, Sample, check_answers, cut_rows, make_samples, more_like
 
 
 def identity(shape: list[Any] | None, kind: int = TensorProto.FLOAT) -> ir.Model:
@@ -57,7 +57,8 @@ def test_one_hot_borders_touch_the_first_and_last_index_of_every_spatial_axis() 
     ids=str,
 )
 def test_a_symbolic_batch_gets_two_rows_and_other_symbols_a_size_that_fits(shape: Any, expected: Any) -> None:
-    assert {sample["x"].shape for sample in make_samples(identity(shape))} == {expected}
+    samples = [sample for sample in make_samples(identity(shape)) if "other sizes" not in sample.label]
+    assert {sample["x"].shape for sample in samples} == {expected}
 
 
 def test_a_symbol_means_one_size_wherever_it_stands() -> None:
@@ -178,8 +179,18 @@ def test_an_input_with_an_initializer_is_left_to_it() -> None:
 def test_held_out_arrays_give_the_shape_that_the_graph_leaves_open() -> None:
     graph = identity(["n", 3, "h", "w"])
     samples = make_samples(graph, [{"x": np.zeros((2, 3, 11, 13))}])
-    assert {sample["x"].shape for sample in samples} == {(2, 3, 11, 13)}
+    assert {sample["x"].shape for sample in samples[:-1]} == {(2, 3, 11, 13)}
     assert samples[0]["x"].dtype == np.float32
+
+
+def test_a_free_size_is_tried_even_and_odd_where_the_graph_takes_both() -> None:
+    last = make_samples(identity(["n", 3, "h", 8]), shapes={"x": (1, 3, 6, 8)})[-1]
+    assert (last.label, last["x"].shape) == ("noise of other sizes", (1, 3, 7, 8))
+    for sizes in ([2, 3, 6, 8], ["n", 3, 6, 8]):
+        assert "other sizes" not in make_samples(identity(sizes))[-1].label
+    shape = {"s": np.array([2, 3, 6, 8])}
+    picky = model([helper.make_node("Reshape", ["x", "s"], ["y"])], {"x": ["n", 3, "h", 8]}, {"y": [2, 3, 6, 8]}, shape)
+    assert "other sizes" not in make_samples(picky, shapes={"x": (2, 3, 6, 8)})[-1].label
 
 
 @pytest.mark.parametrize(
@@ -215,16 +226,63 @@ def test_one_array_serves_one_input_whatever_its_name() -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}, "samples: no array for input 'x'; found ['a', 'b']"),
-        ({"x": np.zeros((1, 3))}, "samples: 1 rows, but the graph takes 2 at a time"),
-        ({"x": np.zeros((0, 3))}, "samples: 0 rows, but the graph takes 2 at a time"),
+        ({"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}, "no array for input 'x'; found ['a', 'b']"),
+        (
+            {"x": np.zeros((1, 3))},
+            "holds 1 row along axis 0, expected at least 2, which the graph takes at a time",
+        ),
+        (
+            {"x": np.zeros((0, 3))},
+            "holds no rows along axis 0, expected at least 2, which the graph takes at a time",
+        ),
+        ({"x": np.zeros((4, 5))}, "input 'x': shape [2, 5] does not fit [2, 3]"),
+        ({"x": np.full((2, 3), "a")}, "input 'x': holds <U1, which does not become the graph's float32"),
+        ({"x": np.zeros((2, 3), complex)}, "input 'x': holds complex128, which does not become the graph's float32"),
     ],
-    ids=["names", "too few", "none"],
+    ids=["names", "too few", "none", "shape", "words", "complex"],
 )
-def test_samples_that_cannot_be_cut_are_refused(arrays: Any, message: str) -> None:
+def test_samples_that_cannot_be_cut_are_refused_by_the_path_of_their_file(arrays: Any, message: str) -> None:
     with pytest.raises(CannotMakeSamples) as error:
-        cut_rows(identity([2, 3]), arrays)
-    assert str(error.value) == message
+        cut_rows(identity([2, 3]), arrays, "real.npz")
+    assert str(error.value) == f"real.npz: {message}"
+
+
+def test_a_free_batch_expects_one_row_at_least() -> None:
+    with pytest.raises(CannotMakeSamples, match=r"holds no rows along axis 0, expected at least 1$"):
+        cut_rows(identity(["n", 3]), {"x": np.zeros((0, 3))})
+
+
+def test_real_rows_say_where_they_are_from() -> None:
+    rows = {"x": np.zeros((5, 3), np.float32)}
+    assert [s.origin for s in cut_rows(identity(["n", 3]), rows, "real.npz")] == ["real.npz"]
+    found = [s.origin for s in make_samples(identity([2, 3]), cut_rows(identity([2, 3]), rows, "real.npz"))]
+    assert found[:3] == ["real.npz, rows 1 to 2", "real.npz, rows 3 to 4", ""]
+
+
+NAN, NUMBERS = np.full((2, 3), np.nan, np.float32), np.array([[np.nan, 1.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [{"y": NUMBERS}, {"y": NAN, "z": NUMBERS}, {"i": np.zeros(3, np.int64)}, {"y": np.zeros((0, 3))}],
+    ids=["one number", "in one output", "no floating point", "empty"],
+)
+def test_answers_with_a_number_show_something(answers: Any) -> None:
+    check_answers(answers, Sample({}, "held-out 0", origin="real.npz"))
+
+
+@pytest.mark.parametrize("answers", [{"y": NAN}, {"y": -NAN, "i": np.zeros(3, np.int64)}, {"y": NAN / 0, "z": NAN}])
+def test_answers_to_real_inputs_without_any_number_are_refused_by_the_rows_of_the_file(answers: Any) -> None:
+    with pytest.raises(CannotMakeSamples, match=r"^real\.npz, rows 3 to 4: no finite number in output 'y'"):
+        check_answers(answers, Sample({}, "held-out 0", origin="real.npz, rows 3 to 4"))
+    check_answers(answers, Sample({}, "noise times 1000"))  # which is not somebody's mistake
+
+
+def test_more_samples_resemble_the_numbers_among_those_given_and_warn_of_nothing() -> None:
+    wild = [np.full(50, np.nan), np.full(50, np.inf), np.full(50, 1e300), np.zeros(0), np.full(50, 3.0)]
+    given = [{"x": array} for array in wild]
+    assert all(next(more_like(given[i:] + given[:i], seed=0))["x"].dtype == np.float64 for i in range(len(given)))
+    assert np.isfinite(next(more_like([given[4], given[0]], seed=0))["x"]).all()
 
 
 def test_more_samples_resemble_those_given() -> None:

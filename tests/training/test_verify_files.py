@@ -129,24 +129,32 @@ CASES: Mapping[str, tuple[ir.Model | bytes | None, dict[str, Any], type[Exceptio
     "no file": (None, {}, FoldError, "b.onnx: cannot be read"),
     "no model": (b"text", {}, FoldError, "b.onnx: is not an ONNX model"),
     "more inputs": (
-        shaped("float[N,3,5,5] x, float[N] z"), {}, CannotCompare, "has the inputs x, the second x, z; expected"
+        shaped("float[N,3,5,5] x, float[N] z"), {}, CannotCompare,
+        "has the inputs float[N,3,5,5] x, the second float[N,3,5,5] x, float[N] z; expected the same",
     ),
     "other outputs": (
         shaped(y="float[N,3,5,5] y, float[N,3,5,5] z", nodes="y = Relu (x) z = Abs (x)"), {}, CannotCompare,
-        "has the outputs y, the second y, z",
+        "has the outputs float[N,4,5,5] y, the second float[N,3,5,5] y, float[N,3,5,5] z",
+    ),
+    "another type": (
+        shaped(y="float16[N,4,5,5] scores", nodes="scores = own.Half (x)"), {}, CannotCompare,
+        "has the outputs float[N,4,5,5] y, the second float16[N,4,5,5] scores; expected the same",
     ),
     "another shape": (
         shaped("float[N,3,6,6] x", "float[N,3,6,6] y"), {}, CannotCompare, "input 'x' has shape [N,3,5,5] in the first"
     ),
     "a name that is taken": (
         shaped("float[N,3,5,5] z", "float[N,4,5,5] y", "x = Relu (z) y = own.Four (x)"), {}, CannotCompare,
-        "has the inputs x, the second z",
+        "has the inputs float[N,3,5,5] x, the second float[N,3,5,5] z",
     ),
     "unknown operator": (
         shaped(y="float[N,4,5,5] y", nodes="y = own.Warp (x)"), {}, UnsupportedOperator, "'Warp' of domain 'own'"
     ),
     "no such input": (network(), {"input_shapes": {"z": (1,)}}, CannotMakeSamples, "the graph has no input 'z'"),
     "no samples": (network(), {"samples": Path("s.npz")}, CannotUseFile, "s.npz: cannot be read as samples"),
+    "samples without an answer": (
+        network(), {"samples": Path("nan.npz")}, CannotMakeSamples, "nan.npz: no finite number in output 'y'"
+    ),
     "nowhere to report": (network(), {"report": Path("no/r.json")}, CannotUseFile, "the folder no does not exist"),
     "a report over a model": (network(), {"report": Path("a.onnx")}, CannotCompare, "is one of the models"),
 }  # fmt: skip
@@ -159,6 +167,7 @@ def test_what_cannot_be_compared_is_one_line_and_leaves_no_report(folder: Path, 
         ir.save(other, "b.onnx")
     elif other is not None:
         Path("b.onnx").write_bytes(other)
+    np.savez("nan.npz", x=np.full((2, 3, 5, 5), np.nan))
     before = {path.name for path in folder.iterdir()}
     with pytest.raises(kind) as refused:
         verify_files(Path("a.onnx"), Path("b.onnx"), **{"report": Path("r.json"), **options})

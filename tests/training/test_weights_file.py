@@ -114,6 +114,8 @@ CONTENTS: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "empty": ("w.pt", lambda path: path.write_bytes(b""), "damaged"),
     "text": ("w.pt", lambda path: path.write_text("no weights"), "holds more than tensors, or is no file of torch's"),
     "text as safetensors": ("w.safetensors", lambda path: path.write_text("no weights"), "damaged"),
+    "a pickle of what is not there": ("w.pt", lambda path: path.write_bytes(b"\x80\x02q\x00."), "damaged"),
+    "a list of users": ("w", lambda path: path.write_text("root:x:0:0:root:/root:/bin/bash\n"), "damaged"),
     "code": ("w.pt", _pickled, "holds more than tensors"),
     "a whole module": ("w.pt", lambda path: torch.save(network(1), path), "save the state dict"),
     "a tensor": ("w.pt", lambda path: torch.save(torch.zeros(3), path), "holds a Tensor"),
@@ -139,3 +141,13 @@ def test_a_file_without_weights_is_one_line_and_runs_nothing(
     assert "\n" not in str(refused.value)
     assert "weights_only" not in str(refused.value)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("before", [b"", b"]", b"}", b"N", b"(", b"]]", b"NN"], ids=repr)
+def test_whatever_a_damaged_pickle_makes_of_its_stack_is_one_line(tmp_path: Path, before: bytes) -> None:
+    path = tmp_path / "w.pt"
+    for opcode in range(256):
+        path.write_bytes(b"\x80\x02" + before + bytes([opcode]) + b"\x00\x00\x00\x00\n\n.")
+        with pytest.raises(WeightsRefused) as refused:
+            load_weights(network(2), path)
+        assert str(refused.value).startswith(f"{path}: ") and "\n" not in str(refused.value)

@@ -48,7 +48,14 @@ class Choice:
             return Chosen(chosen, reasons)  # what folds brings another pass, which tells of the rest again
         free, _ = self._generic(upright)
         ways_out = {tag: _WAYS_OUT[free.fate[tag]] for tag in order if _is_less(free.fate[tag], chosen.fate[tag])}
-        return Chosen(chosen, reasons | dict.fromkeys(ways_out, f"slower on {self.profile}"), ways_out)
+        vetoes = {tag: f"{prices.veto(self._rank(tag))} on {self.profile}" for tag in ways_out}
+        return Chosen(chosen, reasons | vetoes, ways_out)
+
+    def _rank(self, tag: int) -> int | None:
+        """Of a BatchNormalization's tensor, where it is known; None for any other map."""
+        node = self.problem.lift(tag).node
+        dims = self.known.dims(node.outputs[0]) if node.op_type == "BatchNormalization" else None
+        return None if dims is None else len(dims)
 
     def _generic(self, upright: Solution) -> tuple[Solution, dict[int, str]]:
         """What algebra permits, and what was predicted. What folds in `upright`, without clamps, comes first."""

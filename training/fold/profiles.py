@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
 class Profile(StrEnum):
-    """`GENERIC`: as few BatchNormalization as algebra permits. The others: what is not slower there."""
+    """`GENERIC`: as few BatchNormalization as algebra permits. The others: what is known not to be slower there."""
 
     GENERIC = "generic"
     ORT_CPU = "ort-cpu"
@@ -16,19 +17,30 @@ class Profile(StrEnum):
 
 @dataclass(frozen=True)
 class Prices:
-    """`clamps`: may a ReLU or Clip become a per-channel Max and Min? `reduces`: is one Add or Mul better than a BN?"""
+    """`clamps`: may a ReLU or Clip become a per-channel Max and Min? `reduces`: is one Add or Mul better than a BN?
+
+    `measured`: what either is beside a BatchNormalization, by the rank of its tensor.
+    """
 
     clamps: bool
     reduces: bool
+    measured: Mapping[int, str] = field(default_factory=dict)
 
+    def veto(self, rank: int | None) -> str:
+        """Why a BatchNormalization on a tensor of this rank stays, no more than was measured. None: it is none."""
+        return _UNMEASURED if rank is None else self.measured.get(rank, _UNMEASURED)
+
+
+_UNMEASURED = "not measured to be faster"
 
 # Measured on ONNX Runtime 1.31, CPU, one thread, residual blocks of 64 and 256 channels: a rank-4 BatchNormalization
 # with its ReLU is one depthwise convolution in the blocked layout. Beside it an Add costs the block 1 to 3 % and a Max,
 # or Max and Min, 2 to 4 %, because they leave that layout; a Mul costs the same. At ranks 2 and 3 all are within 3 % of
 # each other, or slower than the BatchNormalization. So nothing here is better than it but to be rid of it. CUDA has not
 # been measured, and is treated alike.
+_ON_CPU = {2: "not faster", 3: "not faster", 4: "slower"}
 PRICES = {
     Profile.GENERIC: Prices(clamps=True, reduces=True),
-    Profile.ORT_CPU: Prices(clamps=False, reduces=False),
+    Profile.ORT_CPU: Prices(clamps=False, reduces=False, measured=_ON_CPU),
     Profile.ORT_CUDA: Prices(clamps=False, reduces=False),
 }

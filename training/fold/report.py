@@ -18,6 +18,7 @@ from typing import Any
 _PREFIX = "foldserve."  # of our entries in a model's metadata_props
 _MOST_NAMES = 6  # of one group in the text
 _TOLD_GROWTH = 1.01  # of the bytes of constants: weights that several maps went into are stored once for each
+_SINGULAR = {"branches": "branch", "sequences": "sequence"}
 _MOST_GROUPS = 20  # beyond these, reasons that differ in names alone count as one
 
 
@@ -71,11 +72,18 @@ class _Outcome:
         return contract | more
 
     def as_text(self) -> str:
-        into = f" into {', '.join(self.into)}" if self.into else ""
         marks = f"{', clamped' if self.clamped else ''}{', widened' if self.widened else ''}"
         reason = f": {self.reason}" if self.reason else ""
         way_out = f" (way out: {self.way_out})" if self.way_out else ""
-        return printable(f"{self.verdict.value:<8}{self.name}{into}{marks}{reason}{way_out}")
+        return printable(f"{self.verdict.value:<8}{self.told_with_holders()}{marks}{reason}{way_out}")
+
+    def told_with_holders(self) -> str:
+        """The name, and where it went. A reduced one is among its own holders, as what is left of it."""
+        ops = dict(zip(self.into, self.into_ops, strict=False))
+        left = f" to one {ops[self.name]}" if self.verdict is Verdict.REDUCED and self.name in ops else ""
+        others = [name for name in self.into if not (left and name == self.name)]
+        into = f"{', the rest' if left else ''} into {', '.join(others)}" if others else ""
+        return f"{self.name}{left}{into}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ class MergedBranches:
         return {"into": self.node, "kind": self.kind, "branches": self.branches}
 
     def as_text(self) -> str:
-        return f"'{self.node}' ({f'{self.branches} of them' if self.branches > 1 else 'in sequence'})"
+        return f"'{self.node}'{f' ({self.branches} of them)' if self.branches > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -198,7 +206,9 @@ class FoldReport:
         if s["affines_found"]:
             parts.append(f"{s['affines_folded']} of {s['affines_found']} other affine maps folded")
         if s["branches_merged"]:
-            parts.append(f"{s['branches_merged']} branches merged")
+            kinds = [kind for kind, merges in self._merges_by_kind().items() if merges] or ["branches"]
+            what = _SINGULAR[kinds[0]] if s["branches_merged"] == 1 else " and ".join(kinds)
+            parts.append(f"{s['branches_merged']} {what} merged")
         return "; ".join([*parts, f"{s['nodes_before']} nodes before, {s['nodes_after']} after"])
 
     def _growth(self) -> Iterator[str]:
@@ -207,10 +217,17 @@ class FoldReport:
             yield f"constants grew by {100 * (after / before - 1):.0f} %, from {before:,} to {after:,} bytes"
 
     def _merged(self) -> Iterator[str]:
-        if self.merges:
-            shown = ", ".join(merged.as_text() for merged in self.merges[:_MOST_NAMES])
-            rest = len(self.merges) - _MOST_NAMES
-            yield printable(f"branches merged into {shown}{f' and {rest} more' if rest > 0 else ''}")
+        for kind, merges in self._merges_by_kind().items():
+            if merges:
+                shown = ", ".join(merged.as_text() for merged in merges[:_MOST_NAMES])
+                rest = len(merges) - _MOST_NAMES
+                yield printable(f"{kind} merged into {shown}{f' and {rest} more' if rest > 0 else ''}")
+
+    def _merges_by_kind(self) -> dict[str, list[MergedBranches]]:
+        return {
+            "branches": [merged for merged in self.merges if merged.branches > 1],
+            "sequences": [merged for merged in self.merges if merged.branches == 1],
+        }
 
     def _digest(self) -> Iterator[str]:
         folded = [outcome for outcome in self.batchnorms if outcome.verdict is Verdict.FOLDED]
@@ -262,7 +279,7 @@ def _grouped(outcomes: Iterable[_Outcome]) -> Iterator[str]:
     shown = sorted(groups.items(), key=lambda item: -len(item[1]))
     for (verdict, reason, way_out), members in shown[:_MOST_GROUPS]:
         if len(members) == 1 and members[0].into:
-            what = f"{members[0].name} into {', '.join(members[0].into)}"
+            what = members[0].told_with_holders()
         else:
             what = _enumerated([member.name for member in members])
         yield printable(f"{verdict:<8}{what}: {reason}")
