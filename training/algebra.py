@@ -18,7 +18,8 @@ tolerance is
     max(1e-9 S, 3 * response)   =   1e-9 * S * condition,    condition >= 1,
 
 in words: the folded graph is right if it is the exact graph with each new weight moved by a unit or so in its last
-place (a small backward error). Anything else - a wrong axis, sign, epsilon, border - moves weights by 1e3 units.
+place (a small backward error). Anything else - a wrong axis, sign, epsilon, border - moves weights by 1e3 units. Of one
+weight alone that much is seen only as far as the samples make its channel active.
 A graph without new constants gets no allowance but 1e-9 S and the original's own response to moving its data by a few
 units of float64, and each result by one, which is what a channel that cancels to nearly nothing consists of. Where it
 cancels exactly (x minus its mean, on a sample of zeros), no perturbation shows what rounding leaves: such a channel is
