@@ -152,13 +152,13 @@ def _is_unread(node: ir.Node) -> bool:
     return not any(output.uses() or output.is_graph_output() for output in node.outputs)
 
 
-def take_over_identity(value: ir.Value, model: ir.Value) -> None:
+def take_over_identity(value: ir.Value, pattern: ir.Value) -> None:
     value.const_value = None
-    value.name = model.name
-    value.type = model.type if model.type is not None else value.type
-    value.shape = model.shape if model.shape is not None else value.shape
-    value.doc_string = model.doc_string
-    for mine, theirs in ((value.metadata_props, model.metadata_props), (value.meta, model.meta)):
+    value.name = pattern.name
+    value.type = pattern.type if pattern.type is not None else value.type
+    value.shape = pattern.shape if pattern.shape is not None else value.shape
+    value.doc_string = pattern.doc_string
+    for mine, theirs in ((value.metadata_props, pattern.metadata_props), (value.meta, pattern.meta)):
         mine.clear()
         mine.update(theirs)
 

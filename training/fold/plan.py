@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -14,9 +15,10 @@ from training.fold.edits import Edit, SetOperand, apply, bypass, sweep
 from training.fold.explain import Explainer
 from training.fold.graph import number_readers
 from training.fold.known import Known
-from training.fold.laws import Clamp, Gauge, Lift
+from training.fold.laws import Clamp, Gauge, Index, Lift, Sum, ports
 from training.fold.lift import keep, reduce
 from training.fold.operators import REWRITES
+from training.fold.problem import Problem
 from training.fold.reach import Key
 from training.fold.refusal import Refusal
 from training.fold.solve import Fate, Solution
@@ -132,21 +134,39 @@ class Plan:
         return max(candidates, key=lambda tag: _extremity(problem.lift(tag)))
 
     def _find_clamped(self) -> None:
-        """Which BatchNormalization each moved clamp served: the one before it, else the one behind it."""
+        """Which BatchNormalization each moved clamp served: the one before it, else the one behind it, else the nearest
+        one through sums."""
         problem, waiting = self.solution.problem, set(self.solution.moved)
-        for side in ("y", "x"):
-            clamp_at = np.full(len(problem.weight), -1)
-            for tag in waiting:
-                law = problem.law(tag)
-                assert isinstance(law, Clamp)
-                clamp_at[problem.classes(law.x)] = tag
-            for tag in problem.lifts:
-                if self.solution.fate[tag] is Fate.FOLDED:
-                    lift = problem.lift(tag)
-                    served = set(clamp_at[problem.classes(getattr(lift, side))].tolist()) - {-1}
-                    if served:
-                        self.clamped.add(lift.node)
-                        waiting -= served
+        clamp_at = self._clamps(waiting)
+        waiting -= self._served(clamp_at, "y")
+        waiting -= self._served(clamp_at := self._clamps(waiting), "x")
+        sums = [law for law in (problem.law(tag) for tag in problem.tags(Sum)) if isinstance(law, Sum)]
+        while waiting and (reached := _through_sums(clamp_at, sums, problem)) is not None:
+            waiting -= self._served(clamp_at := reached, "y") | self._served(reached, "x")
+
+    def _clamps(self, tags: set[int]) -> Index:
+        """Which of these clamps each class is next to; -1 for none."""
+        problem = self.solution.problem
+        clamp_at = np.full(len(problem.weight), -1)
+        for tag in tags:
+            law = problem.law(tag)
+            assert isinstance(law, Clamp)
+            clamp_at[problem.classes(law.x)] = tag
+        return clamp_at
+
+    def _served(self, clamp_at: Index, side: Literal["x", "y"]) -> set[int]:
+        """The clamps that are next to a lift that folded, which so is a clamped one."""
+        found: set[int] = set()
+        for tag, fate in self.solution.fate.items():
+            lift = self.solution.problem.lift(tag)
+            port = lift.x if side == "x" else lift.y
+            served = (
+                set(clamp_at[self.solution.problem.classes(port)].tolist()) - {-1} if fate is Fate.FOLDED else set()
+            )
+            if served:
+                self.clamped.add(lift.node)
+                found |= served
+        return found
 
     def find_holders(self) -> None:
         """For each lift that went, the nodes that hold it now; before the graph is edited, while ways lead there."""
@@ -195,6 +215,17 @@ class Plan:
         apply(model, [edit for edits in self.edits.values() for edit in edits])
         for law, place in places:
             sweep(bypass(law.node, place, keeps_name=keeps_name[law.node]))
+
+
+def _through_sums(clamp_at: Index, sums: Sequence[Sum], problem: Problem) -> Index | None:
+    """One sum further, entry by entry; None where that leads nowhere new."""
+    further = clamp_at.copy()
+    for law in sums:
+        places = [problem.classes(port) for port in ports(law)]
+        clamps = [clamp for classes in places for clamp in clamp_at[classes].tolist() if clamp >= 0]
+        for classes in places if clamps else ():
+            further[classes] = np.where(further[classes] < 0, clamps[0], further[classes])
+    return None if np.array_equal(further, clamp_at) else further
 
 
 def _extremity(law: Lift) -> float:

@@ -215,6 +215,14 @@ class TestClamped:
 
         assert (first.clamped, second.clamped) == (True, False)
 
+    def test_one_beyond_a_sum_where_none_is_next_to_it(self):
+        nodes = f"""[c] h = Conv (x, w0) [r] p = Relu (h) [d] k = Conv (x, w1) [a] s = Add (k, p) {bn("n", "s", "q")}
+                    [t] y = Tanh (q)"""
+
+        (outcome,) = judge(model(nodes, **numbers("n", [-1.0, 2.0, 3.0])), Profile.GENERIC).report.batchnorms
+
+        assert outcome.clamped
+
     def test_a_clamp_serves_one_of_two(self):
         nodes = f"""{bn("n1", "x", "h")} [r] p = Relu (h) {bn("n2", "p", "q")} [c] y = Conv (q, w0)"""
 

@@ -21,7 +21,7 @@ from training.fold.branches.layers import Workshop
 from training.fold.branches.regions import Change, Source, merge_region, merge_sequence
 from training.fold.branches.sums import Total, is_sum, read_total, totals
 from training.fold.branches.terms import Facts, Layout, Reader
-from training.fold.edits import apply, sweep
+from training.fold.edits import apply, new_names, sweep
 from training.fold.graph import label
 
 __all__ = ["Merged", "merge_branches"]
@@ -58,7 +58,7 @@ def merge_branches(model: ir.Model, known: Facts) -> tuple[Merged, ...]:
     weights that others share are copied. Where nothing can be merged the model is untouched, and a second run finds
     nothing. What cannot be read as a linear operator, or would not be finite in its storage type, is left as it is.
     """
-    merging = _Merging(known, Workshop(_names(model), known.shapes))
+    merging = _Merging(known, Workshop(new_names(model), known.shapes))
     for graph in list(model.graphs()):
         for node in graph:  # shapes are inferred now, on a sound graph, and not halfway through the edits
             for value in node.outputs:
@@ -142,15 +142,3 @@ def _outermost(graph: ir.Graph, read: Reader) -> list[Total]:
             inner.update(each.node for each in totals(root))
             roots.append(root)
     return roots[::-1]
-
-
-def _names(model: ir.Model) -> set[str]:
-    """Of all nodes and values, in all scopes."""
-    names: set[str | None] = set()
-    for graph in model.graphs():
-        names.update(graph.initializers)
-        names.update(value.name for value in graph.inputs)
-        for node in graph:
-            names.add(node.name)
-            names.update(output.name for output in node.outputs)
-    return {name for name in names if name}

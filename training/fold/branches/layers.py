@@ -6,7 +6,7 @@ Until then a node made here still holds the constants of the branch it is named 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,9 +56,10 @@ def layer(x: ir.Value, window: Window, model: Operator, layout: Layout, facts: F
 
 @dataclass(eq=False)
 class Workshop:
-    """Makes nodes. `names`: all that are taken; `exact`, `pending`: of nodes made here, which may be gone again."""
+    """Makes nodes. `new_name`: from a wish to a name that is free; `exact`, `pending`: of nodes made here, which may be
+    gone again."""
 
-    names: set[str]
+    new_name: Callable[[str], str]
     shapes: Shapes
     exact: dict[ir.Node, Made] = field(default_factory=dict)
     pending: dict[ir.Node, list[SetOperand]] = field(default_factory=dict)
@@ -117,14 +118,6 @@ class Workshop:
         node.resize_inputs(len(operands))
         for index, value in enumerate(operands):
             node.replace_input_with(index, value)
-
-    def new_name(self, wish: str) -> str:
-        name, count = wish, 0
-        while name in self.names:
-            count += 1
-            name = f"{wish}_{count}"
-        self.names.add(name)
-        return name
 
     def edits(self) -> list[SetOperand]:
         """For the nodes that are still there."""
