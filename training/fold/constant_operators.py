@@ -8,8 +8,8 @@ or whatever NumPy raises for operands that do not fit. Knows one node at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,14 @@ class NotConstant(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """`array` is of type `dtype`, or, behind floating-point arithmetic, float64 and not rounded to `dtype` yet."""
+    """`array` is of type `dtype`, or, behind floating-point arithmetic, float64 and not rounded to `dtype` yet.
+
+    `exact`: no rounding, wherever in the chain a run time does it, changes any of the numbers.
+    """
 
     array: Array
     dtype: np.dtype[Any]
+    exact: bool = True
 
     @classmethod
     def stored(cls, array: Array) -> Numbers:
@@ -55,6 +59,13 @@ class Numbers:
 
     def rounded(self) -> Array:
         return self.array if self.array.dtype == self.dtype else round_once(self.array, self.dtype)
+
+    def made_of(self, parts: Sequence[Numbers]) -> Numbers:
+        """The same, `exact` as far as its parts are, and as it needs no rounding itself."""
+        exact = all(part.exact for part in parts)
+        if exact and self.array.dtype != self.dtype:
+            exact = np.array_equal(widen(self.rounded()), self.array, equal_nan=True)
+        return replace(self, exact=exact)
 
     def moved(self, move: Callable[[Array], Array]) -> Numbers:
         """The same numbers in another arrangement."""
@@ -203,9 +214,11 @@ def _cast_to(r: Reader, target: ir.DataType | None) -> Numbers:
     dtype = None if target is None else NUMBERS.get(target)
     if dtype is None:
         raise r.refuse(f"to {target.name if target is not None else 'an unknown type'}")
-    if dtype in FLOAT_DTYPES:
-        return Numbers.stored(numbers.array if numbers.array.dtype == dtype else _to_float(numbers.array, dtype))
+    if dtype == numbers.dtype:
+        return numbers
     array = numbers.rounded()
+    if dtype in FLOAT_DTYPES:
+        return Numbers.stored(_to_float(array, dtype))
     if numbers.is_float and dtype.kind in "iu" and not _fits(widen(array), dtype):
         raise r.refuse(f"to {dtype}, which cannot hold its numbers")  # what it gives differs from machine to machine
     return Numbers.stored(array.astype(dtype))
@@ -369,6 +382,8 @@ def _pow(r: Reader) -> Numbers:
     base, exponent = r.operand(0), r.operand(1)
     r.affordable(np.broadcast_shapes(base.array.shape, exponent.array.shape), _MAX_COMPUTED)
     if base.dtype.kind in "iu" and exponent.dtype.kind in "iu" and exponent.array.min(initial=0) >= 0:
+        if not _fits(np.power(widen(base.array), widen(exponent.array)), base.dtype):
+            raise r.refuse(f"which overflows {base.dtype}")
         return Numbers.stored(np.asarray(np.power(base.array, exponent.array), dtype=base.dtype))
     if not base.is_float:
         raise r.refuse(f"of type {base.dtype}")
@@ -409,9 +424,10 @@ def _reduction(function: Callable[..., Any], *, of_integers: bool = False) -> _E
         if not (values.is_float or (of_integers and values.dtype.kind in "iu")):
             raise r.refuse(f"of type {values.dtype}")
         r.affordable(values.array.shape, _MAX_COMPUTED)
-        if not axes and r.node.attributes.get_int("noop_with_empty_axes", 0) == 1:
-            return values
-        over = tuple(axes) if axes else tuple(range(values.array.ndim))
+        keeps_all = not axes and r.node.attributes.get_int("noop_with_empty_axes", 0) == 1
+        over = tuple(axes) if axes else () if keeps_all else tuple(range(values.array.ndim))
+        if not values.array.size:
+            raise r.refuse("of nothing, for which operators have no common answer")
         keep = bool(r.node.attributes.get_int("keepdims", 1))
         array = widen(values.array) if values.is_float else values.array
         reduced = np.asarray(function(array, axis=over, keepdims=keep))

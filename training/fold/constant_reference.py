@@ -2,9 +2,7 @@
 
 One node at a time, of the default domain, whose operands are all constants: softmax of architecture weights, the error
 function of a parameter, a triangular mask; of each operator it is tested that a run time answers alike. Floating-point
-operands are widened to float64 and the results stay unrounded, as everywhere in a chain. Operators with steps (Floor,
-Greater, ArgMax) get each operand rounded to its own type first: where a number lies at the edge of a step, the run time
-decides by the rounded one.
+operands are widened to float64 and the results stay unrounded, as everywhere in a chain.
 
 Not evaluated: what is random, runs subgraphs, or gives something else than tensors of numbers; layers; what quantises,
 whose result somebody wants quantised; what would be large, or take long in onnx.reference, some of whose operators are
@@ -56,7 +54,6 @@ KNOWN = frozenset(
 """Those that are tested against a run time. Not layers: no weight is the output of one. Of LRN, a cubic Resize,
 LpNormalization with p=1 and an unsorted Unique onnx.reference 1.23 has another idea than run times have."""
 
-_STEPS = frozenset({"Ceil", "Floor", "Hardmax", "Mod", "Round", "Shrink", "Sign", "ThresholdedRelu"})
 _LOOPS = frozenset({"Det", "GatherND", "ReverseSequence", "ScatterElements", "ScatterND"})
 _NEVER_MORE = frozenset({"Compress", "GroupNormalization", "NonZero"})  # than they read: inference cannot tell
 
@@ -81,11 +78,11 @@ def evaluate(node: ir.Node, operands: Sequence[Numbers | None], opset: int) -> t
     """
     if node.op_type == "Dropout" and not _is_idle(operands):
         raise _refused(node, "which is random in training mode")
+    if node.op_type == "TopK" and node.attributes.get_int("sorted", 1) == 0:
+        raise _refused(node, "whose order is open")
     declared = _inferred(node, operands, opset)
     _check_work(node, operands, declared)
-    kinds = [None if one is None else one.kind for one in declared]
-    steps = node.op_type in _STEPS or any(kind is not None and kind not in FLOAT_DTYPES for kind in kinds)
-    arrays = [None if numbers is None else _fed(numbers, steps) for numbers in operands]
+    arrays = [None if numbers is None else _fed(numbers) for numbers in operands]
     answers = iter(_answers(node, arrays, opset))
     found = tuple(None if one is None else _numbers(node, one, next(answers)) for one in declared)
     if all(map(_is_finite, arrays)) and not all(numbers is None or _is_finite(numbers.array) for numbers in found):
@@ -111,11 +108,9 @@ def _is_finite(array: Array | None) -> bool:
     return array is None or array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
-def _fed(numbers: Numbers, steps: bool) -> Array:
+def _fed(numbers: Numbers) -> Array:
     """A copy that may be written into."""
-    if numbers.is_float:
-        return widen(numbers.rounded() if steps else numbers.array)
-    return np.array(numbers.array)
+    return np.array(widen(numbers.array) if numbers.is_float else numbers.array)
 
 
 def _refused(node: ir.Node, why: str) -> NotConstant:

@@ -15,7 +15,7 @@ function there, in constant_reference.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -31,6 +31,13 @@ from training.fold.weights import widen
 
 _REMEMBERED_BYTES = 256 << 20  # of arrays in all; what does not fit is read again when asked for again
 _REREAD_BYTES = 1 << 20  # an initializer above this is not remembered: to look at it again costs little
+_MOST_BY_REFERENCE = 1 << 22  # elements that onnx.reference reads in all: a second or two
+# What answers with integers or bools decides at steps, but for some; and so do:
+_STEPS = frozenset(
+    {*("Ceil", "Floor", "Hardmax", "Mod", "OneHot", "Range", "Round", "Shrink", "Sign", "ThresholdedRelu", "TopK")}
+)
+_SORTS = frozenset({"ArgMax", "ArgMin", "Hardmax", "TopK"})
+_LOOKS_AT_NO_ORDER = frozenset({"EyeLike", "IsInf", "IsNaN"})
 _DEFAULT = "a graph input with a default that a caller may override"
 _WAY_OUT = "take it off the graph's inputs (from IR version 4 on), so that it is a constant"
 
@@ -42,7 +49,9 @@ class Constants:
         self._shapes = shapes
         self._known: dict[ir.Value, Numbers | Refusal] = {}
         self._rounded: dict[ir.Value, Array] = {}
+        self._on_the_way: dict[ir.Value, Numbers] = {}  # that are not remembered, until the question is answered
         self._room = _REMEMBERED_BYTES
+        self._spent = 0
 
     def of(self, value: ir.Value) -> Array | Refusal:
         """The value's numbers in its own dtype, or why they are not constant ("'w' is computed by Relu 'r'")."""
@@ -75,6 +84,8 @@ class Constants:
             return self._read(value)
         except NotConstant as no:
             return Refusal(str(no))
+        finally:
+            self._on_the_way.clear()
 
     def _attend(self, value: ir.Value) -> None:
         """Answer for what `value` is computed from, the first first: asked for the last of a long chain of sums, a
@@ -92,7 +103,7 @@ class Constants:
                 self._read(waiting.pop())
 
     def _read(self, value: ir.Value) -> Numbers:
-        known = self._known.get(value)
+        known = self._known.get(value) or self._on_the_way.get(value)
         if isinstance(known, Numbers):
             return known
         if isinstance(known, Refusal):
@@ -105,6 +116,8 @@ class Constants:
         small = numbers.array.nbytes <= _REREAD_BYTES or not value.is_initializer()
         if small and self._has_room_for(numbers.array):
             self._known[value] = numbers
+        elif small:
+            self._on_the_way[value] = numbers  # else each reader would compute the whole chain again
         return numbers
 
     def _find(self, value: ir.Value) -> Numbers:
@@ -120,9 +133,17 @@ class Constants:
         evaluate = _evaluator(node)
         if evaluate is None:
             return self._by_reference(node, value)
+        parts: list[Numbers] = []
+
+        def read(operand: ir.Value) -> Numbers:
+            parts.append(self._operand(node, operand))
+            return parts[-1]
+
         try:
             with np.errstate(all="ignore"):  # infinities are what the run time gets too; folding then refuses them
-                return evaluate(Reader(node, self._shapes, lambda operand: self._operand(node, operand)))
+                numbers = evaluate(Reader(node, self._shapes, read))
+            _refuse_steps(node, parts, [numbers])
+            return numbers.made_of(parts)
         except (
             ValueError,
             LookupError,
@@ -139,10 +160,19 @@ class Constants:
     def _by_reference(self, node: ir.Node, value: ir.Value) -> Numbers:
         """All outputs at once, each remembered."""
         opset = self._shapes.opset
-        if opset is None or not all(operand is None or self.holds(operand) for operand in node.inputs):
-            raise NotConstant(f"'{value.name}' is computed by {describe(node)}")
-        answers = reference.evaluate(node, [None if v is None else self._read(v) for v in node.inputs], opset)
-        found = {output: numbers for output, numbers in zip(node.outputs, answers, strict=True) if numbers is not None}
+        try:
+            operands = [None if operand is None else self._read(operand) for operand in node.inputs]
+        except NotConstant as no:
+            raise NotConstant(f"'{value.name}' is computed by {describe(node)}") from no
+        parts = [part for part in operands if part is not None]
+        if self._spent > _MOST_BY_REFERENCE:
+            raise NotConstant(f"'{value.name}' is computed by {describe(node)}, as too much else is")
+        assert opset is not None, "_why_not asked for it"
+        answers = reference.evaluate(node, operands, opset)
+        self._spent += sum(part.array.size for part in parts)
+        _refuse_steps(node, parts, [numbers for numbers in answers if numbers is not None])
+        pairs = zip(node.outputs, answers, strict=True)
+        found = {output: numbers.made_of(parts) for output, numbers in pairs if numbers is not None}
         for output, numbers in found.items():
             if output is not value and output not in self._known and self._has_room_for(numbers.array):
                 self._known[output] = numbers
@@ -173,6 +203,22 @@ class Constants:
 
 def _evaluator(node: ir.Node) -> Callable[[Reader], Numbers] | None:
     return EVALUATORS.get(node.op_type) if is_standard(node) else None
+
+
+def _refuse_steps(node: ir.Node, parts: Sequence[Numbers], results: Sequence[Numbers]) -> None:
+    """Where a number decides between two answers, a run time decides by what it rounded, here and earlier in the chain.
+
+    NaN is sorted as each run time likes.
+    """
+    floats = [part for part in parts if part.is_float]
+    if not floats or (node.op_type not in _STEPS and all(result.is_float for result in results)):
+        return
+    if node.op_type in _LOOKS_AT_NO_ORDER:
+        return
+    if not all(part.exact for part in floats):
+        raise NotConstant(f"'{node.outputs[0].name}' is computed by {describe(node)}, which rounding may decide")
+    if node.op_type in _SORTS and any(np.isnan(widen(part.array)).any() for part in floats):
+        raise NotConstant(f"'{node.outputs[0].name}' is computed by {describe(node)} from what is no number")
 
 
 def _is_computed(value: ir.Value) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.training.fold.models import build, mild_statistics, op_types, rng_of, serialized
 from training import verify
-from training.fold import fold
+from training.fold import constant_reference, fold
 from training.fold.constant_reference import KNOWN
 from training.fold.constants import Constants
 from training.fold.refusal import Refusal
@@ -326,11 +326,76 @@ def test_what_is_not_evaluated_is_refused_with_the_node(nodes, opset, reason):
     assert re.match(rf"'k' is computed by \w+ 'r'{re.escape(reason) or '$'}", refusal.reason), refusal.reason
 
 
-def test_an_edge_of_a_step_is_decided_by_the_rounded_number_as_in_the_run_time():
-    """0.7 as a float, times 10, is below 7; rounded to a float it is 7."""
-    model = chain("a = Mul (tenth, ten) k = Floor (a)", tenth=np.float32([0.7]), ten=np.float32([10]))
+ON_EDGE = {"tenth": np.float32([0.7]), "half": np.float32([0.5]), "ten": np.float32([10]), "seven": np.float32([7])}
 
-    assert found_in(model) == run(model) == 7
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = Mul (tenth, ten) k = Floor (a)",
+        "a = Mul (tenth, ten) b = Sub (a, seven) k = Sign (b)",
+        "a = Mul (tenth, ten) k = GreaterOrEqual (a, seven)",
+        "a = Mul (tenth, ten) k = Cast <to = 7> (a)",
+        "a = Mul (tenth, ten) b = Cast <to = 11> (a) k = Floor (b)",
+        "a = Mul (tenth, ten) k = ArgMax (a)",
+        "a = Sqrt (seven) k, i = TopK (a, one)",
+        "a = Mul (tenth, ten) b = Squeeze (a) k = Range (zero, b, step)",
+        "a = Mul (tenth, ten) k = OneHot (a, depth, values)",
+    ],
+)
+def test_a_step_is_not_decided_by_a_number_that_a_run_time_rounds(nodes):
+    """0.7 as a float, times 10, is below 7; rounded to a float it is 7."""
+    more = {
+        "one": np.array([1]),
+        "depth": np.array(8),
+        "zero": np.float32(0),
+        "step": np.float32(1),
+        "values": np.float32([0, 1]),
+    }
+    refusal = found_in(chain(nodes, **ON_EDGE, **more))
+
+    assert isinstance(refusal, Refusal) and refusal.reason.endswith("which rounding may decide")
+
+
+@pytest.mark.parametrize(
+    "nodes", ["a = Mul (half, ten) k = Floor (a)", "k = Sign (tenth)", "a = Sub (ten, seven) k = Cast <to = 7> (a)"]
+)
+def test_where_nothing_is_rounded_a_step_is_taken(nodes):
+    model = chain(nodes, **ON_EDGE)
+
+    assert found_in(model) == run(model)
+
+
+@pytest.mark.parametrize("operator", ["ReduceSumSquare", "ReduceL2", "ReduceL1", "ReduceSum"])
+def test_reducing_along_no_axis_reduces_each_element(operator):
+    v = np.float32([[1.5, -2.0], [0.25, 3.0]])
+    model = chain(f"k = {operator} <noop_with_empty_axes = 1> (v)", v=v)
+
+    np.testing.assert_array_equal(found_in(model), {"ReduceSum": v, "ReduceSumSquare": v * v}.get(operator, np.abs(v)))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    ["k, i = TopK <sorted = 0> (v, n)", "k = ArgMax (nan)", "k = ReduceMean (empty, axes)", "k = Pow (large, n)"],
+)
+def test_where_run_times_differ_nothing_is_said(nodes):
+    arrays = {"v": np.float32([3, 1, 2]), "n": np.array([2]), "nan": np.float32([np.nan, 1])}
+    more = {"empty": np.zeros((2, 0), np.float32), "axes": np.array([1]), "large": np.int32([1 << 20])}
+
+    assert isinstance(found_in(chain(nodes, **arrays, **more)), Refusal)
+
+
+def test_many_chains_that_fit_no_memory_take_no_longer_than_their_nodes(monkeypatch):
+    """Each operand is read once, though nothing is remembered."""
+    monkeypatch.setattr("training.fold.constants._REMEMBERED_BYTES", 0)
+    asked = []
+    evaluate = constant_reference.evaluate
+    monkeypatch.setattr(constant_reference, "evaluate", lambda *given: asked.append(0) or evaluate(*given))
+    nodes = " ".join(f"a{i + 1} = Softsign (a{i})" for i in range(40))
+
+    found_in(chain(f"a0 = Identity (v) {nodes} k = Erf (a40)", v=np.float32([1, 2])))
+
+    assert len(asked) == 41
 
 
 def test_arithmetic_around_it_is_rounded_once():
