@@ -235,10 +235,10 @@ class TestFolds:
              {"reduced": 1}, "Where of 'q' puts zeros into 'q'"),
             (f"t = Tanh (x) {N} e = Expand (one_, s) q = Concat <axis = 2> (n, e) [c] y = Conv (q, w)",
              {"one_": np.array(1.0)}, {"kept": 1}, "Expand of 'e'"),
-            # A temporal shift, along H: the shift goes back into the sum, whose other summand holds it.
+            # A temporal shift, along H: the shift goes back into the sum, whose other summand holds it, past a ReLU.
             ((f"k = Conv (x, own) r = Relu (k) {SHIFT.format(x='r', y='u')} l = Conv (u, own) o = Relu (l)"
              f" t = Add (r, o) {N} [c] y = Conv <pads = [1, 1, 1, 1]> (n, padded)"),
-             {"own": RNG.normal(size=(3, 3, 1, 1))}, {"folded": 1}, ""),
+             {"own": RNG.normal(size=(3, 3, 1, 1))}, {"folded": 1, "clamped": 1}, ""),
             # Read through one: the scale passes, and the shift of channels that it moves is behind it.
             (f"k = Conv (x, own) t = Tanh (k) {N} {SHIFT.format(x='n', y='u')} [c] y = Conv (u, w)",
              {"own": RNG.normal(size=(3, 3, 1, 1))}, {"reduced": 1}, "puts zeros into"),
