@@ -334,17 +334,15 @@ def decided_by_rounding(
     return explained & asked
 
 
-def swayed_by_rounding(model: ir.Model, sample: Mapping[str, Array], output: str) -> Array:
-    """How far rounding in the output's own precision moves each of its elements: constants, inputs and every result of
-    an operator by a few units. Float64; 0 where the perturbed graph cannot be evaluated."""
-    exact = evaluate(model, sample)[output]
+def swayed_by_rounding(model: ir.Model, sample: Mapping[str, Array], output: str, exact: Array) -> Array:
+    """How far from `exact`, its answer, rounding in the output's own precision moves each element: constants, inputs
+    and every result of an operator by a few units. Float64; 0 where the perturbed graph cannot be evaluated."""
     eps = next(float_format(v.dtype.numpy()).eps for v in model.graph.outputs if v.name == output and v.dtype)
     sizes, sway = Recurring(_steering_sizes(model)), np.zeros(exact.shape)
     for number in range(_OWN_PROBES):
         move, steering = perturbed(number, units=_DECISION_UNITS), Steering(rounding=_rounding(number, eps))
-        inputs = {name: move(np.asarray(array)) for name, array in sample.items()}
         try:
-            moved = evaluate(model, inputs, read=_moving(move, sizes), steering=steering)[output]
+            moved = _moved(model, sample, move, sizes, steering)[output]
         except EvaluationFailed:
             continue
         if moved.shape == exact.shape:
@@ -352,10 +350,16 @@ def swayed_by_rounding(model: ir.Model, sample: Mapping[str, Array], output: str
     return sway
 
 
-def _moved(model: ir.Model, sample: Mapping[str, Array], move: Move) -> dict[str, Array]:
-    """The outputs with all inputs and all constants moved."""
+def _moved(
+    model: ir.Model,
+    sample: Mapping[str, Array],
+    move: Move,
+    unmoved: Recurring | None = None,
+    steering: Steering | None = None,
+) -> dict[str, Array]:
+    """The outputs with all inputs and all other constants moved."""
     inputs = {name: move(np.asarray(array)) for name, array in sample.items()}
-    return evaluate(model, inputs, read=_moving(move))
+    return evaluate(model, inputs, read=_moving(move, unmoved), steering=steering)
 
 
 def perturbed(seed: int, *, units: float = 1.0) -> Move:

@@ -253,14 +253,10 @@ def _other_sizes(
 ) -> dict[str, tuple[int, ...]] | None:
     """Each free size but the batch larger by one: what holds for an even size may not for an odd one, where a stride
     leaves more or less of the border. None where nothing is free, or the graph does not take such sizes."""
-    other = {
-        name: tuple(
-            size + (axis > 0 and not isinstance(dim, int))
-            for axis, (size, dim) in enumerate(zip(shape, dims, strict=True))
-        )
-        for name, shape in shapes.items()
-        if (dims := _dims(inputs[name]) or shape) is not None
-    }
+    other = {}
+    for name, shape in shapes.items():
+        axes = enumerate(zip(shape, _dims(inputs[name]) or shape, strict=True))
+        other[name] = tuple(size + (axis > 0 and not isinstance(dim, int)) for axis, (size, dim) in axes)
     if other == dict(shapes):
         return None
     try:

@@ -346,7 +346,9 @@ class _Proof:
         sizes = [largest(expected) or 1.0 for expected, _, _ in runs]
         # In small answers a gap of constant size shows, which the rounding of large ones hides.
         for number in sorted(range(len(runs)), key=lambda number: -gaps[number] / sizes[number])[:_LOOKED_AT]:
-            if gaps[number] > _SWAY * largest(swayed_by_rounding(self.original, self.samples[number], name)):
+            exact = runs[number][0]
+            sway = largest(swayed_by_rounding(self.original, self.samples[number], name, exact))
+            if gaps[number] > _SWAY * sway:
                 self._judge_without_oracle(name, runs)
                 return
 

@@ -38,6 +38,11 @@ class NotConstant(Exception):
     """Unwinds a chain; its text is the reason."""
 
 
+def refused(node: ir.Node, what: str) -> NotConstant:
+    """Of a node whose output is no constant: which, and why."""
+    return NotConstant(f"'{node.outputs[0].name}' is computed by {describe(node)}, {what}")
+
+
 @dataclass(frozen=True, eq=False)
 class Numbers:
     """`array` is of type `dtype`, or, behind floating-point arithmetic, float64 and not rounded to `dtype` yet.
@@ -128,7 +133,7 @@ class Reader:
         return self.shapes.dtype(self._value(index))
 
     def refuse(self, what: str) -> NotConstant:
-        return NotConstant(f"'{self.node.outputs[0].name}' is computed by {describe(self.node)}, {what}")
+        return refused(self.node, what)
 
     def affordable(self, shape: tuple[int, ...], limit: int = _MAX_ELEMENTS) -> tuple[int, ...]:
         elements = 1

@@ -26,8 +26,8 @@ import onnx_ir as ir
 from onnx import helper
 
 from training.fold.affine import Array
-from training.fold.constant_operators import NUMBERS, NotConstant, Numbers
-from training.fold.graph import describe, is_standard
+from training.fold.constant_operators import NUMBERS, Numbers, refused
+from training.fold.graph import is_standard
 from training.fold.weights import FLOAT_DTYPES, widen
 
 _MOST_ELEMENTS = 1 << 22  # of one operand or result: a second of work where an element costs 0.25 us (Erf)
@@ -77,16 +77,16 @@ def evaluate(node: ir.Node, operands: Sequence[Numbers | None], opset: int) -> t
     it takes the logarithm of a softmax that is 0 by then.
     """
     if node.op_type == "Dropout" and not _is_idle(operands):
-        raise _refused(node, "which is random in training mode")
+        raise refused(node, "which is random in training mode")
     if node.op_type == "TopK" and node.attributes.get_int("sorted", 1) == 0:
-        raise _refused(node, "whose order is open")
+        raise refused(node, "whose order is open")
     declared = _inferred(node, operands, opset)
     _check_work(node, operands, declared)
     arrays = [None if numbers is None else _fed(numbers) for numbers in operands]
     answers = iter(_answers(node, arrays, opset))
     found = tuple(None if one is None else _numbers(node, one, next(answers)) for one in declared)
     if all(map(_is_finite, arrays)) and not all(numbers is None or _is_finite(numbers.array) for numbers in found):
-        raise _refused(node, "which onnx.reference does not answer with finite numbers")
+        raise refused(node, "which onnx.reference does not answer with finite numbers")
     return found
 
 
@@ -113,10 +113,6 @@ def _fed(numbers: Numbers) -> Array:
     return np.array(widen(numbers.array) if numbers.is_float else numbers.array)
 
 
-def _refused(node: ir.Node, why: str) -> NotConstant:
-    return NotConstant(f"'{node.outputs[0].name}' is computed by {describe(node)}, {why}")
-
-
 # --- Before anything is computed: types and sizes --------------------------------------------------------------------
 
 
@@ -132,7 +128,7 @@ def _inferred(node: ir.Node, operands: Sequence[Numbers | None], opset: int) -> 
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # of several kinds
-        raise _refused(node, f"which fails: {_in_a_line(error)}") from error
+        raise refused(node, f"which fails: {_in_a_line(error)}") from error
     found = {info.name: info.type.tensor_type for info in inferred.graph.output}
     return [_declared(node, found.get(_output_name(i))) for i, _ in enumerate(node.outputs)]
 
@@ -142,7 +138,7 @@ def _declared(node: ir.Node, found: onnx.TypeProto.Tensor | None) -> _Declared |
         return None
     kind = NUMBERS.get(ir.DataType(found.elem_type))
     if kind is None:
-        raise _refused(node, "which gives no tensor of numbers")
+        raise refused(node, "which gives no tensor of numbers")
     sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in found.shape.dim]
     known = found.HasField("shape") and None not in sizes
     return _Declared(kind, tuple(size for size in sizes if size is not None) if known else None)
@@ -155,13 +151,13 @@ def _check_work(node: ir.Node, operands: Sequence[Numbers | None], declared: Seq
         if one is None:
             continue
         if one.shape is None and node.op_type not in _NEVER_MORE:
-            raise _refused(node, "whose size cannot be told before it is computed")
+            raise refused(node, "whose size cannot be told before it is computed")
         shapes.append(one.shape or ())
     largest = max(map(math.prod, shapes), default=0)
     if largest > limit:
-        raise _refused(node, f"whose {largest} elements are not a weight")
+        raise refused(node, f"whose {largest} elements are not a weight")
     if node.op_type == "Einsum" and _summed(node, shapes[: len(operands)]) > _MOST_SUMMED:
-        raise _refused(node, "which takes too many products")
+        raise refused(node, "which takes too many products")
 
 
 def _summed(node: ir.Node, shapes: Sequence[tuple[int, ...]]) -> int:
@@ -188,7 +184,7 @@ def _answers(node: ir.Node, arrays: Sequence[Array | None], opset: int) -> list[
 
             return [np.asarray(answer) for answer in ReferenceEvaluator(model).run(None, feeds)]
         except Exception as error:  # whatever its NumPy code raises
-            raise _refused(node, f"which fails: {_in_a_line(error)}") from error
+            raise refused(node, f"which fails: {_in_a_line(error)}") from error
 
 
 def _numbers(node: ir.Node, declared: _Declared, answer: Array) -> Numbers:
@@ -197,7 +193,7 @@ def _numbers(node: ir.Node, declared: _Declared, answer: Array) -> Numbers:
     of_its_sort = answer.dtype in FLOAT_DTYPES if is_float else answer.dtype == declared.kind
     if not of_its_sort or (declared.shape is not None and answer.shape != declared.shape):
         found = f"{answer.dtype}{list(answer.shape)}"
-        raise _refused(node, f"which onnx.reference answers with {found}, unlike what inference says")
+        raise refused(node, f"which onnx.reference answers with {found}, unlike what inference says")
     return Numbers(widen(answer) if is_float else answer, declared.kind)
 
 

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from training.fold import constant_reference as reference
 from training.fold.affine import Array, Float64s
-from training.fold.constant_operators import EVALUATORS, MOVES, NotConstant, Numbers, Reader, numbers_of
+from training.fold.constant_operators import EVALUATORS, MOVES, NotConstant, Numbers, Reader, numbers_of, refused
 from training.fold.graph import describe, is_standard
 from training.fold.refusal import Refusal
 from training.fold.shapes import Shapes
@@ -216,7 +216,7 @@ def _refuse_steps(node: ir.Node, parts: Sequence[Numbers], results: Sequence[Num
     if node.op_type in _LOOKS_AT_NO_ORDER:
         return
     if not all(part.exact for part in floats):
-        raise NotConstant(f"'{node.outputs[0].name}' is computed by {describe(node)}, which rounding may decide")
+        raise refused(node, "which rounding may decide")
     if node.op_type in _SORTS and any(np.isnan(widen(part.array)).any() for part in floats):
         raise NotConstant(f"'{node.outputs[0].name}' is computed by {describe(node)} from what is no number")
 

@@ -170,14 +170,22 @@ class _Book:
                 batchnorms.append(BatchNormOutcome(name, **outcome))
             else:
                 affines.append(AffineOutcome(name, kind=kind, **outcome))
-        after, merged = _node_count(model), self.branches_merged
-        totals = tuple(affines), merged, profile.value, self.bytes_before, _constant_bytes(model)
         merges = (
             MergedBranches(label(holder), holder.op_type, branches)
             for node, branches in self.merges.items()
             for holder in self._holders([node], there)
         )
-        return FoldReport(tuple(batchnorms), self.nodes_before, after, *totals, tuple(merges))
+        return FoldReport(
+            tuple(batchnorms),
+            nodes_before=self.nodes_before,
+            nodes_after=_node_count(model),
+            affines=tuple(affines),
+            branches_merged=self.branches_merged,
+            profile=profile.value,
+            constant_bytes_before=self.bytes_before,
+            constant_bytes_after=_constant_bytes(model),
+            merges=tuple(merges),
+        )
 
     def _outcome(self, node: ir.Node, there: set[ir.Node]) -> dict[str, Any]:
         """What an outcome says beside the map's name and kind. A map that nobody reads any more is gone too."""

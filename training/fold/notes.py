@@ -29,10 +29,7 @@ def forget_stale_sizes(model: ir.Model) -> bool:
     """
     if not any(size is not None for value in _inner(model) for size in _numbers(value)):
         return False
-    if all(all(isinstance(size, int) for size in value.shape or ()) for value in model.graph.inputs):
-        twin = model.clone()
-    else:
-        twin = _with_numbers(model)
+    twin = _with_numbers(model)
     for value in _inner(twin):
         value.shape = None
     for output in twin.graph.outputs:

@@ -114,11 +114,9 @@ def _carry_out(model: ir.Model, found: list[_Unpacking], known: Known) -> None:
 
 def _cut(sizes: Sizes | None, axis: int, size: int) -> Sizes | None:
     """The operand's, but for one axis; whoever took the piece may say more."""
-    return (
-        None
-        if sizes is None
-        else tuple(size if place == axis % len(sizes) else other for place, other in enumerate(sizes))
-    )
+    if sizes is None:
+        return None
+    return tuple(size if place == axis % len(sizes) else other for place, other in enumerate(sizes))
 
 
 def _sizes_operand(one: _Unpacking, split: ir.Node, known: Known) -> SetOperand | None:

@@ -73,7 +73,7 @@ def clamp(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     bounds = bounds_of(node, known)
     if isinstance(bounds, Refusal):
         return bounds
-    dynamic = next((value for value in node.inputs if value is not None and known.constant(value) is None), None)
+    dynamic = _computed_operand(node, known)
     if dynamic is None:
         return Refusal(f"{describe(node)} has only constant operands")
     limits = []
@@ -125,15 +125,21 @@ def _homogeneous(x: Port, node: ir.Node) -> tuple[Law, ...]:
     return (NoShift(x, why), Positive(x, why))
 
 
+def _computed_operand(node: ir.Node, known: Known) -> ir.Value | None:
+    """What a clamp bounds; None where it bounds a constant."""
+    return next((value for value in node.inputs if value is not None and known.constant(value) is None), None)
+
+
 def clamp_edits(node: ir.Node, gauges: Gauges, known: Known) -> tuple[Edit, ...] | Refusal:
     """The clamp under its gauge: bounds `s * bound + t`, swapped where s < 0; one Max, one Min, or both."""
     bounds = bounds_of(node, known)
     if isinstance(bounds, Refusal):
         return ()  # a Max or Min of tensors: its law needs no edit
-    x = next((value for value in node.inputs if value is not None and known.constant(value) is None), None)
-    gauge, rank = gauges.of(x), len((known.dims(x) if x is not None else None) or ())
+    x = _computed_operand(node, known)
+    gauge = gauges.of(x)
     if x is None or gauge is None or _stays(node, gauge):
         return ()
+    rank = len(known.dims(x) or ())
     lower, upper = moved_bounds(bounds, gauge, rank)
     dtype = known.shapes.dtype(x)
     if dtype is None:
