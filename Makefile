@@ -12,7 +12,7 @@ serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 test: .venv/test.stamp  ## every test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: an hour or two
+fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: half an hour on 2 cores
 	$(BIN)/python -m tests.training.fold.fuzz $(ARGS)
 
 test-zoo: $(BENCH)/zoo.stamp  ## fold all of torchvision's networks and sixty of timm's: about an hour
