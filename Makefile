@@ -4,13 +4,19 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test test-zoo test-exporters fuzz lint models bench-start bench-build bench-fold bench-large
+.PHONY: serve test test-clients test-zoo test-exporters test-load fuzz lint models bench-start bench-build bench-fold bench-large bench-serve
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
 
 test: .venv/test.stamp  ## every test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+test-clients: $(BENCH)/kserve.stamp .venv/test.stamp  ## KServe's client, whose packages do not go with ours
+	$(BIN)/python -m pytest tests/contract/test_kserve_client.py $(ARGS)
+
+test-load: .venv/test.stamp  ## a hundred thousand requests of all kinds: a minute or two
+	$(BIN)/python -m tests.load.mixed $(ARGS)
 
 fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: half an hour on 2 cores
 	$(BIN)/python -m tests.training.fold.fuzz $(ARGS)
@@ -39,6 +45,9 @@ bench-large: .venv/test.stamp  ## seconds and memory for weights of 1 GB, and of
 bench-fold: $(BENCH)/zoo.stamp $(BENCH)/fold-rivals.stamp  ## what folding removes and saves, next to other tools
 	$(BENCH)/zoo/bin/python -m tests.benchmarks.bench_fold --rivals $(BENCH)/fold-rivals $(ARGS)
 
+bench-serve: .venv/test.stamp $(BENCH)/serve-rivals.stamp  ## what the server costs, next to other servers and to none
+	$(BIN)/python -m tests.benchmarks.bench_serve --rivals $(BENCH)/serve-rivals $(ARGS)
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -58,5 +67,11 @@ $(BENCH)/zoo.stamp: pyproject.toml constraints.txt tests/zoo/requirements.txt
 $(BENCH)/exporters.stamp: pyproject.toml constraints.txt tests/zoo/exporters.txt
 	$(PYTHON) -m venv --clear $(BENCH)/exporters && $(BENCH)/exporters/bin/$(INSTALL) '.[fold]' -r tests/zoo/exporters.txt && touch $@
 
+$(BENCH)/kserve.stamp: tests/contract/kserve_requirements.txt
+	$(PYTHON) -m venv --clear $(BENCH)/kserve && $(BENCH)/kserve/bin/pip install --quiet -r $< && touch $@
+
 $(BENCH)/fold-rivals.stamp: tests/benchmarks/rivals.txt
 	$(PYTHON) -m venv --clear $(BENCH)/fold-rivals && $(BENCH)/fold-rivals/bin/pip install --quiet -r $< && touch $@
+
+$(BENCH)/serve-rivals.stamp: tests/benchmarks/serve_rivals.txt constraints.txt
+	$(PYTHON) -m venv --clear $(BENCH)/serve-rivals && $(BENCH)/serve-rivals/bin/pip install --quiet -c constraints.txt -r $< && touch $@

@@ -39,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_paths(settings: Settings) -> None:
     """What is to be served is there and can be read. Raises SettingsError."""
     try:
-        if settings.model is not None:
+        if settings.model is not None and not settings.model.is_dir():
             with settings.model.open("rb"):
                 return
-        next(settings.model_repository.iterdir(), None)
+        next((settings.model or settings.model_repository).iterdir(), None)
     except FileNotFoundError as error:
         if settings.model is not None:
-            raise SettingsError(f"--model: there is no file {str(settings.model)!r}") from error
+            raise SettingsError(f"--model: there is no file or folder {str(settings.model)!r}") from error
         raise SettingsError(
             f"--model-repository: there is no folder {str(settings.model_repository)!r}; "
-            f"name one with --model-repository DIR, or a single file with --model FILE"
+            f"name one with --model-repository DIR, or a single model with --model PATH"
         ) from error
     except OSError as error:
         name, path = _what_to_serve(settings)

@@ -19,12 +19,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
+from service.answers import Answer, answer_error, make_answer
 from service.encode import encode_error
 from service.errors import ServiceError
-from service.http_api import INFER_PATHS, Answer, add_routes, answer_error, make_answer
+from service.http_api import INFER_PATHS, add_routes
 from service.openapi import describe_infer
 from service.registry import ModelState, Registry
+from service.repository_api import add_repository_routes
 from service.settings import Settings
+from service.shared_memory import SharedMemory
+from service.shared_memory_api import add_shared_memory_routes
+from service.v1_api import add_v1_routes, describe_predict
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +38,18 @@ _DESCRIPTION = "Serves folded ONNX models over the Open Inference Protocol v2, i
 
 def create_app(settings: Settings) -> FastAPI:
     """The application that serves what `settings` name. Touches no disk and starts nothing before its lifespan does."""
-    return build_app(Registry(settings), settings.max_body_bytes)
+    return build_app(
+        Registry(settings),
+        settings.max_body_bytes,
+        regions=SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes),
+        root_path=settings.root_path,
+    )
 
 
-def build_app(registry: Registry, max_body_bytes: int) -> FastAPI:
-    """As `create_app`, around a registry that somebody else made."""
+def build_app(
+    registry: Registry, max_body_bytes: int, *, regions: SharedMemory | None = None, root_path: str = ""
+) -> FastAPI:
+    """As `create_app`, around a registry, and regions of shared memory, that somebody else made."""
     app: FastAPI = FastAPIOffline(
         title="Foldserve",
         version=__version__,
@@ -49,10 +61,16 @@ def build_app(registry: Registry, max_body_bytes: int) -> FastAPI:
         # Swagger's page would otherwise show a badge from validator.swagger.io.
         swagger_ui_parameters={"validatorUrl": None},
     )
-    add_routes(app, registry, max_body_bytes)
+    regions = regions or SharedMemory(is_enabled=False, max_request_bytes=max_body_bytes)
+    add_routes(app, registry, max_body_bytes, regions)
+    add_repository_routes(app, registry)
+    add_shared_memory_routes(app, regions)
+    add_v1_routes(app, registry, max_body_bytes)
     _document_infer(app, registry)
     _tell_every_error_alike(app)
     app.add_middleware(HeadAsGet)
+    if root_path:
+        app.add_middleware(UnderRootPath, root_path=root_path)
     return app
 
 
@@ -85,7 +103,8 @@ def _document_infer(app: FastAPI, registry: Registry) -> None:
     def openapi() -> dict[str, Any]:
         """Not cached beyond FastAPI's own part: the examples follow the models that are READY now."""
         ready = dict.fromkeys(status.name for status in registry.states() if status.state is ModelState.READY)
-        return describe_infer(derive(), INFER_PATHS, [registry.metadata(name) for name in ready])
+        models = [registry.metadata(name) for name in ready]
+        return describe_infer(describe_predict(derive(), models), INFER_PATHS, models)
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
 
@@ -155,3 +174,24 @@ class HeadAsGet:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
+# --- root path ----------------------------------------------------------------------------------------------------
+
+
+class UnderRootPath:
+    """Answers requests with `root_path` before their path and those without alike: proxies strip it, or do not, and
+    clients inside reach the server without a proxy. Links (the docs page, OpenAPI's `servers`) begin with it."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            # ASGI's `path` has the root path in it, stripped by a proxy or not.
+            if path != self._root_path and not path.startswith(f"{self._root_path}/"):
+                path = self._root_path + path
+            scope = {**scope, "path": path, "root_path": self._root_path}
+        await self._app(scope, receive, send)

@@ -8,6 +8,7 @@ internals of uvicorn's httptools protocol, whose minor version pyproject.toml pi
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -45,7 +46,7 @@ _NOT_HTTP = (
 )
 
 
-class _Phase(Enum):
+class Phase(Enum):
     """What is awaited from the peer."""
 
     REQUEST = "a request"
@@ -61,22 +62,35 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._deadline: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = math.inf
+        self._limits_s = {
+            Phase.REQUEST: float(self.timeout_keep_alive),
+            Phase.HEAD: self.limits.head_s,
+            Phase.BODY: self.limits.body_stall_s,
+        }
         self._reported_bytes = self._silent_bytes = self._unanswered = 0
         self._reported = self._refused = False
         self._last_words = b""
-        self._await(_Phase.REQUEST)
+        self._await(Phase.REQUEST)
+
+    @property
+    def is_busy(self) -> bool:
+        """A request has begun to come, or waits for its answer."""
+        return self._phase in (Phase.HEAD, Phase.BODY) or self._unanswered > 0
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._await(_Phase.NOTHING)
+        self._await(Phase.NOTHING)
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         while data and not self._refused:
             data = self._parse(data)
-        if self._phase is _Phase.BODY:
-            self._await(_Phase.BODY)
+        if self._phase is Phase.BODY:
+            self._await(Phase.BODY)
 
     def _parse(self, data: bytes) -> bytes:
         """Feeds the parser; returns what it did not look at, because an offer to upgrade came before."""
@@ -87,7 +101,7 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 # CONNECT, the other case, has been answered like any method that is not taken.
-                if self._phase is _Phase.HEAD:
+                if self._phase is Phase.HEAD:
                     rest = data[upgrade.args[0] :]
                     self._read_again_without_upgrade()
             # A header line without end is kept by the parser, which says nothing until it is complete.
@@ -105,7 +119,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._reported_bytes = 0
-        self._await(_Phase.HEAD)
+        self._await(Phase.HEAD)
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -114,7 +128,7 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
         # Trailers of a chunked body come here as well; they are no header fields (RFC 9110, 6.5.1).
-        if self._phase is _Phase.HEAD:
+        if self._phase is Phase.HEAD:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -127,7 +141,7 @@ class Connection(HttpToolsProtocol):
         if self._offers_upgrade():
             return
         self._unanswered += 1
-        self._await(_Phase.BODY)
+        self._await(Phase.BODY)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -135,14 +149,14 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._phase is _Phase.BODY:  # and not a head that is about to be read again without its upgrade
+        if self._phase is Phase.BODY:  # and not a head that is about to be read again without its upgrade
             super().on_message_complete()
-            self._await(_Phase.NOTHING if self._unanswered else _Phase.REQUEST)
+            self._await(Phase.NOTHING if self._unanswered else Phase.REQUEST)
 
     def on_response_complete(self) -> None:
         self._unanswered -= 1
-        if not self._unanswered and self._phase is _Phase.NOTHING:
-            self._await(_Phase.REQUEST)
+        if not self._unanswered and self._phase is Phase.NOTHING:
+            self._await(Phase.REQUEST)
         super().on_response_complete()
         if self._last_words and not self._unanswered:
             self._say_and_close(self._last_words)
@@ -176,23 +190,38 @@ class Connection(HttpToolsProtocol):
 
     # --- deadlines ---
 
-    def _await(self, phase: _Phase) -> None:
+    def _await(self, phase: Phase) -> None:
+        """From now on `phase` is awaited. The timer is not set anew several times a request: the one that runs looks
+        how much time is left when it is due."""
         self._phase = phase
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        limit_s = {
-            _Phase.REQUEST: float(self.timeout_keep_alive),
-            _Phase.HEAD: self.limits.head_s,
-            _Phase.BODY: self.limits.body_stall_s,
-        }.get(phase)
-        if limit_s is not None:
-            self._deadline = self.loop.call_later(limit_s, self._give_up, phase, limit_s)
+        limit_s = self._limits_s.get(phase)
+        if limit_s is None:
+            self._due_s = math.inf
+            return
+        now = self.loop.time()
+        self._due_s = now + limit_s
+        if self._timer is None or self._timer.when() > self._due_s:
+            self._watch(limit_s)
 
-    def _give_up(self, phase: _Phase, limit_s: float) -> None:
-        if phase is _Phase.REQUEST:
+    def _watch(self, limit_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(limit_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        left_s = self._due_s - self.loop.time()
+        if left_s == math.inf:
+            return
+        if left_s > 0:
+            self._watch(left_s)
+        else:
+            self._give_up(self._phase, self._limits_s[self._phase])
+
+    def _give_up(self, phase: Phase, limit_s: float) -> None:
+        if phase is Phase.REQUEST:
             self.transport.close()
-        elif self.flow.read_paused or (phase is _Phase.HEAD and self._unanswered):
+        elif self.flow.read_paused or (phase is Phase.HEAD and self._unanswered):
             self._await(phase)  # it is us who do not read, or the peer is waiting for answers
         else:
             self._refuse(_Refused(HTTPStatus.REQUEST_TIMEOUT, f"{phase.value} did not come within {limit_s:g} s"))
@@ -202,8 +231,8 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, refusal: _Refused) -> None:
         """Answers what came before, then refuses, then closes."""
         self._refused = True
-        broken = self.cycle if self._phase is _Phase.BODY else None
-        self._await(_Phase.NOTHING)
+        broken = self.cycle if self._phase is Phase.BODY else None
+        self._await(Phase.NOTHING)
         words = _refusal_bytes(refusal)
         if broken is not None and not broken.response_complete:
             if self.pipeline and self.pipeline[0][0] is broken:

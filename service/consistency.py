@@ -1,4 +1,4 @@
-"""Do the files of one version agree with each other? Report against bytes, config.json against the model file.
+"""Do the files of one version agree with each other? Report against bytes, configuration against the model file.
 
 Asked once, at load, before anything is served. A contradiction is a ModelRejected that names both sides.
 Knows no requests, and of a session only what it declares.
@@ -12,16 +12,25 @@ from pathlib import Path
 
 from service.errors import ModelRejected
 from service.protocol import PLATFORM, ModelMetadata, TensorMetadata
-from service.repository import CONFIG_FILE, InputConfig, ModelConfig, OutputConfig, VersionDirectory, VersionReport
+from service.repository import (
+    InputConfig,
+    ModelConfig,
+    OutputConfig,
+    VersionDirectory,
+    VersionReport,
+    find_labels,
+)
 from service.session import Session, SessionTensor
 
+# A thousand times the labels of ImageNet.
+_LARGEST_LABELS_BYTES = 16 << 20
 _CHANGED = ": it was changed after publishing; publish the version again"
 
 
 def check_files(version: VersionDirectory, report: VersionReport) -> None:
     """Every file that report.json lists is there, with the listed length and sha256. Raises ModelRejected."""
     if not version.model_path.exists():
-        raise ModelRejected(f"{version.model_file} is missing")
+        raise ModelRejected(f"{version.model_path.relative_to(version.path)} is missing{_others(version)}")
     _require_regular(version.model_path)
     for name, record in report.files.items():
         path = version.path / name
@@ -40,21 +49,59 @@ def check_files(version: VersionDirectory, report: VersionReport) -> None:
             raise ModelRejected(f"{name} has sha256 {digest[:12]}, report.json lists {record.sha256[:12]}{_CHANGED}")
 
 
+def _others(version: VersionDirectory) -> str:
+    """Where the configuration has not named the file, the one that it may have to name."""
+    found = sorted(path.name for path in version.path.glob("*.onnx"))
+    if version.named_by_config or len(found) != 1:
+        return ""
+    return f"; {found[0]} is there: rename it, or name it as default_model_filename in the configuration"
+
+
 def _require_regular(path: Path) -> None:
     """Opening a named pipe would wait for a writer, for ever; a folder would fail with less clear words."""
     if not path.is_file():
         raise ModelRejected(f"{path.name} is not a regular file")
 
 
-def check_labels(version: VersionDirectory, config: ModelConfig) -> None:
-    """Every labels file that config.json names is beside the model. Raises ModelRejected."""
+def read_labels(version: VersionDirectory, config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """By output, the labels of those that the configuration names a file for. Raises ModelRejected.
+
+    One label a line, in index order, UTF-8; what follows the last line's end is no label. Clients are told what stands
+    in the file, so a link that leads out of the model's folder is refused.
+    """
+    labels = {}
     for output in config.outputs:
-        if output.labels is not None and not (version.path / output.labels).is_file():
-            raise ModelRejected(f"{output.labels}, named in {CONFIG_FILE} for output {output.name!r}, is missing")
+        if output.labels is not None:
+            where = f"{output.labels}, named in {config.file_name} for output {output.name!r},"
+            labels[output.name] = _read_labels(version, output.labels, where)
+    return labels
+
+
+def _read_labels(version: VersionDirectory, name: str, where: str) -> tuple[str, ...]:
+    path = find_labels(version, name)
+    if not path.exists():
+        raise ModelRejected(f"{where} is missing: it belongs beside the model file, or one folder up for all versions")
+    _require_regular(path)
+    # Links within are how Kubernetes mounts a ConfigMap; folders that are themselves links are the operator's word.
+    homes = {version.path.resolve(), version.path.parent.resolve()}
+    if homes.isdisjoint(path.resolve().parents):
+        raise ModelRejected(f"{where} is a link that leads out of the model's folder; put the file itself there")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_LABELS_BYTES + 1)
+        if len(content) > _LARGEST_LABELS_BYTES:
+            raise ModelRejected(
+                f"{where} is longer than {_LARGEST_LABELS_BYTES} bytes, the most that is read of labels"
+            )
+        return tuple(content.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n"))
+    except OSError as error:
+        raise ModelRejected(f"{where} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ModelRejected(f"{where} is not UTF-8 at byte {error.start}") from error
 
 
 def derive_metadata(version: VersionDirectory, config: ModelConfig, session: Session) -> ModelMetadata:
-    """What clients are told: config.json where it speaks, the model file where it is silent.
+    """What clients are told: the configuration where it speaks, the model file where it is silent.
 
     Raises ModelRejected when they contradict each other.
     """
@@ -62,30 +109,30 @@ def derive_metadata(version: VersionDirectory, config: ModelConfig, session: Ses
         name=config.name,
         versions=(str(version.version),),
         platform=PLATFORM,
-        inputs=_agreed("input", config.inputs, session.inputs),
-        outputs=_agreed("output", config.outputs, session.outputs),
+        inputs=_agreed("input", config.inputs, session.inputs, config.file_name),
+        outputs=_agreed("output", config.outputs, session.outputs, config.file_name),
     )
 
 
 def _agreed(
-    kind: str, declared: Sequence[InputConfig | OutputConfig], actual: Sequence[SessionTensor]
+    kind: str, declared: Sequence[InputConfig | OutputConfig], actual: Sequence[SessionTensor], config_file: str
 ) -> tuple[TensorMetadata, ...]:
     if not declared:
         return tuple(TensorMetadata(tensor.name, tensor.datatype, tensor.shape) for tensor in actual)
     by_name = {tensor.name: tensor for tensor in declared}
     if by_name.keys() != {tensor.name for tensor in actual}:
         raise ModelRejected(
-            f"{CONFIG_FILE} declares {kind}s {sorted(by_name)}, the model file has {sorted(t.name for t in actual)}"
+            f"{config_file} declares {kind}s {sorted(by_name)}, the model file has {sorted(t.name for t in actual)}"
         )
     for tensor in actual:
         wanted = by_name[tensor.name]
         if wanted.datatype != tensor.datatype:
             raise ModelRejected(
-                f"{kind} {tensor.name!r}: {CONFIG_FILE} says {wanted.datatype}, the model file {tensor.datatype}"
+                f"{kind} {tensor.name!r}: {config_file} says {wanted.datatype}, the model file {tensor.datatype}"
             )
         if not _is_narrower(wanted.shape, tensor):
             raise ModelRejected(
-                f"{kind} {tensor.name!r}: {CONFIG_FILE} says shape {list(wanted.shape)}, "
+                f"{kind} {tensor.name!r}: {config_file} says shape {list(wanted.shape)}, "
                 f"the model file {list(tensor.shape)}"
             )
     return tuple(TensorMetadata(tensor.name, tensor.datatype, tuple(by_name[tensor.name].shape)) for tensor in actual)

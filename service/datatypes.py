@@ -1,7 +1,6 @@
 """One table: protocol datatype, NumPy dtype, ONNX Runtime type, bytes per element. And BYTES packing.
 
 Everything that asks "what is an FP32?" asks here. Pure: no model, no request, no I/O.
-Not here yet: BF16, which NumPy has no dtype for and ONNX Runtime cannot be fed from NumPy.
 
 Sources: Open Inference Protocol "Tensor Data Types"; Triton extension_binary_data (byte sizes, BYTES packing);
 ONNX Runtime's type strings as returned by `InferenceSession.get_inputs()[i].type`.
@@ -21,9 +20,10 @@ import numpy.typing as npt
 class Datatype:
     """One row of the table.
 
-    dtype: little-endian NumPy dtype; for BYTES the object dtype, whose elements are `bytes`.
+    dtype: little-endian NumPy dtype; for BYTES the object dtype, whose elements are `bytes`; for BF16, which NumPy does
+        not have, that of its bit patterns (the upper half of a float32).
     item_bytes: size of one element on the wire; 0 for BYTES, whose elements carry their own length.
-    in_json: whether the protocol lets it travel as JSON numbers (FP16 does not: Triton, extension_binary_data).
+    in_json: whether the protocol lets it travel as JSON numbers (FP16 and BF16 do not: Triton, extension_binary_data).
     """
 
     name: str
@@ -45,6 +45,7 @@ DATATYPES: dict[str, Datatype] = {
         Datatype("INT16", np.dtype("<i2"), "tensor(int16)", 2),
         Datatype("INT32", np.dtype("<i4"), "tensor(int32)", 4),
         Datatype("INT64", np.dtype("<i8"), "tensor(int64)", 8),
+        Datatype("BF16", np.dtype("<u2"), "tensor(bfloat16)", 2, in_json=False),
         Datatype("FP16", np.dtype("<f2"), "tensor(float16)", 2, in_json=False),
         Datatype("FP32", np.dtype("<f4"), "tensor(float)", 4),
         Datatype("FP64", np.dtype("<f8"), "tensor(double)", 8),

@@ -5,7 +5,7 @@ is compared with the bytes that are really there before anything is made from it
 the body. Binary tensors are views of the body, never copies (so they may be read-only and unaligned).
 
 The parts of a body (Triton, extension_binary_data.md): `header_bytes` of JSON, then the binary tensors in the order of
-the inputs, without gaps. No header: the whole body is JSON.
+the inputs, without gaps. No header: the whole body is JSON. Bodies of other forms: request_body.py.
 
 Decisions where the specifications are silent:
 - A JSON null means the same as leaving the member out; some clients dump their optional fields that way.
@@ -18,22 +18,29 @@ Decisions where the specifications are silent:
 from __future__ import annotations
 
 import gc
-import math
-import re
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
-import numpy as np
-
-from service.datatypes import DATATYPES, Datatype, unpack_bytes
+from service.binary_tensors import check_size, tensor_from_bytes
+from service.datatypes import DATATYPES, Datatype
 from service.errors import MalformedRequest, quoted
-from service.json_tensors import KINDS, Json, elements_from_json, kind_of, parse_json, shown
-from service.protocol import Array, InferenceRequest, InputTensor, RequestedOutput
+from service.json_members import (
+    INPUT_PARAMETERS,
+    OUTPUT_PARAMETERS,
+    REQUEST_PARAMETERS,
+    named,
+    optional,
+    parameters_of,
+    refuse_state,
+    refuse_too_many,
+    required,
+)
+from service.json_tensors import Json, elements_from_json, kind_of, parse_json, shown
+from service.protocol import InferenceRequest, InputTensor, RequestedOutput
+from service.shared_memory import NO_AREAS, Area, RequestAreas, SharedMemory
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-
-MAX_ENTRIES = 4096
-"""Largest number of inputs, of requested outputs and of parameters: each costs microseconds, whatever its size."""
 
 MAX_RANK = 64
 """NumPy's own limit on dimensions."""
@@ -49,26 +56,31 @@ def parse_header_bytes(value: str | bytes | None) -> int | None:
     """
     if value is None:
         return None
-    text = value if isinstance(value, str) else value.decode("latin-1")
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        text = value if isinstance(value, str) else value.decode("latin-1")
         raise MalformedRequest(f"{HEADER_LENGTH} is {quoted(text)}, expected a number of bytes in decimal digits")
-    return int(text)
+    return int(value)
 
 
-def decode_request(body: bytes | bytearray | memoryview, header_bytes: int | None) -> InferenceRequest:
+def decode_request(
+    body: bytes | bytearray | memoryview, header_bytes: int | None, regions: SharedMemory | None = None
+) -> InferenceRequest:
     """The request in `body`, whose first `header_bytes` bytes are JSON (None: all of it).
 
-    Each input's `data` has its datatype's dtype and its declared shape. Raises MalformedRequest.
+    regions: of shared memory, which inputs may be copied from and outputs go to. Each input's `data` has its datatype's
+    dtype and its declared shape. Raises MalformedRequest.
     """
-    with _collector_paused() if len(body) > _LARGE_BODY_BYTES else nullcontext():
-        return _decode(memoryview(body), header_bytes)
+    if len(body) <= LARGE_BODY_BYTES:
+        return _decode(memoryview(body), header_bytes, regions)
+    with collector_paused():
+        return _decode(memoryview(body), header_bytes, regions)
 
 
-_LARGE_BODY_BYTES = 2**20
+LARGE_BODY_BYTES = 2**20
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Python's cycle collector looks through all live containers again and again while a parser makes millions of them,
     and finds nothing: 64 MiB of `[],[],...` took 7.3 s with it, 1.0 s without. When it runs again the parser's values
     must be gone, or it would look through them once more: hence around all of the decoding.
@@ -82,86 +94,113 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _decode(view: memoryview, header_bytes: int | None) -> InferenceRequest:
+def _decode(view: memoryview, header_bytes: int | None, regions: SharedMemory | None) -> InferenceRequest:
     if header_bytes is None:
         header_bytes = len(view)
-    elif header_bytes == 0:
-        raise MalformedRequest(
-            f"{HEADER_LENGTH} is 0: a body that is one raw tensor is not supported here; describe it in JSON first"
-        )
     elif not 0 < header_bytes <= len(view):
         raise MalformedRequest(f"{HEADER_LENGTH} is {header_bytes}, but the body has {len(view)} bytes")
-    members = parse_json(view[:header_bytes])
+    areas = regions.for_request() if regions else NO_AREAS
+    # A body that is all JSON is hardly ever the same twice.
+    if header_bytes == len(view) or header_bytes > _REMEMBERED_BYTES:
+        description = _describe(view[:header_bytes], areas)
+    else:
+        text = bytes(view[:header_bytes])
+        description = _REMEMBERED.get(text) or _describe_once(text, areas)
+    return description.request_with(_BinaryPart(view, header_bytes), areas)
+
+
+# --- what the JSON says -------------------------------------------------------------------------------------------
+
+
+class _Binary(NamedTuple):
+    """An input whose elements are elsewhere: in `area`, or the next `size_bytes` behind the JSON."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    size_bytes: int
+    area: Area | None
+    where: str
+
+    def read(self, binary: _BinaryPart, areas: RequestAreas) -> InputTensor:
+        buffer = binary.take(self.size_bytes, self.where) if self.area is None else areas.read(self.area, self.where)
+        return InputTensor(
+            self.name, self.datatype.name, tensor_from_bytes(buffer, self.datatype, self.shape, self.where)
+        )
+
+
+class _Description(NamedTuple):
+    """A request, but for the elements of inputs that are not in the JSON."""
+
+    inputs: list[InputTensor | _Binary]
+    outputs: tuple[RequestedOutput, ...]
+    id: str | None
+    binary_data_output: bool
+    parameters: dict[str, Json]
+
+    @property
+    def is_in_shared_memory(self) -> bool:
+        """In part; then it means something only now."""
+        return any(isinstance(tensor, _Binary) and tensor.area is not None for tensor in self.inputs) or any(
+            output.area is not None for output in self.outputs
+        )
+
+    def request_with(self, binary: _BinaryPart, areas: RequestAreas) -> InferenceRequest:
+        tensors = [tensor.read(binary, areas) if isinstance(tensor, _Binary) else tensor for tensor in self.inputs]
+        binary.finish()
+        return InferenceRequest(tuple(tensors), self.outputs, self.id, self.binary_data_output, self.parameters)
+
+
+_REMEMBERED_BYTES = 2048
+_REMEMBERED_ENTRIES = 1024
+_REMEMBERED: dict[bytes, _Description] = {}
+"""What JSON in front of binary tensors has meant: clients that call in a loop send the same text each time, and then
+decoding takes a third of its time. It changes no result, and it is bounded."""
+
+
+def _describe_once(text: bytes, areas: RequestAreas) -> _Description:
+    description = _describe(memoryview(text), areas)
+    if not description.is_in_shared_memory:
+        if len(_REMEMBERED) >= _REMEMBERED_ENTRIES:
+            _REMEMBERED.clear()
+        _REMEMBERED[text] = description
+    return description
+
+
+def _describe(text: memoryview, areas: RequestAreas) -> _Description:
+    members = parse_json(text)
     if type(members) is not dict:
         raise MalformedRequest(f"the request is {kind_of(members)}, expected a JSON object with the member 'inputs'")
-    parameters = _parameters(members, "the request", _REQUEST_PARAMETERS)
-    inputs: list[Json] = _required(members, "inputs", list, "the request")
-    outputs: list[Json] = _optional(members, "outputs", list, "the request") or []
-    _refuse_too_many(inputs, "inputs")
-    _refuse_too_many(outputs, "outputs")
-    return InferenceRequest(
-        inputs=_inputs(inputs, _BinaryPart(view[header_bytes:])),
-        outputs=tuple(_requested_output(output, f"outputs[{position}]") for position, output in enumerate(outputs)),
-        id=_optional(members, "id", str, "the request"),
-        binary_data_output=parameters.pop("binary_data_output", False),
-        parameters=parameters,
+    parameters = parameters_of(members, "the request", REQUEST_PARAMETERS)
+    if parameters:
+        refuse_state(parameters)
+    inputs: list[Json] = required(members, "inputs", list, "the request")
+    outputs: list[Json] = optional(members, "outputs", list, "the request") or []
+    refuse_too_many(inputs, "inputs")
+    refuse_too_many(outputs, "outputs")
+    described = [_input(entry, position, areas) for position, entry in enumerate(inputs)]
+    if len(described) > 1:
+        _refuse_repeated_names(described)
+    return _Description(
+        described,
+        tuple([_requested_output(entry, position, areas) for position, entry in enumerate(outputs)]) if outputs else (),
+        optional(members, "id", str, "the request"),
+        parameters.pop("binary_data_output", False) if parameters else False,
+        parameters,
     )
 
 
-# --- members ------------------------------------------------------------------------------------------------------
-
-
-def _required(owner: dict[str, Json], member: str, kind: type, where: str) -> Json:
-    value = _optional(owner, member, kind, where)
-    if value is None:
-        raise MalformedRequest(f"{where} has no {member!r}")
-    return value
-
-
-def _optional(owner: dict[str, Json], member: str, kind: type, where: str) -> Json:
-    value = owner.get(member)
-    # `type is`, not isinstance: Python calls True an int, the protocol does not.
-    if value is not None and type(value) is not kind:
-        raise MalformedRequest(f"{where}: {member!r} is {kind_of(value)}, expected {KINDS[kind]}")
-    return value
-
-
-def _refuse_too_many(entries: Sized, what: str) -> None:
-    if len(entries) > MAX_ENTRIES:
-        raise MalformedRequest(f"there are {len(entries)} {what}, at most {MAX_ENTRIES} are read")
-
-
-_REQUEST_PARAMETERS: dict[str, type] = {"binary_data_output": bool, "priority": int, "timeout": int}
-_INPUT_PARAMETERS: dict[str, type] = {"binary_data_size": int}
-_OUTPUT_PARAMETERS: dict[str, type] = {"binary_data": bool}
-_UNSUPPORTED_PARAMETERS = ("classification", "shared_memory_region")
-_PARAMETER_KINDS = (bool, int, float, str)
-
-
-def _parameters(owner: dict[str, Json], where: str, known: Mapping[str, type]) -> dict[str, Json]:
-    """The member `parameters`: any name, with a string, number or boolean; `known` fixes the type of some."""
-    given: dict[str, Json] = _optional(owner, "parameters", dict, where) or {}
-    _refuse_too_many(given, f"parameters of {where}")
-    for name, value in given.items():
-        if value is None:
-            continue
-        expected = (known[name],) if name in known else _PARAMETER_KINDS
-        if type(value) not in expected:
-            raise MalformedRequest(
-                f"{where}: parameter {quoted(name)} is {kind_of(value)}, "
-                f"expected {' or '.join(KINDS[kind] for kind in expected)}"
-            )
-        if name in _UNSUPPORTED_PARAMETERS:
-            raise MalformedRequest(f"{where}: parameter {name!r} is not supported here")
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _requested_output(output: Json, where: str) -> RequestedOutput:
-    if type(output) is not dict:
-        raise MalformedRequest(f"{where} is {kind_of(output)}, expected an object with the member 'name'")
-    name = _required(output, "name", str, where)
-    parameters = _parameters(output, f"output {quoted(name)}", _OUTPUT_PARAMETERS)
-    return RequestedOutput(name, parameters.get("binary_data"))
+def _requested_output(output: Json, position: int, areas: RequestAreas) -> RequestedOutput:
+    name = named(output, "outputs", position)
+    where = f"output {quoted(name)}"
+    parameters = parameters_of(output, where, OUTPUT_PARAMETERS)
+    binary: bool | None = parameters.get("binary_data")
+    if len(parameters) == (binary is not None):  # what most outputs say, or less
+        return RequestedOutput(name, binary)
+    area = areas.find(parameters, where)
+    if area is not None and "classification" in parameters:
+        raise MalformedRequest(f"{where}: a classification cannot go to shared memory; ask for one of them")
+    return RequestedOutput(name, binary if area is None else True, parameters.get("classification"), area)
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------
@@ -170,107 +209,80 @@ def _requested_output(output: Json, where: str) -> RequestedOutput:
 class _BinaryPart:
     """The bytes behind the JSON, handed out from front to back."""
 
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
-        self._offset = 0
+    def __init__(self, body: memoryview, start: int) -> None:
+        self._body = body
+        self._start = self._offset = start
 
     def take(self, size_bytes: int, where: str) -> memoryview:
-        left_bytes = len(self._view) - self._offset
-        if size_bytes > left_bytes:
+        start = self._offset
+        if size_bytes > len(self._body) - start:
             raise MalformedRequest(
-                f"{where}: binary_data_size is {shown(size_bytes)}, but only {left_bytes} of the "
-                f"{len(self._view)} bytes behind the JSON are left"
+                f"{where}: binary_data_size is {shown(size_bytes)}, but only {len(self._body) - start} of the "
+                f"{len(self._body) - self._start} bytes behind the JSON are left"
             )
-        self._offset += size_bytes
-        return self._view[self._offset - size_bytes : self._offset]
+        self._offset = start + size_bytes
+        return self._body[start : self._offset]
 
     def finish(self) -> None:
-        if self._offset != len(self._view):
+        if self._offset != len(self._body):
             raise MalformedRequest(
-                f"there are {len(self._view)} bytes behind the JSON, but the binary inputs take {self._offset}; "
-                f"{HEADER_LENGTH} and the inputs' binary_data_size must add up to the length of the body"
+                f"there are {len(self._body) - self._start} bytes behind the JSON, but the binary inputs take "
+                f"{self._offset - self._start}; {HEADER_LENGTH} and the inputs' binary_data_size must add up to the "
+                f"length of the body"
             )
 
 
-def _inputs(descriptions: list[Json], binary: _BinaryPart) -> tuple[InputTensor, ...]:
-    tensors: dict[str, InputTensor] = {}
-    for position, description in enumerate(descriptions):
-        tensor = _input(description, f"inputs[{position}]", binary)
-        if tensor.name in tensors:
+def _refuse_repeated_names(tensors: list[InputTensor | _Binary]) -> None:
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
             raise MalformedRequest(f"input {quoted(tensor.name)} is given twice")
-        tensors[tensor.name] = tensor
-    binary.finish()
-    return tuple(tensors.values())
+        seen.add(tensor.name)
 
 
-def _input(description: Json, position: str, binary: _BinaryPart) -> InputTensor:
-    if type(description) is not dict:
-        raise MalformedRequest(f"{position} is {kind_of(description)}, expected an object")
-    name: str = _required(description, "name", str, position)
+def _input(description: Json, position: int, areas: RequestAreas) -> InputTensor | _Binary:
+    name = named(description, "inputs", position)
     where = f"input {quoted(name)}"
-    datatype = _datatype(_required(description, "datatype", str, where), where)
-    shape = _shape(_required(description, "shape", list, where), where)
-    size_bytes: int | None = _parameters(description, where, _INPUT_PARAMETERS).get("binary_data_size")
-    values: list[Json] | None = _optional(description, "data", list, where)
+    datatype = _datatype(required(description, "datatype", str, where), where)
+    shape = read_shape(required(description, "shape", list, where), where)
+    parameters = parameters_of(description, where, INPUT_PARAMETERS)
+    size_bytes: int | None = parameters.get("binary_data_size")
+    values: list[Json] | None = optional(description, "data", list, where)
+    # Most inputs have that parameter, or none.
+    area = None if len(parameters) == (size_bytes is not None) else areas.find(parameters, where)
     if values is not None and size_bytes is not None:
         raise MalformedRequest(f"{where} has both 'data' and parameters.binary_data_size; give one of them")
-    if values is not None:
-        flat = elements_from_json(values, datatype, shape, where)
-    elif size_bytes is not None:
-        flat = _elements_from_bytes(size_bytes, binary, datatype, shape, where)
-    else:
+    if area is not None:
+        if values is not None or size_bytes is not None:
+            raise MalformedRequest(f"{where} is in shared memory, and has data in the request too; give one of them")
+        check_size("shared_memory_byte_size", area.size_bytes, datatype, shape, where)
+        return _Binary(name, datatype, shape, area.size_bytes, area, where)
+    if size_bytes is not None:
+        check_size("binary_data_size", size_bytes, datatype, shape, where)
+        return _Binary(name, datatype, shape, size_bytes, None, where)
+    if values is None:
         raise MalformedRequest(f"{where} has neither 'data' nor parameters.binary_data_size; give one of them")
-    return InputTensor(name, datatype.name, flat.reshape(shape))
+    return InputTensor(name, datatype.name, elements_from_json(values, datatype, shape, where))
 
 
 def _datatype(name: str, where: str) -> Datatype:
-    if name not in DATATYPES:
+    datatype = DATATYPES.get(name)
+    if datatype is None:
         raise MalformedRequest(f"{where}: datatype {quoted(name)} is unknown; known are {', '.join(DATATYPES)}")
-    return DATATYPES[name]
+    return datatype
 
 
-def _shape(dimensions: list[Json], where: str) -> tuple[int, ...]:
+def read_shape(dimensions: list[Json], where: str) -> tuple[int, ...]:
+    """`dimensions` as a shape that NumPy can have. Raises MalformedRequest, beginning with `where`."""
     if len(dimensions) > MAX_RANK:
         raise MalformedRequest(f"{where}: shape has {len(dimensions)} dimensions, at most {MAX_RANK} are possible")
+    product = 1
     for axis, dimension in enumerate(dimensions):
         if type(dimension) is not int or not 0 <= dimension <= MAX_ELEMENTS:
             raise MalformedRequest(
                 f"{where}: dimension {axis} of shape is {shown(dimension)}, expected an integer from 0 to 2**60 - 1"
             )
-    if math.prod(dimension or 1 for dimension in dimensions) > MAX_ELEMENTS:
+        product *= dimension or 1
+    if product > MAX_ELEMENTS:
         raise MalformedRequest(f"{where}: shape {dimensions} spans more than 2**60 - 1 elements")
     return tuple(dimensions)
-
-
-# --- elements, from bytes -----------------------------------------------------------------------------------------
-
-
-def _elements_from_bytes(
-    size_bytes: int, binary: _BinaryPart, datatype: Datatype, shape: tuple[int, ...], where: str
-) -> Array:
-    """The next tensor of the binary part, flat."""
-    if size_bytes < 0:
-        raise MalformedRequest(f"{where}: binary_data_size is {shown(size_bytes)}, expected 0 or more")
-    count = math.prod(shape)
-    if datatype.name != "BYTES" and size_bytes != count * datatype.item_bytes:
-        raise MalformedRequest(
-            f"{where}: binary_data_size is {shown(size_bytes)}, but shape {list(shape)} of {datatype.name} "
-            f"takes {count * datatype.item_bytes} bytes"
-        )
-    buffer = binary.take(size_bytes, where)
-    if datatype.name == "BYTES":
-        try:
-            return unpack_bytes(buffer, count)
-        except ValueError as error:
-            raise MalformedRequest(f"{where}: BYTES of shape {list(shape)}: {error}") from error
-    if datatype.name == "BOOL":
-        _refuse_bytes_that_are_not_bool(buffer, where)
-    return np.frombuffer(buffer, dtype=datatype.dtype)
-
-
-def _refuse_bytes_that_are_not_bool(buffer: memoryview, where: str) -> None:
-    """Triton passes such bytes on, but to the runtime's C++ `bool` any other value is undefined behaviour."""
-    values = np.frombuffer(buffer, dtype=np.uint8)
-    if values.max(initial=0) > 1:
-        position = int(np.argmax(values > 1))
-        raise MalformedRequest(f"{where}: element {position} is byte {values[position]}; a BOOL is 0 or 1")

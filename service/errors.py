@@ -7,10 +7,14 @@
     │   ├── PayloadTooLarge           over the limit on body bytes
     │   ├── UnsupportedEncoding       a Content-Encoding that is not spoken here
     │   ├── NotFound                  no such route, model or version
-    │   └── MethodNotAllowed          the route exists, the method does not
+    │   ├── LoadFailed                a load that was asked for cannot be done; what served before goes on
+    │   ├── MethodNotAllowed          the route exists, the method does not
+    │   └── NotSupported              a part of the protocol that this server has not, or that is switched off
     ├── Unavailable               nobody's fault now; trying again may help
     │   ├── ModelNotReady             still loading, or UNAVAILABLE with a reason
-    │   └── QueueFull                 admission is bounded; carries retry_after_s
+    │   └── Overloaded                carries retry_after_s
+    │       ├── QueueFull                 admission is bounded
+    │       └── DeadlineExceeded          it could not be, or was not, answered within the request's timeout
     ├── InferenceFailed           the runtime refused a batch that had passed validation
     └── ModelRejected             at load: this version must not serve, and why (never sent as an infer answer)
 
@@ -51,8 +55,16 @@ class NotFound(RequestError):
     """No such route, model or version."""
 
 
+class LoadFailed(RequestError):
+    """A load that a client asked for cannot be done, and why. What was loaded before serves on."""
+
+
 class MethodNotAllowed(RequestError):
     """The route exists, but not for this method."""
+
+
+class NotSupported(RequestError):
+    """A part of the protocol that this server does not have, or that its operator has not switched on."""
 
 
 class Unavailable(ServiceError):
@@ -63,12 +75,20 @@ class ModelNotReady(Unavailable):
     """The model is loading, unloading, or UNAVAILABLE; the text says which and why."""
 
 
-class QueueFull(Unavailable):
-    """The scheduler's queue is full. `retry_after_s` is when a place is likely to be free."""
+class Overloaded(Unavailable):
+    """More work than can be done in time. `retry_after_s` is when another try is likely to be taken."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFull(Overloaded):
+    """The scheduler's queue is full."""
+
+
+class DeadlineExceeded(Overloaded):
+    """The request's own timeout passed, or would have, before its turn came. It was not run."""
 
 
 class InferenceFailed(ServiceError):
@@ -94,9 +114,13 @@ STATUS: dict[type[ServiceError], Status] = {
     UnsupportedEncoding: Status(415, "INVALID_ARGUMENT"),
     NotFound: Status(404, "NOT_FOUND"),
     MethodNotAllowed: Status(405, "UNIMPLEMENTED"),
+    # As in Triton (TRITONSERVER_ERROR_UNSUPPORTED).
+    NotSupported: Status(501, "UNIMPLEMENTED"),
     Unavailable: Status(503, "UNAVAILABLE"),
     # KServe's gRPC client retries UNAVAILABLE three times within 0.7 s; a full queue must not invite that storm.
     QueueFull: Status(503, "RESOURCE_EXHAUSTED"),
+    # As in Triton ("Request timeout expired"); 504 is for gateways (RFC 9110, 15.6.5), and this is a refusal.
+    DeadlineExceeded: Status(503, "DEADLINE_EXCEEDED"),
 }
 
 

@@ -1,17 +1,15 @@
 """The Open Inference Protocol's routes as a table; handlers move bytes, headers and status codes, and nothing else.
 
-Inference goes through `infer`, which knows no framework: what it is given and what it returns are bytes and headers, so
-that every door to it answers alike. `InferRoute` is the reference door, a raw ASGI callable: the body passes through no
-framework, no validation of its elements, and needs no Content-Type. All other routes are ordinary FastAPI routes.
+`InferRoute` is the reference door to `begin_infer` (infer.py), a raw ASGI callable: the body passes no framework and
+no validation of its elements, and needs no Content-Type. All other routes are ordinary FastAPI routes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import math
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,33 +19,23 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
-from service.decode import HEADER_LENGTH, decode_request, parse_header_bytes
-from service.encode import EncodedResponse, encode_error, encode_response
-from service.errors import (
-    ModelNotReady,
-    PayloadTooLarge,
-    QueueFull,
-    ServiceError,
-    UnsupportedEncoding,
-    quoted,
-    status_of,
-)
+from service.answers import Answer, answer_error
+from service.errors import ModelNotReady, PayloadTooLarge, status_of
+from service.infer import Cancel, Headers, InferHead, begin_infer, read_head
 from service.openapi import TAG
 from service.protocol import (
     SERVER_EXTENSIONS,
     ErrorResponse,
+    ModelConfiguration,
     ModelMetadata,
     ModelReady,
     ServerLive,
     ServerMetadata,
     ServerReady,
+    Statistics,
 )
 from service.registry import ModelState, Registry
-
-log = logging.getLogger(__name__)
-
-Headers = Iterable[tuple[bytes, bytes]]
-"""As in ASGI: names in lower case."""
+from service.shared_memory import SharedMemory
 
 INFER_PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer")
 
@@ -56,81 +44,20 @@ _DISCARD_S = 2.0
 
 _REASONS_SHOWN = 10
 
-
-# --- one answer ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer that any door can write."""
-
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-
-
-def make_answer(status: int, encoded: EncodedResponse, *more_headers: tuple[bytes, bytes]) -> Answer:
-    headers = [
-        (b"content-type", encoded.content_type.encode("ascii")),
-        (b"content-length", b"%d" % len(encoded.body)),
-    ]
-    if encoded.header_bytes is not None:
-        headers.append((HEADER_LENGTH.lower().encode("ascii"), b"%d" % encoded.header_bytes))
-    return Answer(status, (*headers, *more_headers), encoded.body)
-
-
-def answer_error(error: Exception) -> Answer:
-    """What a caller is told about `error`; the text of an unexpected one stays in the log."""
-    if not isinstance(error, ServiceError):
-        return make_answer(500, encode_error("internal error; the server's log has the details"))
-    return make_answer(status_of(error).http, encode_error(str(error)), *_headers_of(error))
-
-
-def _headers_of(error: ServiceError) -> Iterator[tuple[bytes, bytes]]:
-    match error:
-        case QueueFull():
-            # Whole seconds (RFC 9110, 10.2.3), and never "at once".
-            yield b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))
-        case UnsupportedEncoding():
-            # RFC 9110, 15.5.16: says that it was the coding, not the media type, and which would do.
-            yield b"accept-encoding", b"identity"
-        case PayloadTooLarge():
-            # The rest of the body is not wanted, so the connection cannot carry another request.
-            yield b"connection", b"close"
+Begin = Callable[[Registry, InferHead, bytes | bytearray, Callable[[Answer], object]], Cancel | None]
+"""Begins to answer a request whose body is whole; see `begin_infer`."""
 
 
 # --- inference ----------------------------------------------------------------------------------------------------
 
 
-async def infer(
-    registry: Registry, model_name: str, version: str | None, headers: Headers, body: bytes | bytearray
-) -> Answer:
-    """The answer to `POST .../infer`. Never raises, except for cancellation."""
-    try:
-        known = dict(headers)
-        _refuse_content_encoding(known.get(b"content-encoding", b""))
-        model = registry.get(model_name, version)
-        request = decode_request(body, parse_header_bytes(known.get(HEADER_LENGTH.lower().encode("ascii"))))
-        return make_answer(200, encode_response(await model.infer(request)))
-    except ServiceError as error:
-        return answer_error(error)
-    except Exception as error:
-        log.exception("inference on model %s failed unexpectedly", quoted(model_name))
-        return answer_error(error)
-
-
-def _refuse_content_encoding(value: bytes) -> None:
-    coding = value.decode("latin-1").strip().lower()
-    if coding not in ("", "identity"):
-        raise UnsupportedEncoding(f"Content-Encoding {quoted(coding)} is not supported; send the body uncompressed")
-
-
 class InferRoute:
-    """The ASGI door to `infer`."""
+    """The ASGI door to `begin_infer`, or to another function of its kind."""
 
-    def __init__(self, registry: Registry, max_body_bytes: int) -> None:
+    def __init__(self, registry: Registry, max_body_bytes: int, begin: Begin = begin_infer) -> None:
         self._registry = registry
         self._max_body_bytes = max_body_bytes
+        self._begin = begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Now, not behind the body: HTTP servers may append the trailers of a chunked body to this list, and a field
@@ -145,9 +72,32 @@ class InferRoute:
             # There is nobody left to answer.
             return
         path = scope["path_params"]
-        answer = await infer(self._registry, path["model_name"], path.get("version"), headers, body)
-        await _send_head(answer, send)
-        await send({"type": "http.response.body", "body": answer.body})
+        head = read_head(path["model_name"], path.get("version"), headers)
+        answer = await self._answer(head, body, receive)
+        if answer is not None:
+            await _send_head(answer, send)
+            await send({"type": "http.response.body", "body": answer.body})
+
+    async def _answer(self, head: InferHead, body: bytes | bytearray, receive: Receive) -> Answer | None:
+        """None when the caller has gone: then its request is taken out of the queue."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        cancel = self._begin(self._registry, head, body, answered.set_result)
+        if cancel is None:
+            return answered.result()
+        # Behind the body ASGI's receive returns when the peer disconnects, and not before the answer otherwise.
+        gone = asyncio.create_task(_wait_for_disconnect(receive))
+        try:
+            await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+            return answered.result() if answered.done() else None
+        finally:
+            gone.cancel()
+            if not answered.done():
+                cancel()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def read_body(headers: Headers, receive: Receive, max_body_bytes: int) -> bytes | bytearray:
@@ -205,11 +155,13 @@ Version = Annotated[str, Path(description="A version: a positive integer. Withou
 class Reads:
     """Handlers of the GET routes. They raise ServiceErrors; the application turns those into answers."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, regions: SharedMemory) -> None:
         self._registry = registry
+        self._regions = regions
 
     async def server_metadata(self) -> ServerMetadata:
-        return ServerMetadata("foldserve", __version__, SERVER_EXTENSIONS)
+        optional = ("system_shared_memory",) if self._regions.is_enabled else ()
+        return ServerMetadata("foldserve", __version__, (*SERVER_EXTENSIONS, *optional))
 
     async def server_live(self) -> ServerLive:
         return ServerLive(live=True)
@@ -231,6 +183,21 @@ class Reads:
 
     async def version_ready(self, model_name: ModelName, version: Version, response: Response) -> ModelReady:
         return self._model_ready(model_name, version, response)
+
+    async def model_config(self, model_name: ModelName) -> ModelConfiguration:
+        return self._registry.configuration(model_name)
+
+    async def version_config(self, model_name: ModelName, version: Version) -> ModelConfiguration:
+        return self._registry.configuration(model_name, version)
+
+    async def all_statistics(self) -> Statistics:
+        return Statistics(self._registry.statistics())
+
+    async def model_statistics(self, model_name: ModelName) -> Statistics:
+        return Statistics(self._registry.statistics(model_name))
+
+    async def version_statistics(self, model_name: ModelName, version: Version) -> Statistics:
+        return Statistics(self._registry.statistics(model_name, version))
 
     def _model_ready(self, model_name: str, version: str | None, response: Response) -> ModelReady:
         try:
@@ -265,32 +232,30 @@ class Read:
     errors: tuple[int, ...] = ()
 
 
+_MODEL = "/v2/models/{model_name}"
+_VERSION = _MODEL + "/versions/{version}"
+
+# In the order in which paths are compared: a model called "stats" has no metadata here, as in Triton. Everything else
+# of it can be reached, and so can a model that is called "config", "ready", "infer" or "versions".
 READS = (
     Read("/v2", "server_metadata", ServerMetadata, "The server's name, version and extensions"),
     Read("/v2/health/live", "server_live", ServerLive, "Is the server running?"),
     Read("/v2/health/ready", "server_ready", ServerReady, "Can requests be sent?"),
-    Read("/v2/models/{model_name}", "model_metadata", ModelMetadata, "A model's inputs and outputs", (404, 503)),
-    Read("/v2/models/{model_name}/ready", "model_ready", ModelReady, "Can this model answer?", (404,)),
-    Read(
-        "/v2/models/{model_name}/versions/{version}",
-        "version_metadata",
-        ModelMetadata,
-        "The inputs and outputs of one version",
-        (404, 503),
-    ),
-    Read(
-        "/v2/models/{model_name}/versions/{version}/ready",
-        "version_ready",
-        ModelReady,
-        "Can this version answer?",
-        (404,),
-    ),
+    Read("/v2/models/stats", "all_statistics", Statistics, "Counters of all versions that are ready"),
+    Read(_MODEL, "model_metadata", ModelMetadata, "A model's inputs and outputs", (404, 503)),
+    Read(_MODEL + "/ready", "model_ready", ModelReady, "Can this model answer?", (404,)),
+    Read(_MODEL + "/config", "model_config", ModelConfiguration, "How a model is served", (404, 503)),
+    Read(_MODEL + "/stats", "model_statistics", Statistics, "Counters of a model's versions", (404, 503)),
+    Read(_VERSION, "version_metadata", ModelMetadata, "The inputs and outputs of one version", (404, 503)),
+    Read(_VERSION + "/ready", "version_ready", ModelReady, "Can this version answer?", (404,)),
+    Read(_VERSION + "/config", "version_config", ModelConfiguration, "How one version is served", (404, 503)),
+    Read(_VERSION + "/stats", "version_statistics", Statistics, "Counters of one version", (404, 503)),
 )
 
 
-def add_routes(app: FastAPI, registry: Registry, max_body_bytes: int) -> None:
+def add_routes(app: FastAPI, registry: Registry, max_body_bytes: int, regions: SharedMemory) -> None:
     """All routes of the protocol, the infer route in both spellings included."""
-    reads = Reads(registry)
+    reads = Reads(registry, regions)
     for read in READS:
         app.add_api_route(
             read.path,
@@ -303,7 +268,8 @@ def add_routes(app: FastAPI, registry: Registry, max_body_bytes: int) -> None:
             tags=[TAG],
             responses=_documented_errors(read),
         )
-    infer_route = InferRoute(registry, max_body_bytes)
+    begin = functools.partial(begin_infer, max_body_bytes=max_body_bytes, regions=regions)
+    infer_route = InferRoute(registry, max_body_bytes, begin)
     for path in INFER_PATHS:
         app.router.routes.append(Route(path, infer_route, methods=["POST"]))
 

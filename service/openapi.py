@@ -36,7 +36,7 @@ def describe_infer(document: Schema, paths: Iterable[str], models: Sequence[Mode
 
     The first model whose inputs can be shown is also what /docs offers for `model_name` and `version`.
     """
-    shown = [model for model in models if _can_be_shown(model)] or [GENERIC_MODEL]
+    shown = [model for model in models if can_be_shown(model)] or [GENERIC_MODEL]
     schemas = {**document.get("components", {}).get("schemas", {}), **_SCHEMAS}
     described = dict(document.get("paths", {}))
     for path in paths:
@@ -84,7 +84,8 @@ def _example_data(datatype: Datatype, count: int) -> list[Any]:
             return [0] * count
 
 
-def _can_be_shown(model: ModelMetadata) -> bool:
+def can_be_shown(model: ModelMetadata) -> bool:
+    """Whether an example of it fits a page, and JSON."""
     elements = sum(math.prod(_example_shape(tensor)) for tensor in model.inputs)
     return elements <= _MAX_EXAMPLE_ELEMENTS and all(
         DATATYPES[tensor.datatype].in_json for tensor in (*model.inputs, *model.outputs)

@@ -1,8 +1,13 @@
-"""Which versions are loaded, in which state; picks the version that answers.
+"""Which versions are loaded, in which state; picks the version that answers; loads and unloads while others answer.
 
-    (found on disk) -> LOADING -> READY -> UNLOADING
+    (found on disk) -> LOADING -> READY -> UNLOADING -> UNAVAILABLE "unloaded", or gone when another took its place
                           |
                           +--> UNAVAILABLE (with a reason)
+
+`load` finds a model anew. What served before serves on meanwhile, and is replaced when every version that was found is
+READY: then the next request meets the new one, and the old one answers what it has taken, and ends. `load` and
+`unload` of one name happen one after the other. What somebody asked for this way is told to them; the server's
+readiness is about what it was started with.
 
 Loads in threads, so that the event loop answers meanwhile; one version that fails takes none down with it. The only
 holder of this state, and only on the event loop's thread. Knows neither HTTP nor how a model computes.
@@ -14,27 +19,19 @@ import asyncio
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from weakref import WeakValueDictionary
 
-from service import cpu_plan
-from service.errors import ModelNotReady, ModelRejected, NotFound, quoted
+from service.discovery import Found, discover, discover_model, names_on_disk
+from service.errors import LoadFailed, ModelNotReady, ModelRejected, NotFound, quoted
+from service.loader import Loader, without_folder
 from service.model import Model
-from service.protocol import ModelMetadata
-from service.repository import (
-    CONFIG_FILE,
-    MODEL_FILE,
-    ModelConfig,
-    VersionDirectory,
-    model_names,
-    read_config,
-    strays,
-    versions,
-)
+from service.model_config import describe_configuration
+from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.settings import Settings
+from service.triton_json import read_configuration
 
 log = logging.getLogger(__name__)
 
@@ -62,22 +59,15 @@ class ModelStatus:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """One version on disk, or why there is none to load."""
-
-    name: str
-    version: VersionDirectory | None
-    config: ModelConfig | None
-    reason: str = ""
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
-    found: _Found
+    """One version's place. `counts`: whether the server's readiness depends on it."""
+
+    found: Found
     state: ModelState
     reason: str = ""
     model: Model | None = None
+    counts: bool = True
 
     @property
     def number(self) -> int | None:
@@ -86,6 +76,13 @@ class _Entry:
     def status(self) -> ModelStatus:
         return ModelStatus(self.found.name, self.number, self.state, self.reason)
 
+    def settle(self, outcome: Model | str) -> None:
+        """LOADING has ended with a model, or with why there is none."""
+        if isinstance(outcome, str):
+            self.state, self.reason = ModelState.UNAVAILABLE, outcome
+        else:
+            self.model, self.state, self.reason = outcome, ModelState.READY, ""
+
 
 class Registry:
     """The models of one repository, or of one file."""
@@ -93,17 +90,120 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         """Touches nothing yet: `load_all` reads the disk."""
         self._settings = settings
-        self._cpu = cpu_plan.read_plan()
+        folder = settings.model.parent if settings.model else settings.model_repository
+        self.repository_name = folder.absolute().name
+        self._loader = Loader(settings)
         self._entries: dict[str, list[_Entry]] = {}
+        self._leaving: list[_Entry] = []
+        # Who answers for a name and a version as requests spell it, None for no version: `get` in two look-ups.
+        self._answering: dict[str, dict[str | None, Model]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._background: set[asyncio.Task[None]] = set()
         self._scanned = False
-        # Loading is mostly ONNX Runtime optimising graphs, outside the interpreter lock.
-        self._loaders = ThreadPoolExecutor(self._cpu.cores, thread_name_prefix="load")
+        self._closing = False
+
+    # --- what requests ask ---
+
+    def get(self, name: str, version: str | None = None) -> Model:
+        """The model that answers: the given version, otherwise the highest that is READY.
+
+        Raises NotFound, naming what there is, and ModelNotReady, telling state and reason.
+        """
+        try:
+            return self._answering[name][version]
+        except KeyError:
+            told = "; ".join(_told(entry) for entry in self._entries_of(name, version))
+            raise ModelNotReady(f"model {quoted(name)} is not ready: {told}") from None
+
+    def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
+        """What clients are told about a model, with every version that is READY. Raises as `get` does."""
+        model = self.get(name, version)
+        return dataclasses.replace(model.metadata, versions=tuple(str(entry.number) for entry in self._ready(name)))
+
+    def configuration(self, name: str, version: str | None = None) -> ModelConfiguration:
+        """How a model is served, in Triton's words. Raises as `get` does."""
+        model = self.get(name, version)
+        found = next(entry.found for entry in self._ready(name) if entry.model is model)
+        assert found.config is not None
+        assert found.version is not None
+        return describe_configuration(
+            model.metadata,
+            found.config,
+            max_batch_size=model.max_batch_size,
+            providers=model.report.providers,
+            model_file=found.version.model_file,
+        )
+
+    def statistics(self, name: str | None = None, version: str | None = None) -> tuple[VersionStatistics, ...]:
+        """The counters of every READY version: of all models, of one, or the given one. Raises as `get` does."""
+        names = list(self._entries) if name is None else [name]
+        if name is not None:
+            self.get(name, version)
+        return tuple(
+            entry.model.statistics.read(entry.found.name, entry.model.version)
+            for one in names
+            for entry in self._ready(one)
+            if entry.model is not None and version in (None, str(entry.number))
+        )
+
+    def states(self) -> tuple[ModelStatus, ...]:
+        """Every version that was found, by name and number, and those that still end behind one that replaced them."""
+        known = [entry.status() for group in self._entries.values() for entry in group]
+        places = {(status.name, status.version) for status in known}
+        leaving = [entry.status() for entry in self._leaving]
+        return (*known, *(status for status in leaving if (status.name, status.version) not in places))
+
+    async def index(self) -> list[RepositoryIndexRow]:
+        """Every version in its state, and every model on disk that nobody has loaded. Raises LoadFailed."""
+        try:
+            names = await self._loader.call(names_on_disk, self._settings)
+        except ModelRejected as error:
+            raise LoadFailed(without_folder(self._settings, str(error))) from error
+        rows = [
+            RepositoryIndexRow(
+                status.name, None if status.version is None else str(status.version), status.state.value, status.reason
+            )
+            for status in self.states()
+        ]
+        fresh = [name for name in names if name not in self._entries]
+        rows += [RepositoryIndexRow(name, None, ModelState.UNAVAILABLE.value, "not loaded") for name in fresh]
+        return sorted(rows, key=lambda row: (row.name, int(row.version or 0)))
+
+    # --- what the server asks ---
+
+    def is_ready(self) -> bool:
+        """Strict: every version is READY. Otherwise: one is READY and none LOADING. In both: of those that count, which
+        are not those that somebody unloaded, nor those that somebody asked for later and that did not become READY.
+
+        An empty repository is not ready in either case: no request could be answered, so none should be sent here.
+        """
+        states = {entry.state for group in self._entries.values() for entry in group if entry.counts}
+        if not self._scanned or not any(self._answering.values()):
+            return False
+        return states <= {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
+
+    def is_settled(self) -> bool:
+        """Whether everything that was found has been loaded or given up, and nothing is being loaded."""
+        loading = any(status.state is ModelState.LOADING for status in self.states())
+        return self._scanned and not loading and not self._loader.under_way
+
+    def why_hopeless(self) -> str:
+        """Why no request will ever be answered: the one model that was to be served is UNAVAILABLE. Otherwise empty.
+
+        A repository is never hopeless: its other models serve, and a bad one can be told from outside by its state.
+        """
+        if self._settings.model is None and self._settings.model_name is None:
+            return ""
+        entries = [entry for group in self._entries.values() for entry in group if entry.counts]
+        hopeless = all(entry.state is ModelState.UNAVAILABLE for entry in entries)
+        return "; ".join(entry.reason for entry in entries) if hopeless else ""
+
+    # --- loading and unloading ---
 
     async def load_all(self) -> None:
         """Finds and loads every version; returns when each is READY or UNAVAILABLE. Meant to run in the background."""
-        loop = asyncio.get_running_loop()
-        log.info("computing on %d cores: %s", self._cpu.cores, self._cpu.reason)
-        found = await loop.run_in_executor(self._loaders, _discover, self._settings)
+        log.info("computing on %d cores: %s", self._loader.cpu.cores, self._loader.cpu.reason)
+        found = await self._loader.call(discover, self._settings)
         for one in found:
             state = ModelState.LOADING if one.config else ModelState.UNAVAILABLE
             self._entries.setdefault(one.name, []).append(_Entry(one, state, one.reason))
@@ -112,94 +212,140 @@ class Registry:
         self._scanned = True
         if not found:
             log.warning("no model in %s: nothing can be answered", self._settings.model_repository)
-        entries = [entry for group in self._entries.values() for entry in group]
-        await asyncio.gather(*(self._load(entry) for entry in entries if entry.state is ModelState.LOADING))
+        await asyncio.gather(*(self._load_first(name) for name in self._entries))
 
-    def get(self, name: str, version: str | None = None) -> Model:
-        """The model that answers: the given version, otherwise the highest that is READY.
+    async def load(self, name: str, config: str | None = None) -> None:
+        """Loads `name` as it is on disk now, and lets it answer in place of what answered before.
 
-        Raises NotFound, naming what there is, and ModelNotReady, telling state and reason.
+        config: Triton's model configuration as JSON, in place of the one on disk, until the next load.
+        Raises NotFound, LoadFailed with the reason (then what answered before goes on), and ModelNotReady while the
+        server starts or stops.
         """
-        entries = self._entries_of(name, version)
-        ready = [entry for entry in entries if entry.model is not None and entry.state is ModelState.READY]
-        if not ready:
-            told = "; ".join(_told(entry) for entry in entries)
-            raise ModelNotReady(f"model {quoted(name)} is not ready: {told}")
-        model = max(ready, key=lambda entry: entry.number or 0).model
-        assert model is not None
-        return model
+        self._require_running()
+        async with self._lock(name):
+            found = await self._find(name, config)
+            self._require_running()
+            numbers = [str(one.version.version) for one in found if one.version]
+            log.info("model %s: a client asks to load version %s", name, ", ".join(numbers))
+            before = self._entries.get(name, [])
+            counts = any(entry.counts for entry in before)
+            after = [_Entry(one, ModelState.LOADING, counts=counts) for one in found]
+            serves = any(entry.model is not None for entry in before)
+            if not serves:
+                self._entries[name] = after
+            outcomes = await asyncio.gather(*(self._loader.load(one) for one in found))
+            failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+            if failures or self._closing:
+                # All or nothing, as in Triton: half of what was asked for would be a surprise.
+                await asyncio.gather(*(self._loader.end(outcome) for outcome in outcomes if isinstance(outcome, Model)))
+                for entry, outcome in zip(after, outcomes, strict=True):
+                    entry.settle(outcome if isinstance(outcome, str) else "another version could not be loaded")
+                self._require_running()
+                raise LoadFailed(f"model {quoted(name)} cannot be loaded: {_kept('; '.join(failures), serves)}")
+            for entry, outcome in zip(after, outcomes, strict=True):
+                entry.settle(outcome)
+            self._replace(name, before, after)
 
-    def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
-        """What clients are told about a model, with every version that is READY. Raises as `get` does."""
-        model = self.get(name, version)
-        ready = sorted(
-            entry.number or 0 for entry in self._entries[name] if entry.state is ModelState.READY and entry.number
-        )
-        return dataclasses.replace(model.metadata, versions=tuple(map(str, ready)))
+    async def unload(self, name: str) -> None:
+        """Takes `name` out of service, and returns when what it had taken is answered and its memory given back.
 
-    def states(self) -> tuple[ModelStatus, ...]:
-        """Every version that was found, by name and number."""
-        return tuple(entry.status() for group in self._entries.values() for entry in group)
-
-    def is_ready(self) -> bool:
-        """Strict: every version is READY. Otherwise: one is READY and none LOADING.
-
-        An empty repository is not ready in either case: no request could be answered, so none should be sent here.
+        Nothing happens when it is not loaded, as in Triton. Raises ModelNotReady while the server starts or stops.
         """
-        states = {status.state for status in self.states()}
-        if not self._scanned or ModelState.READY not in states:
-            return False
-        return states == {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
-
-    def is_settled(self) -> bool:
-        """Whether everything that was found has been loaded or given up."""
-        return self._scanned and all(status.state is not ModelState.LOADING for status in self.states())
-
-    def why_hopeless(self) -> str:
-        """Why no request will ever be answered: the single file that was to be served is UNAVAILABLE. Otherwise empty.
-
-        A repository is never hopeless: its other models serve, and a bad one can be told from outside by its state.
-        """
-        if self._settings.model is None:
-            return ""
-        return "; ".join(status.reason for status in self.states() if status.state is ModelState.UNAVAILABLE)
+        self._require_running()
+        async with self._lock(name):
+            entries = self._entries.get(name, [])
+            for entry in entries:
+                entry.counts = False
+                if entry.model is not None:
+                    entry.state, entry.reason = ModelState.UNLOADING, "unloading"
+            self._refresh(name)
+            await asyncio.gather(*(self._retire(entry) for entry in entries))
+            if entries:
+                log.info("model %s unloaded", name)
 
     async def close(self, *, drain: bool = True) -> None:
         """Ends every model; requests that wait are answered first, or refused when not draining."""
-        self._loaders.shutdown(wait=False, cancel_futures=True)
-        ready = [entry for group in self._entries.values() for entry in group if entry.model is not None]
-        for entry in ready:
-            entry.state, entry.reason = ModelState.UNLOADING, "the server is stopping"
-        await asyncio.gather(*(entry.model.close(drain=drain) for entry in ready if entry.model is not None))
+        self._closing = True
+        self._loader.close()
+        self._answering = {}
+        entries = [entry for group in (*self._entries.values(), self._leaving) for entry in group]
+        for entry in entries:
+            if entry.model is not None:
+                entry.state, entry.reason = ModelState.UNLOADING, "the server is stopping"
+        await asyncio.gather(*(entry.model.close(drain=drain) for entry in entries if entry.model is not None))
+        await asyncio.gather(*self._background)
 
-    async def _load(self, entry: _Entry) -> None:
-        loop = asyncio.get_running_loop()
-        label = f"{entry.found.name} version {entry.number}"
-        try:
-            model = await loop.run_in_executor(self._loaders, self._load_blocking, entry.found)
-        except ModelRejected as error:
-            entry.state, entry.reason = ModelState.UNAVAILABLE, self._without_folder(str(error))
-            log.error("model %s UNAVAILABLE: %s", label, entry.reason)
-        except Exception as error:
-            # A defect of ours must not take the other models down, nor hide: it is logged with its traceback.
-            entry.state, entry.reason = ModelState.UNAVAILABLE, f"internal error: {type(error).__name__}: {error}"
-            log.exception("model %s UNAVAILABLE", label)
-        else:
-            entry.model, entry.state = model, ModelState.READY
-            _log_ready(label, model)
+    def _lock(self, name: str) -> asyncio.Lock:
+        """One at a time for a name. Locks that nobody holds are forgotten: names are the caller's to invent."""
+        return self._locks.setdefault(name, asyncio.Lock())
 
-    def _load_blocking(self, found: _Found) -> Model:
-        assert found.version is not None
-        assert found.config is not None
+    def _require_running(self) -> None:
+        if self._closing:
+            raise ModelNotReady("the server is stopping; nothing is loaded or unloaded any more")
+        if not self._scanned:
+            raise ModelNotReady("the model repository is still being read; try again in a moment")
+
+    async def _find(self, name: str, config: str | None) -> Sequence[Found]:
+        """The versions of `name` that are to be loaded, at least one. Raises NotFound and LoadFailed."""
         try:
-            return Model.load(
-                found.version,
-                found.config,
-                providers=self._settings.providers,
-                intra_op_threads=self._settings.intra_op_threads or self._cpu.cores,
+            override = None if config is None else read_configuration(config, name, self._settings.providers)
+            found = await self._loader.call(discover_model, self._settings, name, override)
+        except (ModelRejected, OSError) as error:
+            raise LoadFailed(
+                f"model {quoted(name)} cannot be loaded: {without_folder(self._settings, str(error))}"
+            ) from error
+        if not found:
+            raise NotFound(f"there is no model {quoted(name)} in the repository")
+        if reasons := [one.reason for one in found if one.reason]:
+            raise LoadFailed(
+                f"model {quoted(name)} cannot be loaded: {without_folder(self._settings, '; '.join(reasons))}"
             )
-        except OSError as error:  # a folder that may not be entered, a name too long: anything but a missing file
-            raise ModelRejected(f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
+        return found
+
+    async def _load_first(self, name: str) -> None:
+        """What was found at the start; each version for itself."""
+        async with self._lock(name):
+            await asyncio.gather(*(self._load_one(entry) for entry in self._entries[name]))
+
+    async def _load_one(self, entry: _Entry) -> None:
+        if entry.state is ModelState.LOADING:
+            entry.settle(await self._loader.load(entry.found))
+            self._refresh(entry.found.name)
+
+    def _replace(self, name: str, before: list[_Entry], after: list[_Entry]) -> None:
+        """From here on `after` answers; what `before` has taken is answered by it, and then it goes."""
+        self._entries[name] = after
+        self._refresh(name)
+        for entry in before:
+            if entry.model is not None:
+                entry.state, entry.reason = ModelState.UNLOADING, "replaced"
+                self._leaving.append(entry)
+                task = asyncio.get_running_loop().create_task(self._retire(entry))
+                self._background.add(task)
+                task.add_done_callback(self._background.discard)
+
+    async def _retire(self, entry: _Entry) -> None:
+        """Lets what the entry's model has taken be answered, and gives its memory back."""
+        if entry.model is not None:
+            await self._loader.end(entry.model)
+            entry.model = None
+        entry.state, entry.reason = ModelState.UNAVAILABLE, "unloaded"
+        if entry in self._leaving:
+            self._leaving.remove(entry)
+
+    def _ready(self, name: str) -> list[_Entry]:
+        """Lowest version first."""
+        entries = [entry for entry in self._entries.get(name, []) if entry.state is ModelState.READY]
+        return sorted(entries, key=lambda entry: entry.number or 0)
+
+    def _refresh(self, name: str) -> None:
+        """Brings `_answering` up to date with the states."""
+        models = [entry.model for entry in self._ready(name) if entry.model is not None]
+        answering: dict[str | None, Model] = {str(model.version): model for model in models}
+        if models and not self._closing:
+            self._answering[name] = {**answering, None: models[-1]}
+        else:
+            self._answering.pop(name, None)
 
     def _entries_of(self, name: str, version: str | None) -> list[_Entry]:
         """The entries a request speaks of, at least one."""
@@ -216,66 +362,6 @@ class Registry:
             raise NotFound(f"model {quoted(name)} has no version {quoted(version)} here; its versions are {there}")
         return chosen
 
-    def _without_folder(self, reason: str) -> str:
-        """Reasons are told to clients, who have no business with the server's folders."""
-        folder = self._settings.model.parent if self._settings.model else self._settings.model_repository
-        return reason.replace(f"{folder}/", "")
-
-
-# --- what is on disk ----------------------------------------------------------------------------------------------
-
-
-def _discover(settings: Settings) -> list[_Found]:
-    if settings.model is not None:
-        return [_single_file(settings.model)]
-    try:
-        names = model_names(settings.model_repository)
-        for stray in strays(settings.model_repository, of="models"):
-            log.warning("%r is ignored: a model's name has letters, digits, '_', '-' and '.' only", stray)
-    except (ModelRejected, OSError) as error:
-        # It was there when the command started.
-        log.error("%s", error)
-        return []
-    return [found for name in names for found in _discover_model(settings.model_repository / name)]
-
-
-def _discover_model(folder: Path) -> list[_Found]:
-    try:
-        on_disk = versions(folder)
-        for stray in strays(folder, of="versions"):
-            log.warning("%s/%s is ignored: a version is a positive integer without leading zeros", folder.name, stray)
-        if not on_disk and not (folder / CONFIG_FILE).exists():
-            log.warning("%s is ignored: it holds neither a version nor a %s", folder.name, CONFIG_FILE)
-            return []
-        config = read_config(folder)
-    except ModelRejected as error:
-        return [_Found(folder.name, None, None, str(error).replace(f"{folder.parent}/", ""))]
-    except OSError as error:
-        return [_Found(folder.name, None, None, f"its folder cannot be read: {error.strerror}")]
-    if not on_disk:
-        return [_Found(folder.name, None, None, "it has no version: a folder named by a positive number")]
-    return [_Found(folder.name, version, config) for version in on_disk[-config.version_policy.latest :]]
-
-
-def _single_file(path: Path) -> _Found:
-    name = name_of_file(path)
-    return _Found(name, VersionDirectory(path.parent, 1, path.name), ModelConfig(name=name))
-
-
-def name_of_file(path: Path) -> str:
-    """A model name for a file that stands outside a repository: its stem, made legal.
-
-    `model.onnx` says nothing, so then its folder's name counts; and if that is a version number, the folder above.
-    """
-    candidates = [path.stem]
-    if path.name == MODEL_FILE:
-        folders = path.absolute().parents
-        candidates = [folder.name for folder in folders[:2] if not folder.name.isdecimal()]
-    for candidate in candidates:
-        if legal := re.sub(r"[^A-Za-z0-9_.-]+", "-", candidate).strip("-.").lstrip("_"):
-            return legal
-    return "model"
-
 
 # --- words --------------------------------------------------------------------------------------------------------
 
@@ -285,22 +371,11 @@ def _told(entry: _Entry) -> str:
     return f"{version}: {entry.reason}" if entry.reason else version
 
 
+def _kept(reason: str, serves: bool) -> str:
+    return f"{reason}; what was loaded before serves on" if serves else reason
+
+
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     shown = ", ".join(names[:_NAMES_SHOWN]) or "nothing"
     return f"{shown} and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else shown
-
-
-def _log_ready(label: str, model: Model) -> None:
-    report = model.report
-    log.info(
-        "model %s READY in %.2f s: %s; intra-op threads %d; max_batch_size %d (%s); warm-up %s; golden %s",
-        label,
-        report.load_s,
-        ", ".join(report.providers),
-        report.intra_op_threads,
-        model.max_batch_size,
-        report.batching,
-        report.warm_up,
-        report.golden,
-    )

@@ -3,11 +3,16 @@
     models/
       digits/
         config.json           ModelConfig: one for all versions of the name
+        config.pbtxt          Triton's configuration; read where there is no config.json (see triton_keys.py)
+        labels.txt            as below, for all versions: where Triton has it
         1/                    a version: a directory named by a positive integer
           model.onnx          required; everything below is optional in a repository made by hand
           report.json         VersionReport: hashes of the files beside it, golden tolerance, the build's reports
           golden.npz          "input.<name>": samples along axis 0; "output.<name>": what the *unfolded* model answers
           labels.txt          one label a line, for the output whose config names it
+
+A model of several files may be a directory, model.onnx/, with model.onnx and its external data in it, as in Triton; and
+the configuration may give file or directory another name.
 
 A name that starts with "." is invisible: publish prepares there and renames, so a version is whole or absent.
 This file knows neither ONNX Runtime nor what a session is; it never writes outside the directory it is given.
@@ -16,19 +21,25 @@ This file knows neither ONNX Runtime nor what a session is; it never writes outs
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from service.datatypes import DATATYPES
 from service.errors import ModelRejected
+from service.model_knobs import SchedulerConfig, Schema, VersionPolicy
+from service.triton_config import translate
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+TRITON_CONFIG_FILE = "config.pbtxt"
 MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"
 GOLDEN_FILE = "golden.npz"
@@ -38,6 +49,7 @@ GOLDEN_OUTPUT_PREFIX = "output."
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
+_LARGEST_CONFIG_BYTES = 1 << 18
 
 
 def _is_model_name(name: str) -> str:
@@ -55,8 +67,8 @@ def _is_datatype(name: str) -> str:
 
 
 def _is_plain_file_name(name: str) -> str:
-    if Path(name).name != name or name.startswith("."):
-        raise ValueError(f"{name!r} must be a plain file name inside the version's directory")
+    if Path(name).name != name or name.startswith(".") or "\0" in name:
+        raise ValueError(f"{name!r} must be a plain file name, without a folder and not starting with '.'")
     return name
 
 
@@ -67,11 +79,7 @@ Dimension = Annotated[int, Field(ge=-1)]
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class InputConfig(_Schema):
+class InputConfig(Schema):
     """One input, as a client sees it. `shape` includes the batch dimension, as -1, when the model is batchable.
 
     `description`, `minimum` and `maximum` tell a client (or a page) what values to send; they are not enforced.
@@ -85,8 +93,9 @@ class InputConfig(_Schema):
     maximum: float | None = None
 
 
-class OutputConfig(_Schema):
-    """One output. `labels` names a file beside model.onnx with one label a line, in index order of the last axis."""
+class OutputConfig(Schema):
+    """One output. `labels` names a file with one label a line, in index order of the last axis: beside model.onnx, or
+    one directory up, for all versions."""
 
     name: str
     datatype: DatatypeName
@@ -95,23 +104,10 @@ class OutputConfig(_Schema):
     labels: PlainFileName | None = None
 
 
-class SchedulerConfig(_Schema):
-    """The dynamic batcher's knobs; the defaults are meant to need no tuning."""
-
-    max_queue_size: int = Field(default=1024, ge=1, description="requests that may wait; one more is answered 503")
-    instances: int = Field(default=1, ge=1, le=64, description="batches of this model that may run at the same time")
-
-
-class VersionPolicy(_Schema):
-    """Which versions are loaded: the `latest` highest numbers."""
-
-    latest: int = Field(default=1, ge=1)
-
-
-class ModelConfig(_Schema):
+class ModelConfig(Schema):
     """`config.json`. `max_batch_size` counts rows; 0 means the model is not batchable and runs one request at a time.
 
-    `inputs` and `outputs` empty: derived from the model file.
+    `inputs` and `outputs` empty: derived from the model file. `file_name` is where it comes from, for messages.
     """
 
     name: ModelName
@@ -122,6 +118,13 @@ class ModelConfig(_Schema):
     outputs: tuple[OutputConfig, ...] = ()
     scheduler: SchedulerConfig = SchedulerConfig()
     version_policy: VersionPolicy = VersionPolicy()
+    default_model_filename: PlainFileName = MODEL_FILE
+
+    _file_name: str = PrivateAttr(default=CONFIG_FILE)
+
+    @property
+    def file_name(self) -> str:
+        return self._file_name
 
     @model_validator(mode="after")
     def _names_are_unique_and_batch_dimension_is_free(self) -> ModelConfig:
@@ -138,14 +141,14 @@ class ModelConfig(_Schema):
         return self
 
 
-class FileRecord(_Schema):
+class FileRecord(Schema):
     """What publish wrote, so that a swapped or damaged file is noticed at load."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class GoldenRecord(_Schema):
+class GoldenRecord(Schema):
     """How closely golden.npz must be reproduced: for each output, the largest absolute difference allowed."""
 
     samples: int = Field(ge=1)
@@ -165,20 +168,24 @@ class VersionReport(BaseModel):
 class VersionDirectory:
     """One version on disk. None of the files needs to exist.
 
-    A single file served outside a repository has another `model_file`; nothing beside such a file belongs to it.
+    A single file served outside a repository has another `model_file`; nothing beside such a file belongs to it, unless
+    the configuration has named it so (`named_by_config`).
     """
 
     path: Path
     version: int
     model_file: str = MODEL_FILE
+    named_by_config: bool = False
 
     @property
     def stands_alone(self) -> bool:
-        return self.model_file != MODEL_FILE
+        return self.model_file != MODEL_FILE and not self.named_by_config
 
     @property
     def model_path(self) -> Path:
-        return self.path / self.model_file
+        """The ONNX file; in a directory of that name it is model.onnx (Triton, model_repository.md, "ONNX Models")."""
+        path = self.path / self.model_file
+        return path / MODEL_FILE if path.is_dir() else path
 
     @property
     def report_path(self) -> Path:
@@ -222,23 +229,81 @@ def strays(directory: Path, *, of: Literal["models", "versions"]) -> tuple[str, 
     return tuple(name for name in names if not name.startswith(".") and not legal.fullmatch(name))
 
 
-def read_config(model_directory: Path) -> ModelConfig:
-    """`config.json` of a model directory, or the default one when there is none.
+def chosen_versions(on_disk: Sequence[VersionDirectory], config: ModelConfig) -> tuple[VersionDirectory, ...]:
+    """Those of `on_disk` that the version policy asks for, lowest first, with the model file that the config names."""
+    chosen = config.version_policy.choose([found.version for found in on_disk])
+    name = config.default_model_filename
+    return tuple(
+        VersionDirectory(found.path, found.version, name, named_by_config=name != MODEL_FILE)
+        for found in on_disk
+        if found.version in chosen
+    )
 
+
+def find_labels(version: VersionDirectory, name: str) -> Path:
+    """The labels file called `name`: the version's own, otherwise the model's, where Triton has it. May not exist."""
+    own, shared = version.path / name, version.path.parent / name
+    return shared if os.path.lexists(shared) and not os.path.lexists(own) else own
+
+
+def has_config(model_directory: Path) -> bool:
+    """Whether somebody has meant this directory as a model's."""
+    return bool(_config_files(model_directory))
+
+
+def _config_files(model_directory: Path) -> list[Path]:
+    """Those that are there, the one that counts first."""
+    paths = (model_directory / CONFIG_FILE, model_directory / TRITON_CONFIG_FILE)
+    return [path for path in paths if os.path.lexists(path)]
+
+
+def read_config(
+    model_directory: Path, *, name: str | None = None, stands_alone: bool = False, providers: Sequence[str] = ()
+) -> ModelConfig:
+    """The configuration in a model directory: config.json, otherwise config.pbtxt, otherwise the default one.
+
+    name: what the model is called when the config does not say; by default as its directory. stands_alone: it is served
+    by itself, outside a repository, where the directory's name means nothing; otherwise both names have to agree.
+    providers: those that were asked for (config.pbtxt may demand a GPU).
     Raises ModelRejected, naming file and field, when it is not valid or names another model.
     """
-    path = model_directory / CONFIG_FILE
-    if not os.path.lexists(path):
-        return ModelConfig(name=model_directory.name)
+    name = name or model_directory.name
+    found = _config_files(model_directory)
+    if not found:
+        return ModelConfig(name=name)
+    path = found[0]
     # Opening a named pipe would wait for a writer, for ever. A link that leads nowhere is a mistake, not an absence.
     if not path.is_file():
         raise ModelRejected(f"{path} is not a regular file")
-    config = _read(path, ModelConfig)
-    if config.name != model_directory.name:
-        raise ModelRejected(
-            f"{path}: name is {config.name!r}, but the directory is {model_directory.name!r}; make them agree"
-        )
+    if path.name == CONFIG_FILE:
+        config = _read(path, ModelConfig, _LARGEST_CONFIG_BYTES)
+    else:
+        config = _read_triton(path, name, providers)
+    for ignored in found[1:]:
+        log.warning("%s is not read: %s stands beside it", _told(ignored), path.name)
+    if config.name != name and not stands_alone:
+        raise ModelRejected(f"{path}: name is {config.name!r}, but the directory is {name!r}; make them agree")
     return config
+
+
+def _read_triton(path: Path, name: str, providers: Sequence[str]) -> ModelConfig:
+    try:
+        translation = translate(_content(path, _LARGEST_CONFIG_BYTES), name, providers)
+    except ModelRejected as error:
+        raise ModelRejected(f"{path}: {error}") from error
+    try:
+        config = ModelConfig.model_validate(translation.values)
+    except ValidationError as error:
+        raise _invalid(path, error) from error
+    for warning in translation.warnings:
+        log.warning("%s, %s", _told(path), warning)
+    config._file_name = TRITON_CONFIG_FILE
+    return config
+
+
+def _told(path: Path) -> str:
+    """For the log: the model and the file."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def read_report(version: VersionDirectory) -> VersionReport | None:
@@ -250,7 +315,7 @@ def read_report(version: VersionDirectory) -> VersionReport | None:
     if version.stands_alone or not version.report_path.exists():
         return None
     report = _read(version.report_path, VersionReport)
-    must = [MODEL_FILE, GOLDEN_FILE] if report.golden else [MODEL_FILE]
+    must = [version.model_file, GOLDEN_FILE] if report.golden else [version.model_file]
     if missing := [name for name in must if name not in report.files]:
         promise = f" and promises {report.golden.samples} golden samples" if report.golden else ""
         raise ModelRejected(
@@ -265,12 +330,26 @@ def to_json(value: BaseModel) -> str:
     return json.dumps(value.model_dump(mode="json", exclude_unset=True), indent=2, ensure_ascii=False) + "\n"
 
 
-def _read(path: Path, schema: type[SchemaT]) -> SchemaT:
+def _read(path: Path, schema: type[SchemaT], largest_bytes: int | None = None) -> SchemaT:
     try:
-        return schema.model_validate_json(path.read_bytes())
+        return schema.model_validate_json(_content(path, largest_bytes))
+    except ValidationError as error:
+        raise _invalid(path, error) from error
+
+
+def _content(path: Path, largest_bytes: int | None = None) -> bytes:
+    """All of a file, if it is not too long. Raises ModelRejected."""
+    try:
+        with path.open("rb") as file:
+            content = file.read() if largest_bytes is None else file.read(largest_bytes + 1)
     except OSError as error:
         raise ModelRejected(f"{path} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ModelRejected(f"{path}: {where}: {first['msg']}") from error
+    if largest_bytes is not None and len(content) > largest_bytes:
+        raise ModelRejected(f"{path} is longer than {largest_bytes} bytes, the most that is read of a configuration")
+    return content
+
+
+def _invalid(path: Path, error: ValidationError) -> ModelRejected:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    return ModelRejected(f"{path}: {where}: {first['msg']}")

@@ -1,48 +1,131 @@
 """The dynamic batcher: when waiting requests run, and which of them together.
 
-An idle instance never waits: a request that meets one runs at once, otherwise it queues, and the next instance that
-becomes idle takes the oldest request plus those behind it that may share a batch, up to `max_batch_rows` rows.
-Requests share a batch when their group keys are equal (what that means is the caller's affair). Order is first come,
-first served within a group, and the group whose head is oldest goes first, so none starves.
+Work-conserving. An instance that is idle takes what waits, at once, with one exception: when the rows that usually
+follow a finished batch have not all come back yet and the latency curve says that running them together serves more
+rows a second, it waits for them, for a part of a run, and never past a deadline (`arrivals.py`). So there is nothing
+to tune; `max_queue_delay_s` only caps that wait.
 
-Lives on one event loop. Knows neither session nor model nor HTTP: what to run and the clock are passed in.
-To come here: queue delay, deadlines, priorities.
+What is taken: the ticket of the best priority, the oldest among equals, and behind it those that may share its batch
+(equal group keys), in order, up to `max_batch_rows`, or fewer where the curve says that more rows do not pay.
+A batch that fails is halved and run again until the guilty request is alone with its error. Nobody computes for a
+caller that has given up or whose deadline has passed.
+
+Lives on one event loop and waits nowhere: `submit` returns a ticket, its `done` is called once. Knows neither session
+nor model nor HTTP: what runs a batch and the loop's clock and timers are passed in.
 """
 
 from __future__ import annotations
 
-import asyncio
+import heapq
+import logging
 import math
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
-from service.errors import ModelNotReady, QueueFull
+from service.arrivals import Arrivals
+from service.errors import DeadlineExceeded, ModelNotReady, QueueFull
+from service.latency_curve import LatencyCurve
+
+log = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-# Weight of the newest batch in the running mean of batch times: about the last ten batches count.
-_NEWEST_WEIGHT = 0.2
+_FOREVER = math.inf
+# Heaps and deadlines keep what has left the queue until it comes up; they are swept when this much of it has gathered.
+_DEAD_ENTRIES = 256
+_SAMPLED_EVERY = 16
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ticket(Generic[ItemT, ResultT]):
-    """One waiting request. Compared by identity: two equal requests are two requests."""
+class Timers(Protocol):
+    """The part of an asyncio event loop that is used here. Seconds, monotonic."""
 
-    item: ItemT
+    def time(self) -> float: ...
+
+    def call_soon(self, callback: Callable[[], object]) -> Any: ...
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome(Generic[ResultT]):
+    """What became of a batch: one result an item, in order, or the error. Times in seconds: making one array of the
+    items, the model's run, and taking the answer apart."""
+
+    results: Sequence[ResultT] | None
+    error: Exception | None = None
+    input_s: float = 0.0
+    infer_s: float = 0.0
+    output_s: float = 0.0
+
+
+Runner = Callable[[Sequence[ItemT], int, Callable[[BatchOutcome[ResultT]], None]], None]
+"""Runs items, of so many rows together; calls its last argument on the loop's thread: later, or before it returns."""
+
+
+class Ticket(Generic[ItemT, ResultT]):
+    """One request's place: waiting, then running, then done or given up. Compared by identity."""
+
+    __slots__ = ("deadline_s", "done", "group", "is_waiting", "item", "priority", "rows", "submitted_s")
+
+    def __init__(
+        self,
+        item: ItemT,
+        rows: int,
+        group: Hashable,
+        done: Callable[[ResultT | Exception], object],
+        priority: int,
+        submitted_s: float,
+        deadline_s: float,
+    ) -> None:
+        self.item = item
+        self.rows = rows
+        self.group = group
+        self.done: Callable[[ResultT | Exception], object] | None = done
+        """None once it has been called, or the caller has given up."""
+        self.priority = priority
+        self.submitted_s = submitted_s
+        self.deadline_s = deadline_s
+        self.is_waiting = True
+
+    def settle(self, outcome: ResultT | Exception) -> None:
+        done, self.done = self.done, None
+        if done is not None:
+            try:
+                done(outcome)
+            except Exception:
+                # A defect of the caller's side must not leave the others of the batch without an answer.
+                log.exception("a request's answer could not be delivered")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """One batch that ran, for the statistics. Sums over its requests, in seconds; `failed` requests are in none."""
+
+    requests: int
     rows: int
-    group: Hashable
-    future: asyncio.Future[ResultT]
+    failed: int
+    queue_s: float
+    total_s: float
+    input_s: float
+    infer_s: float
+    output_s: float
 
 
-@dataclass(slots=True)
-class _Group(Generic[ItemT, ResultT]):
-    """Waiting tickets that may share a batch, oldest first. Ordered and O(1) to leave from the middle."""
+@dataclass(slots=True, eq=False)
+class _Run(Generic[ItemT, ResultT]):
+    """One busy instance: the batch that runs, and the pieces of a failed one that are still to be tried."""
 
-    tickets: OrderedDict[_Ticket[ItemT, ResultT], None] = field(default_factory=OrderedDict)
-    rows: int = 0
+    pieces: list[list[Ticket[ItemT, ResultT]]]
+    started_s: float = 0.0
+    expected_s: float = 0.0
+    is_starting: bool = False
+    tickets: list[Ticket[ItemT, ResultT]] = field(default_factory=list)
+
+
+_Entry = tuple[int, int, Ticket[ItemT, ResultT]]
+"""Priority, then order of arrival: what heaps sort by."""
 
 
 class Scheduler(Generic[ItemT, ResultT]):
@@ -50,159 +133,342 @@ class Scheduler(Generic[ItemT, ResultT]):
 
     def __init__(
         self,
-        run_batch: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT]]],
+        run_batch: Runner[ItemT, ResultT],
+        curve: LatencyCurve,
+        timers: Timers,
         *,
         name: str,
         max_batch_rows: int,
         max_queue_size: int,
-        instances: int,
-        clock: Callable[[], float],
-        expected_batch_s: float = 1.0,
+        instances: int = 1,
+        max_queue_delay_s: float = _FOREVER,
+        on_batch: Callable[[BatchRecord], object] | None = None,
     ) -> None:
         """
-        run_batch: runs items, returns one result each in the same order; at most `instances` calls at once.
+        run_batch: see `Runner`; at most `instances` batches are under way at once.
         name: of what is served, for messages.
-        clock: seconds, monotonic.
-        expected_batch_s: how long a batch takes, until the first one has been measured.
+        max_queue_delay_s: longest time that a request waits for company while an instance is idle; 0 never waits.
+        on_batch: told of each batch that has run.
         """
+        self.max_batch_rows = max_batch_rows
+        self.curve = curve
         self._run_batch = run_batch
+        self._timers = timers
         self._name = name
-        self._max_batch_rows = max_batch_rows
         self._max_queue_size = max_queue_size
         self._instances = instances
-        self._clock = clock
-        self._batch_s = expected_batch_s
-        self._waiting: OrderedDict[_Ticket[ItemT, ResultT], None] = OrderedDict()
-        self._groups: dict[Hashable, _Group[ItemT, ResultT]] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._max_queue_delay_s = max_queue_delay_s
+        self._on_batch = on_batch
+        self._arrivals = Arrivals(curve)
+        self._sequence = 0
+        self._batches = 0
+        self._waiting_requests = 0
+        self._waiting_rows = 0
+        self._queue: list[_Entry[ItemT, ResultT]] = []
+        self._groups: dict[Hashable, list[_Entry[ItemT, ResultT]]] = {}
+        self._deadlines: list[tuple[float, int, Ticket[ItemT, ResultT]]] = []
+        self._deadline_timer: Any = None
+        self._company_timer: Any = None
+        self._runs: list[_Run[ItemT, ResultT]] = []
+        self._dispatch_is_due = False
         self._closed = False
+        self._on_idle: list[Callable[[], object]] = []
+
+    # --- what callers see ---
 
     @property
     def queue_size(self) -> int:
         """Requests that wait, without those that run."""
-        return len(self._waiting)
+        return self._waiting_requests
 
-    async def submit(self, item: ItemT, *, rows: int, group: Hashable) -> ResultT:
-        """The result for `item`, which counts `rows` rows (at most `max_batch_rows`).
+    @property
+    def is_idle(self) -> bool:
+        return not self._runs and not self._waiting_requests
 
-        Cancelling the call takes a waiting item out of the queue; one that already runs is finished for nobody.
-        Raises QueueFull, ModelNotReady once closed, and whatever `run_batch` raised for this item.
+    def submit(
+        self,
+        item: ItemT,
+        done: Callable[[ResultT | Exception], object],
+        *,
+        rows: int,
+        group: Hashable = None,
+        priority: int = 0,
+        deadline_s: float = _FOREVER,
+    ) -> Ticket[ItemT, ResultT]:
+        """Queues `item`, which counts `rows` rows (at most `max_batch_rows`); `done` gets its result, or what failed.
+
+        priority: lower runs first. deadline_s: on the timers' clock; what cannot be answered by then is not run.
+        `done` is called once, on the loop, never before this returns, and not after `cancel`.
+        Raises QueueFull, DeadlineExceeded, ModelNotReady once closed.
         """
-        ticket = self._admit(item, rows, group)
-        try:
-            return await ticket.future
-        finally:
-            self._forget(ticket)
-
-    async def close(self, *, drain: bool = True) -> None:
-        """Admits nothing more and returns when nothing runs. Waiting requests run first, or are refused."""
-        self._closed = True
-        if not drain:
-            for ticket in list(self._waiting):
-                self._forget(ticket)
-                _fail(ticket, self._closed_error())
-        # A batch that ends may start the next one, so look again until none is left.
-        while self._running:
-            await asyncio.wait(self._running)
-
-    def _admit(self, item: ItemT, rows: int, group: Hashable) -> _Ticket[ItemT, ResultT]:
-        if self._closed:
-            raise self._closed_error()
-        if rows > self._max_batch_rows:
-            raise ValueError(f"{rows} rows can never run: a batch holds {self._max_batch_rows}")
-        if len(self._running) >= self._instances and len(self._waiting) >= self._max_queue_size:
-            raise self._queue_full()
-        ticket = _Ticket(item, rows, group, asyncio.get_running_loop().create_future())
-        self._waiting[ticket] = None
-        members = self._groups.setdefault(group, _Group())
-        members.tickets[ticket] = None
-        members.rows += rows
-        self._dispatch()
+        now = self._timers.time()
+        self._admit(rows, now, deadline_s)
+        ticket: Ticket[ItemT, ResultT] = Ticket(item, rows, group, done, priority, now, deadline_s)
+        self._sequence += 1
+        entry = (priority, self._sequence, ticket)
+        heapq.heappush(self._queue, entry)
+        heapq.heappush(self._groups.setdefault(group, []), entry)
+        self._waiting_requests += 1
+        self._waiting_rows += rows
+        self._arrivals.arrived(rows, now)
+        if deadline_s < _FOREVER:
+            heapq.heappush(self._deadlines, (deadline_s, self._sequence, ticket))
+            self._watch_deadlines()
+        self._dispatch_soon()
         return ticket
 
-    def _forget(self, ticket: _Ticket[ItemT, ResultT]) -> None:
-        """Takes a ticket out of the queue; nothing happens when it has left already."""
-        if ticket not in self._waiting:
+    def cancel(self, ticket: Ticket[ItemT, ResultT]) -> None:
+        """The caller has given up: a waiting ticket never runs, one that runs is finished for nobody."""
+        ticket.done = None
+        if ticket.is_waiting:
+            self._leave_queue(ticket)
+            self._sweep()
+
+    def close(self, on_idle: Callable[[], object], *, drain: bool = True) -> None:
+        """Admits nothing more; `on_idle` is called when nothing runs. Waiting requests run first, or are refused."""
+        self._closed = True
+        self._on_idle.append(on_idle)
+        if not drain:
+            for _, _, ticket in list(self._queue):
+                if ticket.is_waiting:
+                    self._leave_queue(ticket)
+                    ticket.settle(self._closed_error())
+        self._dispatch_soon()
+
+    # --- admission ---
+
+    def _admit(self, rows: int, now: float, deadline_s: float) -> None:
+        if self._closed:
+            raise self._closed_error()
+        if rows > self.max_batch_rows:
+            raise ValueError(f"{rows} rows can never run: a batch holds {self.max_batch_rows}")
+        # Those that idle instances are about to take do not count as waiting.
+        taken = (self._instances - len(self._runs)) * self.max_batch_rows
+        if self._waiting_requests >= self._max_queue_size + taken:
+            retry_after_s = self.expected_s(rows, now)
+            raise QueueFull(
+                f"the queue of {self._name} is full: {self._waiting_requests} requests wait, max_queue_size is "
+                f"{self._max_queue_size}; try again in about {retry_after_s:.1g} s",
+                retry_after_s=retry_after_s,
+            )
+        if deadline_s < _FOREVER and now + (expected_s := self.expected_s(rows, now)) > deadline_s:
+            allowed_s = max(deadline_s - now, 0.0)
+            raise DeadlineExceeded(
+                f"{self._name} would answer in about {expected_s:.2g} s, the request allows {allowed_s:.2g} s; "
+                f"it was not run",
+                retry_after_s=expected_s - allowed_s,
+            )
+
+    def expected_s(self, rows: int, now: float) -> float:
+        """How long a request of `rows` rows that came now would take to be answered, behind all that wait already."""
+        own_s = self.curve.seconds(rows)
+        if len(self._runs) < self._instances and not self._waiting_requests:
+            return own_s
+        batch_rows = self.curve.rows_worth_running(min(max(self._waiting_rows + rows, 1), self.max_batch_rows))
+        # Each group needs at least one batch of its own; all instances work off the queue together.
+        batches = max(self._waiting_rows // batch_rows, len(self._groups) - 1)
+        wait_s = batches * self.curve.seconds(batch_rows) / self._instances
+        if len(self._runs) >= self._instances:
+            wait_s += min(max(run.started_s + run.expected_s - now, 0.0) for run in self._runs)
+        return wait_s + own_s
+
+    # --- leaving the queue ---
+
+    def _leave_queue(self, ticket: Ticket[ItemT, ResultT]) -> None:
+        """Its entries in the heaps stay until they come up."""
+        ticket.is_waiting = False
+        self._waiting_requests -= 1
+        self._waiting_rows -= ticket.rows
+
+    def _sweep(self) -> None:
+        if len(self._queue) > 2 * self._waiting_requests + _DEAD_ENTRIES:
+            self._queue = [entry for entry in self._queue if entry[2].is_waiting]
+            heapq.heapify(self._queue)
+            self._groups = {}
+            for entry in self._queue:
+                heapq.heappush(self._groups.setdefault(entry[2].group, []), entry)
+        if len(self._deadlines) > 2 * self._waiting_requests + _DEAD_ENTRIES:
+            self._deadlines = [entry for entry in self._deadlines if entry[2].is_waiting]
+            heapq.heapify(self._deadlines)
+
+    def _watch_deadlines(self) -> None:
+        """One timer, for the earliest deadline of those that wait."""
+        while self._deadlines and not self._deadlines[0][2].is_waiting:
+            heapq.heappop(self._deadlines)
+        if not self._deadlines:
             return
-        del self._waiting[ticket]
-        members = self._groups[ticket.group]
-        del members.tickets[ticket]
-        members.rows -= ticket.rows
-        if not members.tickets:
-            del self._groups[ticket.group]
+        earliest = self._deadlines[0][0]
+        if self._deadline_timer is None:
+            self._deadline_timer = (earliest, self._timers.call_at(earliest, self._expire))
+        elif self._deadline_timer[0] > earliest:
+            self._deadline_timer[1].cancel()
+            self._deadline_timer = (earliest, self._timers.call_at(earliest, self._expire))
+
+    def _expire(self) -> None:
+        self._deadline_timer = None
+        now = self._timers.time()
+        while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].is_waiting):
+            _, _, ticket = heapq.heappop(self._deadlines)
+            if ticket.is_waiting:
+                self._leave_queue(ticket)
+                ticket.settle(self._too_late(ticket, now))
+        self._watch_deadlines()
+        self._sweep()
+
+    def _too_late(self, ticket: Ticket[ItemT, ResultT], now: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self._name}: the request's timeout of {ticket.deadline_s - ticket.submitted_s:.2g} s passed while it "
+            f"waited behind others; it was not run",
+            retry_after_s=self.expected_s(ticket.rows, now),
+        )
+
+    # --- dispatch ---
+
+    def _dispatch_soon(self) -> None:
+        """Behind everything that this turn of the event loop has read: requests that came together run together."""
+        if not self._dispatch_is_due:
+            self._dispatch_is_due = True
+            self._timers.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        while self._waiting and len(self._running) < self._instances:
-            batch = self._next_batch()
-            # Answered from elsewhere (the caller gave up in this very turn of the loop): nothing to compute.
-            if batch := [ticket for ticket in batch if not ticket.future.done()]:
-                # The set keeps the task alive (the loop itself only holds a weak reference) and counts busy instances.
-                self._running.add(asyncio.create_task(self._occupy(batch), name=f"batch of {self._name}"))
-
-    def _next_batch(self) -> list[_Ticket[ItemT, ResultT]]:
-        """Takes the oldest ticket and those of its group that fit behind it, in order."""
-        oldest = next(iter(self._waiting))
-        batch: list[_Ticket[ItemT, ResultT]] = []
-        free_rows = self._max_batch_rows
-        for ticket in self._groups[oldest.group].tickets:
-            # A batch also ends at max_batch_rows requests: requests of zero rows must not make it endless.
-            if ticket.rows > free_rows or len(batch) == self._max_batch_rows:
+        self._dispatch_is_due = False
+        if self._company_timer is not None:
+            self._company_timer.cancel()
+            self._company_timer = None
+        for _ in range(self._instances - len(self._runs)):
+            if not self._waiting_requests or self._waits_for_company():
                 break
-            batch.append(ticket)
-            free_rows -= ticket.rows
-        for ticket in batch:
-            self._forget(ticket)
+            run = _Run([self._next_batch()])
+            self._runs.append(run)
+            self._advance(run)
+        # Batches that ran on this very thread leave instances idle again: the loop first reads what has come meanwhile.
+        if self._waiting_requests and len(self._runs) < self._instances and self._company_timer is None:
+            self._dispatch_soon()
+        if self._closed and self.is_idle:
+            on_idle, self._on_idle = self._on_idle, []
+            for callback in on_idle:
+                callback()
+
+    def _waits_for_company(self) -> bool:
+        if self._closed or self._max_queue_delay_s <= 0 or self._waiting_rows >= self.max_batch_rows:
+            return False
+        now = self._timers.time()
+        until_s = self._arrivals.worth_waiting_until(self._waiting_rows, self.max_batch_rows, now)
+        if until_s <= now:
+            return False
+        oldest = self._oldest()
+        until_s = min(until_s, oldest.submitted_s + self._max_queue_delay_s)
+        if self._deadlines:
+            # Twice: once for the batch with company, once more for whatever was not foreseen.
+            until_s = min(until_s, self._deadlines[0][0] - 2 * self.curve.seconds(self.max_batch_rows))
+        if until_s <= now:
+            return False
+        self._company_timer = self._timers.call_at(until_s, self._dispatch_soon)
+        return True
+
+    def _oldest(self) -> Ticket[ItemT, ResultT]:
+        while not self._queue[0][2].is_waiting:
+            heapq.heappop(self._queue)
+        return self._queue[0][2]
+
+    def _next_batch(self) -> list[Ticket[ItemT, ResultT]]:
+        """Takes the best ticket and those of its group that fit behind it, in order. At least one must wait."""
+        group = self._oldest().group
+        members = self._groups[group]
+        # Other groups' rows are not this batch's, but usually there is one group, and then this is exact.
+        free_rows = self.curve.rows_to_run(min(self._waiting_rows, self.max_batch_rows))
+        batch: list[Ticket[ItemT, ResultT]] = []
+        while members:
+            ticket = members[0][2]
+            if ticket.is_waiting:
+                # Also ends at so many requests: requests of zero rows must not make a batch endless.
+                if batch and (ticket.rows > free_rows or len(batch) >= self.max_batch_rows):
+                    break
+                batch.append(ticket)
+                free_rows -= ticket.rows
+                self._leave_queue(ticket)
+            heapq.heappop(members)
+        if not members:
+            del self._groups[group]
         return batch
 
-    async def _occupy(self, batch: list[_Ticket[ItemT, ResultT]]) -> None:
-        """One instance, from taking a batch to being idle again."""
-        try:
-            await self._run(batch)
-        finally:
-            # Open futures are left only when this task itself was cancelled, that is, when the loop ends.
-            for ticket in batch:
-                ticket.future.cancel()
-            self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            self._dispatch()
+    # --- running ---
 
-    async def _run(self, batch: list[_Ticket[ItemT, ResultT]]) -> None:
-        started = self._clock()
-        try:
-            results = await self._run_batch([ticket.item for ticket in batch])
-            for ticket, result in zip(batch, results, strict=True):
-                if not ticket.future.done():
-                    ticket.future.set_result(result)
-        except Exception as error:
-            await self._isolate(batch, error)
+    def _advance(self, run: _Run[ItemT, ResultT]) -> None:
+        """Runs the pieces one after the other; goes on in `_finished` when one does not end at once."""
+        while run.pieces:
+            run.tickets = self._still_wanted(run.pieces.pop())
+            if not run.tickets:
+                continue
+            rows = sum(ticket.rows for ticket in run.tickets)
+            run.started_s = self._timers.time()
+            run.expected_s = self.curve.seconds(rows)
+            run.is_starting = True
+            self._run_batch([ticket.item for ticket in run.tickets], rows, lambda outcome: self._finished(run, outcome))
+            if run.is_starting:
+                run.is_starting = False
+                return
+        self._runs.remove(run)
+
+    def _still_wanted(self, tickets: list[Ticket[ItemT, ResultT]]) -> list[Ticket[ItemT, ResultT]]:
+        now = self._timers.time()
+        wanted = []
+        for ticket in tickets:
+            if ticket.done is None:
+                continue
+            if ticket.deadline_s < _FOREVER and now + self.curve.seconds(ticket.rows) > ticket.deadline_s:
+                ticket.settle(self._too_late(ticket, now))
+            else:
+                wanted.append(ticket)
+        return wanted
+
+    def _finished(self, run: _Run[ItemT, ResultT], outcome: BatchOutcome[ResultT]) -> None:
+        now = self._timers.time()
+        tickets = run.tickets
+        if outcome.error is not None and len(tickets) > 1:
+            # One of them is guilty: halves, the front one next.
+            half = len(tickets) // 2
+            run.pieces += [tickets[half:], tickets[:half]]
         else:
-            self._batch_s += _NEWEST_WEIGHT * (self._clock() - started - self._batch_s)
-
-    async def _isolate(self, batch: list[_Ticket[ItemT, ResultT]], error: Exception) -> None:
-        """A failed batch is retried one by one, so that only the guilty request fails, with its own message."""
-        if len(batch) == 1:
-            _fail(batch[0], error)
+            self._record(run, outcome, now)
+            if outcome.error is not None:
+                tickets[0].settle(outcome.error)
+            else:
+                assert outcome.results is not None
+                for ticket, result in zip(tickets, outcome.results, strict=True):
+                    ticket.settle(result)
+        if run.is_starting:
+            # Finished before the runner returned, so it is `_advance` that called it, and that goes on.
+            run.is_starting = False
             return
-        for ticket in batch:
-            if not ticket.future.done():
-                await self._run([ticket])
+        self._arrivals.finished(now)
+        self._advance(run)
+        self._dispatch_soon()
 
-    def _queue_full(self) -> QueueFull:
-        # Every group needs at least one batch of its own; the queue is worked off by all instances together.
-        waiting_rows = sum(group.rows for group in self._groups.values())
-        batches = max(math.ceil(waiting_rows / self._max_batch_rows), len(self._groups))
-        retry_after_s = batches * self._batch_s / self._instances
-        return QueueFull(
-            f"the queue of {self._name} is full: {len(self._waiting)} requests wait, max_queue_size is "
-            f"{self._max_queue_size}; try again in about {retry_after_s:.1g} s",
-            retry_after_s=retry_after_s,
+    def _record(self, run: _Run[ItemT, ResultT], outcome: BatchOutcome[ResultT], now: float) -> None:
+        rows = sum(ticket.rows for ticket in run.tickets)
+        failed = outcome.error is not None
+        if not failed:
+            self._batches += 1
+            # Small batches run on this thread, many thousands a second: a sample of them keeps the curve true.
+            if not run.is_starting or self._batches % _SAMPLED_EVERY == 0:
+                self.curve.observe(rows, now - run.started_s)
+        if self._on_batch is None:
+            return
+        submitted_s = sum(ticket.submitted_s for ticket in run.tickets)
+        requests = len(run.tickets)
+        self._on_batch(
+            BatchRecord(
+                requests=0 if failed else requests,
+                rows=0 if failed else rows,
+                failed=requests if failed else 0,
+                queue_s=requests * run.started_s - submitted_s,
+                total_s=requests * now - submitted_s,
+                input_s=outcome.input_s,
+                infer_s=outcome.infer_s,
+                output_s=outcome.output_s,
+            )
         )
 
     def _closed_error(self) -> ModelNotReady:
         return ModelNotReady(f"{self._name} is UNLOADING and takes no more requests")
-
-
-def _fail(ticket: _Ticket[ItemT, ResultT], error: Exception) -> None:
-    if not ticket.future.done():
-        ticket.future.set_exception(error)
-        # Marks it as seen: a caller that gave up at this very moment would otherwise leave a complaint in the log.
-        ticket.future.exception()

@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from service import __version__
-from service.connection import Connection
+from service.memory import keep_what_is_there
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.registry import Registry
+    from service.shared_memory import SharedMemory
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +52,13 @@ def run(settings: Settings) -> int:
     # Late: importing the application takes most of the start-up time, and the port is ours already.
     from service.app import build_app
     from service.registry import Registry
+    from service.shared_memory import SharedMemory
 
     registry = Registry(settings)
+    regions = SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
     config = uvicorn.Config(
-        build_app(registry, settings.max_body_bytes),
-        http=Connection,
+        build_app(registry, settings.max_body_bytes, regions=regions, root_path=settings.root_path),
+        http=_protocol(registry, settings, regions),
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
         lifespan="on",
@@ -64,8 +72,8 @@ def run(settings: Settings) -> int:
         proxy_headers=False,
         backlog=_BACKLOG,
     )
-    logging.getLogger("uvicorn.error").addFilter(_is_worth_telling)
-    server = _Server(config, registry.why_hopeless)
+    server = _Server(config, registry)
+    logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
     log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock) for sock in sockets))
     server.listen_to_signals()
     server.run(sockets=sockets)
@@ -79,6 +87,19 @@ def run(settings: Settings) -> int:
         logging.shutdown()
         os._exit(code)
     return code
+
+
+def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> Any:
+    """What uvicorn makes for each connection: the lane where it fits the installed uvicorn, otherwise uvicorn's own."""
+    from service.http_lane import HeadMemory, Lane, why_unfit
+    from service.infer import begin_infer
+
+    if misfit := why_unfit():
+        log.warning("requests take the slower way, through the application: %s; install the pinned uvicorn", misfit)
+        return "httptools"
+    begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
+    heads = HeadMemory(settings.max_body_bytes, Lane.limits.head_bytes)
+    return functools.partial(Lane, begin, heads)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -111,19 +132,30 @@ class _Server(uvicorn.Server):
     """uvicorn closes its listeners first when told to exit; a grace period (not ready, but serving on) goes into
     `handle_exit`, before `should_exit` is set."""
 
-    def __init__(self, config: uvicorn.Config, why_hopeless: Callable[[], str]) -> None:
+    def __init__(self, config: uvicorn.Config, registry: Registry) -> None:
         super().__init__(config)
-        self._why_hopeless = why_hopeless
+        self._registry = registry
+        self._has_settled = False
         self.gave_up = ""
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; true ends serving."""
-        self.gave_up = self._why_hopeless()
+        self.gave_up = self._registry.why_hopeless()
+        if not self._has_settled and self._registry.is_settled():
+            self._has_settled = True
+            keep_what_is_there()
         return await super().on_tick(counter) or bool(self.gave_up)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         log.info("%s: finishing requests in flight", signal.Signals(sig).name)
         super().handle_exit(sig, frame)
+
+    def tell_the_drain_in_our_words(self, record: logging.LogRecord) -> bool:
+        """uvicorn counts its tasks, of which the lane has none, and logs a traceback for each that it cuts off."""
+        if "timeout graceful shutdown exceeded" in record.msg:
+            busy = sum(getattr(connection, "is_busy", True) for connection in self.server_state.connections)
+            record.msg, record.args = "the drain limit has passed: requests cut off: %d", (busy,)
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
     def listen_to_signals(self) -> None:
         """Before the event loop runs, so that there is no moment without a handler."""
@@ -134,11 +166,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own raises the signal again after a clean stop, so that the process dies of it; we exit 0."""
         yield
-
-
-def _is_worth_telling(record: logging.LogRecord) -> bool:
-    """uvicorn logs a traceback for each request that the end of the drain cut off, after a line that counts them."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _address(sock: socket.socket) -> str:

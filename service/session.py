@@ -8,6 +8,7 @@ leave the model's folder (checked by a test, because we rely on it).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,9 @@ class Session:
         self.inputs = tuple(_tensor("input", node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor("output", node) for node in self._session.get_outputs())
         self._shapes_are_free = _free_sizes(self.inputs) > 1
+        self._holds_bf16 = any(tensor.datatype == "BF16" for tensor in (*self.inputs, *self.outputs))
+        if self._holds_bf16:
+            _check_bf16_can_be_fed(self.inputs)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs for one feed, by name in the model's order. BYTES elements are `bytes` on both sides.
@@ -116,7 +120,7 @@ class Session:
             name: _to_text(name, array) if array.dtype == object else _aligned(array) for name, array in inputs.items()
         }
         try:
-            values = self._session.run(None, feed)
+            values = self._run_with_bf16(feed) if self._holds_bf16 else self._session.run(None, feed)
         except Exception as error:  # as above; also UnicodeDecodeError for an output string that is not text
             if self._is_the_callers(error):
                 raise RequestMismatch(f"the model cannot take these inputs: {_first_line(error)}") from error
@@ -125,6 +129,22 @@ class Session:
             tensor.name: _to_bytes(value) if tensor.datatype == "BYTES" else value
             for tensor, value in zip(self.outputs, values, strict=True)
         }
+
+    def _run_with_bf16(self, feed: Mapping[str, Array]) -> list[Array]:
+        """As ONNX Runtime's `run`, which has no NumPy dtype for bfloat16: bit patterns go in and come out."""
+        value = _runtime().OrtValue
+        datatypes = {tensor.name: tensor.datatype for tensor in self.inputs}
+        inputs = {
+            name: value.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
+            if datatypes[name] == "BF16"
+            else value.ortvalue_from_numpy(array)
+            for name, array in ((name, np.ascontiguousarray(array)) for name, array in feed.items())
+        }
+        outputs = self._session.run_with_ort_values(None, inputs)
+        return [
+            _bit_patterns(output) if tensor.datatype == "BF16" else output.numpy()
+            for tensor, output in zip(self.outputs, outputs, strict=True)
+        ]
 
     def _is_the_callers(self, error: Exception) -> bool:
         """Kernels say INVALID_ARGUMENT of shapes and indices; the model has run before, so it is this request. Others
@@ -164,6 +184,24 @@ def _tensor(kind: str, node: Any) -> SessionTensor:
             f"known are {', '.join(BY_ORT_TYPE)}"
         )
     return SessionTensor(node.name, row.name, tuple(node.shape))
+
+
+# Its number in ONNX's TensorProto.DataType.
+_ONNX_BFLOAT16 = 16
+
+
+def _check_bf16_can_be_fed(inputs: Sequence[SessionTensor]) -> None:
+    if texts := [tensor.name for tensor in inputs if tensor.datatype == "BYTES"]:
+        raise ModelRejected(
+            f"the model has bfloat16 tensors and the string input {texts[0]!r}; ONNX Runtime's Python interface can "
+            f"feed one or the other, not both"
+        )
+
+
+def _bit_patterns(value: Any) -> Array:
+    """A copy of a bfloat16 tensor that ONNX Runtime holds in main memory, in the dtype of the table."""
+    content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.ndarray(value.shape(), DATATYPES["BF16"].dtype, content)
 
 
 def _aligned(array: Array) -> Array:

@@ -38,8 +38,15 @@ def _about(
     minimum: int | None = None,
     maximum: int | None = None,
     choices: tuple[str, ...] = (),
+    pattern: str = "",
+    legal: str = "",
+    aliases: tuple[str, ...] = (),
 ) -> Mapping[str, Any]:
-    """The metadata of a knob; everything that is derived from `Settings` reads it."""
+    """The metadata of a knob; everything that is derived from `Settings` reads it.
+
+    pattern, legal: what a text must look like, for the program and in words. aliases: what KServe's runtimes and
+    tritonserver call the flag, so that arguments written for them work as they stand.
+    """
     return {
         "help": help_text,
         "metavar": metavar,
@@ -47,6 +54,9 @@ def _about(
         "minimum": minimum,
         "maximum": maximum,
         "choices": choices,
+        "pattern": pattern,
+        "legal": legal,
+        "aliases": aliases,
     }
 
 
@@ -57,13 +67,29 @@ class Settings:
     model_repository: Path = field(
         default=Path("models"),
         metadata=_about(
-            "folder of models to serve: NAME/VERSION/model.onnx, optionally with NAME/config.json", metavar="DIR"
+            "folder of models to serve: NAME/VERSION/model.onnx, optionally with NAME/config.json or Triton's "
+            "NAME/config.pbtxt",
+            metavar="DIR",
+            aliases=("--model-store",),
         ),
     )
     model: Path | None = field(
         default=None,
         metadata=_about(
-            "serve this one ONNX file instead of a repository, with a derived configuration", metavar="FILE"
+            "serve one model instead of a repository: an ONNX file, or a folder that holds one, or numbered versions",
+            metavar="PATH",
+            aliases=("--model_dir",),
+        ),
+    )
+    model_name: str | None = field(
+        default=None,
+        metadata=_about(
+            "name under which the one model is served; absent: derived from file or folder. Without --model, the "
+            "repository's folder may be anything that --model takes",
+            metavar="NAME",
+            pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+            legal="a model name: letters, digits, '_', '-' and '.', not starting with '.', '-' or '_'",
+            aliases=("--model_name",),
         ),
     )
     host: str = field(
@@ -72,7 +98,12 @@ class Settings:
     )
     port: int = field(
         default=8000,
-        metadata=_about("TCP port to listen on; 0 lets the system choose one", minimum=0, maximum=65535),
+        metadata=_about(
+            "TCP port to listen on; 0 lets the system choose one",
+            minimum=0,
+            maximum=65535,
+            aliases=("--http-port", "--http_port"),
+        ),
     )
     strict_readiness: bool = field(
         default=True,
@@ -97,6 +128,23 @@ class Settings:
     max_body_bytes: int = field(
         default=64 * 1024 * 1024,
         metadata=_about("largest request body; a longer one is answered 413", unit="bytes", minimum=1),
+    )
+    root_path: str = field(
+        default="",
+        metadata=_about(
+            "path under which a proxy publishes this server, such as /models/eu; requests are answered with and "
+            "without it, so the proxy may strip it or not",
+            metavar="PATH",
+            pattern=r"|(?!/v[12](/|$))(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+",
+            legal="a path such as /base: begin with a slash, end without, not /v1 or /v2",
+        ),
+    )
+    system_shared_memory: bool = field(
+        default=False,
+        metadata=_about(
+            "take tensors through system shared memory; whoever can send requests can then read and write every object "
+            "in /dev/shm that this server's user may"
+        ),
     )
     drain_limit_s: int = field(
         # Kubernetes kills 30 s after SIGTERM by default; stop by ourselves a little earlier, with a word in the log.
@@ -140,7 +188,7 @@ def readme_table() -> str:
     """Every knob as a Markdown table, for the README."""
     rows = ["| Flag | Variable | Default | Meaning |", "|---|---|---|---|"]
     for knob in fields(Settings):
-        default = f"`{_shown_default(knob)}`" if knob.default is not None else ""
+        default = f"`{_shown_default(knob)}`" if knob.default not in (None, "") else ""
         rows.append(f"| `{_shown_flag(knob)}` | `{_variable(knob.name)}` | {default} | {_help(knob)} |")
     return "\n".join(rows) + "\n"
 
@@ -187,6 +235,7 @@ _READERS: dict[object, Callable[[str], Any]] = {
     bool: _read_bool,
     int: _read_int,
     str: _read_text,
+    str | None: _read_text,
     Path: _read_path,
     Path | None: _read_path,
     tuple[str, ...]: _read_names,
@@ -204,11 +253,13 @@ def _read(knob: Field[Any], text: str) -> Any:
 
 
 def _check(knob: Field[Any], value: Any) -> None:
-    minimum, maximum, choices = (knob.metadata[key] for key in ("minimum", "maximum", "choices"))
+    minimum, maximum, choices, pattern = (knob.metadata[key] for key in ("minimum", "maximum", "choices", "pattern"))
     if minimum is not None and value < minimum:
         raise ValueError(f"{value} is below the minimum of {minimum}")
     if maximum is not None and value > maximum:
         raise ValueError(f"{value} is above the maximum of {maximum}")
+    if pattern and value is not None and not re.fullmatch(pattern, value):
+        raise ValueError(f"{value!r} is not {knob.metadata['legal']}")
     if choices and value not in choices:
         raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
 
@@ -250,12 +301,14 @@ def _parser() -> argparse.ArgumentParser:
     for knob in fields(Settings):
         # `%` is argparse's own format character.
         text = f"{_help(knob)} (default: {_shown_default(knob)}) [{_variable(knob.name)}]".replace("%", "%%")
-        if knob.default is None:
+        if knob.default in (None, ""):
             text = f"{_help(knob)} [{_variable(knob.name)}]".replace("%", "%%")
         if isinstance(knob.default, bool):
             parser.add_argument(_flag(knob.name), action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             parser.add_argument(_flag(knob.name), metavar=_metavar(knob), type=_argument_type(knob), help=text)
+        for alias in knob.metadata["aliases"]:
+            parser.add_argument(alias, dest=knob.name, type=_argument_type(knob), help=argparse.SUPPRESS)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Runs a model before anybody asks: finds inputs that it accepts.
+"""Runs a model before anybody asks: finds inputs that it accepts, and measures how long batches of them take.
 
 The first run of a shape allocates memory and picks kernels; a caller should not wait for that. Without golden samples
 the inputs are made up from the declared shapes, with a guess for each free dimension.
@@ -8,7 +8,7 @@ Knows no session: the function that runs the model is passed in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -93,3 +93,49 @@ def _values(tensor: TensorMetadata, shape: tuple[int, ...], rows_differ: bool, r
         return random.random(shape).astype(dtype)
     parity = (np.arange(shape[0]) % 2).reshape(-1, *[1] * (len(shape) - 1))
     return np.broadcast_to(parity, shape).astype(dtype)
+
+
+# --- how long batches take ------------------------------------------------------------------------------------------
+
+# Readiness must not wait for 64 rows of a large network: doubling stops when the next size would not fit what is left.
+_MEASURING_S = 0.75
+# Nor may the inputs take more memory than a request may (the default of max_body_bytes).
+_MOST_BYTES = 64 * 1024 * 1024
+# The first run of a shape allocates; the shortest of the others is what the batch takes when nothing disturbs it.
+_RUNS_OF_A_SIZE = 4
+
+
+def measure_curve(run: Run, feed: Feed, max_rows: int, clock: Callable[[], float]) -> dict[int, float]:
+    """Rows to seconds for batches of 1, 2, 4, ... rows, `max_rows` included where time allows. At least one row.
+
+    Raises what `run` raises.
+    """
+    began = clock()
+    measured: dict[int, float] = {}
+    for rows in _doubling(max_rows):
+        inputs = feed(rows)
+        if measured and sum(array.nbytes for array in inputs.values()) > _MOST_BYTES:
+            break
+        seconds = _timed(run, inputs, clock)
+        for _ in range(_RUNS_OF_A_SIZE - 1):
+            if clock() - began + seconds > _MEASURING_S:
+                break
+            seconds = min(seconds, _timed(run, inputs, clock))
+        measured[rows] = max(seconds, 1e-7)
+        if clock() - began + 2 * seconds > _MEASURING_S:
+            break
+    return measured
+
+
+def _doubling(max_rows: int) -> Iterator[int]:
+    rows = 1
+    while rows < max_rows:
+        yield rows
+        rows *= 2
+    yield max_rows
+
+
+def _timed(run: Run, inputs: dict[str, Array], clock: Callable[[], float]) -> float:
+    started = clock()
+    run(inputs)
+    return clock() - started

@@ -234,12 +234,12 @@ def _require_labels_everywhere(destination: Destination, old: ModelConfig, new: 
     if missing := promised - promises:
         raise PublishRefused(f"{directory}: config.json promises {sorted(map(str, missing))}, this version brings none")
     others = [found for found in layout.versions(directory) if found.version != destination.version]
-    latest = sorted({destination.version, *(found.version for found in others)})[-new.version_policy.latest :]
+    served = new.version_policy.choose([destination.version, *(found.version for found in others)])
     for label_file in sorted(map(str, promises - promised)):
         without = [
             str(found.version)
             for found in others
-            if found.version in latest and not (found.path / label_file).is_file()
+            if found.version in served and not layout.find_labels(found, label_file).is_file()
         ]
         if without:
             raise PublishRefused(

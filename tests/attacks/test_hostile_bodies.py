@@ -107,7 +107,7 @@ ATTACKS = (
     Attack(
         "sizes-that-cancel-out",
         "a negative size cannot move the reading position back",
-        "binary_data_size is -4, expected 0 or more",
+        "'binary_data_size' is -4, expected 0 or more",
         json.dumps(
             {
                 "inputs": [

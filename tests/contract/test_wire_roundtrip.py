@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -73,7 +74,8 @@ def test_several_tensors_of_mixed_form_stay_apart(data: st.DataObject) -> None:
 
 @given(data=st.data())
 def test_nested_json_means_the_same_as_flat(data: st.DataObject) -> None:
-    datatype = data.draw(st.sampled_from([name for name, row in DATATYPES.items() if row.dtype.kind in "iub"]))
+    names = [name for name, row in DATATYPES.items() if row.in_json and row.dtype.kind in "iub"]
+    datatype = data.draw(st.sampled_from(names))
     array = data.draw(hnp.arrays(DATATYPES[datatype].dtype, SHAPES.filter(len)))
 
     def read(nested: Any) -> Any:
@@ -98,7 +100,7 @@ def test_what_tritonclient_sends_is_what_decode_reads(datatype: str, binary: boo
     if datatype == "BYTES":
         array = np.array([["", "a"], ["\u00e9", "zz"]], dtype=object)
     tensor = triton.InferInput("x", [2, 2], datatype)
-    tensor.set_data_from_numpy(array, binary_data=binary)
+    tensor.set_data_from_numpy(array.view(ml_dtypes.bfloat16) if datatype == "BF16" else array, binary_data=binary)
     asked = [triton.InferRequestedOutput("y", binary_data=binary)]
     body, header_bytes = triton.InferenceServerClient.generate_request_body([tensor], outputs=asked, request_id="q")
     assert (header_bytes is not None) == binary

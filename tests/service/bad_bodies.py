@@ -27,11 +27,8 @@ def bad_request(**changes: Any) -> bytes:
 FLOATS = "FP32 takes numbers from -3.4028235e+38 to 3.4028235e+38, NaN, Infinity and -Infinity"
 DOUBLES = "FP64 takes numbers from -1.7976931348623157e+308 to 1.7976931348623157e+308, NaN, Infinity and -Infinity"
 INT64S = "INT64 takes integers from -9223372036854775808 to 9223372036854775807"
-KNOWN = "BOOL, UINT8, UINT16, UINT32, UINT64, INT8, INT16, INT32, INT64, FP16, FP32, FP64, BYTES"
-RAW = (
-    "Inference-Header-Content-Length is 0: a body that is one raw tensor is not supported here; "
-    "describe it in JSON first"
-)
+KNOWN = "BOOL, UINT8, UINT16, UINT32, UINT64, INT8, INT16, INT32, INT64, BF16, FP16, FP32, FP64, BYTES"
+STATELESS = ", but no model here keeps a state from one request to the next; leave it out"
 NESTED = "; send it nested like the shape, or flat"
 
 BAD_JSON = {
@@ -57,7 +54,7 @@ BAD_JSON = {
     "null": (b"null", "the request is null, expected a JSON object with the member 'inputs'"),
     "no-inputs": (b"{}", "the request has no 'inputs'"),
     "inputs-is-object": (bad_request(inputs={}), "the request: 'inputs' is an object, expected an array"),
-    "input-is-string": (bad_request(inputs=["x"]), "inputs[0] is a string, expected an object"),
+    "input-is-string": (bad_request(inputs=["x"]), "inputs[0] is a string, expected an object with the member 'name'"),
     "id-is-number": (bad_request(id=7), "the request: 'id' is an integer, expected a string"),
     "outputs-is-string": (bad_request(outputs="y"), "the request: 'outputs' is a string, expected an array"),
     "output-is-string": (
@@ -86,13 +83,65 @@ BAD_JSON = {
         bad_request(outputs=[{"name": "y", "parameters": {"binary_data": "yes"}}]),
         "output 'y': parameter 'binary_data' is a string, expected a boolean",
     ),
-    "classification": (
-        bad_request(outputs=[{"name": "y", "parameters": {"classification": 3}}]),
-        "output 'y': parameter 'classification' is not supported here",
+    "no-classes": (
+        bad_request(outputs=[{"name": "y", "parameters": {"classification": 0}}]),
+        "output 'y': parameter 'classification' is 0, expected 1 or more",
+    ),
+    "classes-negative": (
+        bad_request(outputs=[{"name": "y", "parameters": {"classification": -1}}]),
+        "output 'y': parameter 'classification' is -1, expected 1 or more",
+    ),
+    "classes-is-string": (
+        bad_request(outputs=[{"name": "y", "parameters": {"classification": "3"}}]),
+        "output 'y': parameter 'classification' is a string, expected an integer",
+    ),
+    "classes-is-true": (
+        bad_request(outputs=[{"name": "y", "parameters": {"classification": True}}]),
+        "output 'y': parameter 'classification' is a boolean, expected an integer",
+    ),
+    "priority-negative": (
+        bad_request(parameters={"priority": -1}),
+        "the request: parameter 'priority' is -1, expected 0 or more",
+    ),
+    "priority-is-number": (
+        bad_request(parameters={"priority": 1.0}),
+        "the request: parameter 'priority' is a number, expected an integer",
+    ),
+    "timeout-negative": (
+        bad_request(parameters={"timeout": -5}),
+        "the request: parameter 'timeout' is -5, expected 0 or more",
+    ),
+    "timeout-beyond-64-bits": (
+        bad_request(parameters={"timeout": 2**64}),
+        "the request: parameter 'timeout' is a number, expected an integer",
+    ),
+    "timeout-is-true": (
+        bad_request(parameters={"timeout": True}),
+        "the request: parameter 'timeout' is a boolean, expected an integer",
+    ),
+    "sequence": (
+        bad_request(parameters={"sequence_id": 7, "sequence_start": True, "sequence_end": False}),
+        "the request: parameter 'sequence_id' is 7" + STATELESS,
+    ),
+    "sequence-by-name": (
+        bad_request(parameters={"sequence_id": "call-7"}),
+        "the request: parameter 'sequence_id' is \"call-7\"" + STATELESS,
+    ),
+    "sequence-start-alone": (
+        bad_request(parameters={"sequence_start": True}),
+        "the request: parameter 'sequence_start' is true" + STATELESS,
+    ),
+    "sequence-id-is-number": (
+        bad_request(parameters={"sequence_id": 0.5}),
+        "the request: parameter 'sequence_id' is a number, expected an integer or a string",
+    ),
+    "sequence-end-is-integer": (
+        bad_request(parameters={"sequence_end": 1}),
+        "the request: parameter 'sequence_end' is an integer, expected a boolean",
     ),
     "shared-memory": (
         bad_input(data=None, parameters={"shared_memory_region": "r"}),
-        "input 'x': parameter 'shared_memory_region' is not supported here",
+        "input 'x' has parameter 'shared_memory_region', but no 'shared_memory_byte_size'; give both",
     ),
     "too-many-parameters": (
         bad_request(parameters=dict.fromkeys(map(str, range(4097)), 1)),
@@ -271,10 +320,6 @@ BAD_BINARY = {
         "Inference-Header-Content-Length is 3, but the body has 2 bytes",
     ),
     "header-negative": ((b"{}", -1), "Inference-Header-Content-Length is -1, but the body has 2 bytes"),
-    "header-zero-means-raw": (
-        (b"\x01\x02", 0),
-        RAW,
-    ),
     "header-cuts-the-json": (
         (GOOD_BODY, len(GOOD_BODY) - 1),
         f"the body is not JSON: unexpected end of data: line 1 column {len(GOOD_BODY)} (char {len(GOOD_BODY) - 1})",
@@ -291,7 +336,10 @@ BAD_BINARY = {
         binary(b"", "FP64", [10**9, 10**9], 8 * 10**18),
         "input 'x': binary_data_size is 8000000000000000000, but only 0 of the 0 bytes behind the JSON are left",
     ),
-    "size-negative": (binary(b"", size_bytes=-2), "input 'x': binary_data_size is -2, expected 0 or more"),
+    "size-negative": (
+        binary(b"", size_bytes=-2),
+        "input 'x': parameter 'binary_data_size' is -2, expected 0 or more",
+    ),
     "size-true": (
         binary(b"\x01", shape=[1], size_bytes=True),
         "input 'x': parameter 'binary_data_size' is a boolean, expected an integer",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from service.errors import ModelNotReady, NotFound
 from service.protocol import PLATFORM, InferenceRequest, InferenceResponse, ModelMetadata, OutputTensor, TensorMetadata
 from service.registry import ModelState, ModelStatus, Registry
+
+_TENSOR = TensorMetadata("x", "FP32", (-1, 2))
+ECHO_METADATA = ModelMetadata("echo", ("1",), PLATFORM, (_TENSOR,), (_TENSOR,))
 
 
 class EchoModel:
@@ -16,9 +19,17 @@ class EchoModel:
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
+        self.metadata = ECHO_METADATA
+        self.max_batch_size = 8
         self.requests: list[InferenceRequest] = []
 
-    async def infer(self, request: InferenceRequest) -> InferenceResponse:
+    def begin(
+        self,
+        request: InferenceRequest,
+        done: Callable[[InferenceResponse | Exception], object],
+        arrived_s: float | None = None,
+    ) -> Callable[[], object]:
+        """Answers in the next turn of the loop, unless given up."""
         self.requests.append(request)
         if self._error:
             raise self._error
@@ -26,7 +37,8 @@ class EchoModel:
             OutputTensor(tensor.name, tensor.datatype, tensor.data, request.binary_data_output)
             for tensor in request.inputs
         )
-        return InferenceResponse("echo", "1", tuple(outputs), request.id)
+        response = InferenceResponse("echo", "1", tuple(outputs), request.id)
+        return asyncio.get_running_loop().call_soon(done, response).cancel
 
 
 class FakeRegistry:

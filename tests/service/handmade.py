@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx.parser
 
+from service.load_version import load_version as load_for_serving
 from service.model import Model
 from service.repository import VersionDirectory, read_config
 
@@ -82,9 +83,10 @@ def publish(repository: Path, name: str = "linear") -> Path:
 
 def load_version(folder: Path) -> Model:
     """What the service makes of a version's folder: the real thing, on one thread."""
-    return Model.load(
+    loaded = load_for_serving(
         VersionDirectory(folder, int(folder.name)),
         read_config(folder.parent),
         providers=("CPUExecutionProvider",),
         intra_op_threads=1,
     )
+    return Model(loaded)

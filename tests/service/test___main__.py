@@ -23,8 +23,7 @@ from tests.end_to_end.running import run_command
         pytest.param(
             ("--model-repository", "file"), "'file' cannot be read: Not a directory", id="repository-is-a-file"
         ),
-        pytest.param(("--model", "nowhere.onnx"), "there is no file 'nowhere.onnx'", id="missing-file"),
-        pytest.param(("--model", "folder"), "'folder' cannot be read: Is a directory", id="model-is-a-folder"),
+        pytest.param(("--model", "nowhere.onnx"), "there is no file or folder 'nowhere.onnx'", id="missing-file"),
         pytest.param(("--model", "file/x.onnx"), "cannot be read: Not a directory", id="file-in-a-file"),
         pytest.param(("--model", "f", "--model-repository", "r"), "exclude each other", id="both"),
     ],

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from service import __version__
 from service.app import build_app, create_app
 from service.http_api import INFER_PATHS, READS
+from service.protocol import SERVER_EXTENSIONS
 from service.settings import Settings
 from tests.service.fakes import EchoModel, FakeRegistry, fake_registry
 from tests.service.handmade import DOUBLE, TEXT, save_model, save_version
@@ -63,7 +64,7 @@ def image(data: list[Any], shape: list[int]) -> dict[str, Any]:
     [
         pytest.param(
             "/v2",
-            {"name": "foldserve", "version": __version__, "extensions": ["binary_tensor_data", "parameters"]},
+            {"name": "foldserve", "version": __version__, "extensions": list(SERVER_EXTENSIONS)},
             id="server",
         ),
         pytest.param("/v2/health/live", {"live": True}, id="live"),
@@ -84,6 +85,12 @@ def image(data: list[Any], shape: list[int]) -> dict[str, Any]:
                     {"name": "nb", "datatype": "BOOL", "shape": [-1]},
                     {"name": "j", "datatype": "INT64", "shape": [-1]},
                 ],
+                "batch_invariance": {
+                    "largest_difference": 0.0,
+                    "probed_rows": [1, 2, 4, 8, 16, 32, 64],
+                    "identical_rows": [1, 2, 4, 8, 16, 32, 64],
+                    "padded": False,
+                },
             },
             id="metadata",
         ),
@@ -258,7 +265,7 @@ STATIC = "/static-offline-docs"
 @pytest.mark.parametrize(
     ("method", "path", "shown"),
     [
-        pytest.param("GET", "/", "/", id="root"),
+        pytest.param("GET", "/v3", "/v3", id="get"),
         pytest.param("POST", "/v3/models", "/v3/models", id="post"),
         pytest.param("GET", "/v2/", "/v2/", id="slash"),
         pytest.param("GET", "/v2/models/a%2Fb", "/v2/models/a/b", id="slash-in-name"),
@@ -362,7 +369,10 @@ def test_there_is_no_redoc_because_its_script_loads_a_picture_from_a_cdn(client:
 
 def test_every_route_is_described_and_every_reference_resolves(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    assert set(document["paths"]) == {read.path for read in READS} | set(INFER_PATHS)
+    # What the pages themselves are made of is not an interface.
+    pages = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/static-offline-docs"}
+    assert set(document["paths"]) == {route.path for route in client.app.routes} - pages  # type: ignore[attr-defined]
+    assert set(document["paths"]) >= {read.path for read in READS} | set(INFER_PATHS)
     identifiers = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
     assert len(identifiers) == len(set(identifiers))
     for reference in re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)):
@@ -391,6 +401,16 @@ def test_description_of_answers_matches_the_answers(client: TestClient) -> None:
     answer = client.post("/v2/models/double/infer", json=image([1, 2], [1, 2])).json()
     assert answer.keys() <= schemas["InferenceResponse"]["properties"].keys()
     assert answer.keys() >= set(schemas["InferenceResponse"]["required"])
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [("/v2/models/double/config", "ModelConfiguration"), ("/v2/models/stats", "Statistics")],
+)
+def test_configuration_and_statistics_have_the_described_members(path: str, schema: str, client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    described, answer = schemas[schema], client.get(path).json()
+    assert set(described["required"]) <= answer.keys() <= described["properties"].keys()
 
 
 # --- lightness ----------------------------------------------------------------------------------------------------

@@ -58,6 +58,14 @@ def test_split_copies_nothing() -> None:
     assert all(np.shares_memory(part["x"], x) for part in split({"x": x}, [1, 2]))
 
 
+@pytest.mark.parametrize("rows", [[1, 1, 1], [1, 0, 2], [0, 3], [2, 1]])
+def test_each_owner_gets_its_own_rows_in_order(rows: list[int]) -> None:
+    pieces = split({"x": np.arange(6).reshape(3, 2), "y": np.array([7, 8, 9])}, rows)
+    assert [piece["x"].shape for piece in pieces] == [(count, 2) for count in rows]
+    assert np.concatenate([piece["x"] for piece in pieces]).ravel().tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.concatenate([piece["y"] for piece in pieces]).tolist() == [7, 8, 9]
+
+
 @pytest.mark.parametrize(
     ("shape", "rows"),
     [
@@ -73,9 +81,10 @@ def test_an_output_whose_axis_0_is_not_rows_is_refused(shape: tuple[int, ...], r
         split({"y": np.zeros(shape)}, rows)
 
 
-def test_parts_with_different_names_are_refused() -> None:
+@pytest.mark.parametrize("names", ["z", "xz", ""])
+def test_parts_with_different_names_are_refused(names: str) -> None:
     with pytest.raises(ValueError, match="different tensors"):
-        join([{"x": np.ones(1)}, {"z": np.ones(1)}])
+        join([{"x": np.ones(1)}, {name: np.ones(1) for name in names}])
 
 
 def test_dtypes_are_never_promoted() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from service.consistency import check_files, check_labels, derive_metadata
+from service.consistency import check_files, derive_metadata, read_labels
 from service.errors import ModelRejected
-from service.repository import ModelConfig, VersionDirectory, read_report
+from service.repository import ModelConfig, VersionDirectory, VersionReport, read_config, read_report
 from service.session import Session
 from tests.service.handmade import LINEAR, publish, save_model
 
@@ -126,12 +126,99 @@ def test_a_contradiction_is_rejected_with_both_sides(config: Mapping[str, Any], 
         metadata_for(tmp_path, config)
 
 
-def test_a_labels_file_must_exist(tmp_path: Path) -> None:
-    config = ModelConfig.model_validate_json(
-        _json({"outputs": [{**tensor("y", shape=(-1, 3)), "labels": "labels.txt"}]})
-    )
-    version = VersionDirectory(tmp_path, 1)
-    with pytest.raises(ModelRejected, match=r"labels\.txt, named in config\.json for output 'y', is missing"):
-        check_labels(version, config)
-    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
-    check_labels(version, config)
+def test_a_contradiction_names_the_file_that_it_stands_in(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m" / "1" / "model.onnx", LINEAR)
+    (tmp_path / "m" / "config.pbtxt").write_text('max_batch_size: 4 input { name: "x" data_type: TYPE_FP64 dims: 2 }')
+    session = Session(path, providers=("CPUExecutionProvider",), intra_op_threads=1)
+    with pytest.raises(ModelRejected, match=r"input 'x': config\.pbtxt says FP64, the model file FP32"):
+        derive_metadata(VersionDirectory(path.parent, 1), read_config(tmp_path / "m"), session)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> tuple[VersionDirectory, ModelConfig]:
+    """A version whose output `y` has its labels in labels.txt."""
+    folder = tmp_path / "models" / "m" / "1"
+    folder.mkdir(parents=True)
+    config = {"outputs": [{**tensor("y", shape=(-1, 3)), "labels": "labels.txt"}, tensor("z")]}
+    return VersionDirectory(folder, 1), ModelConfig.model_validate_json(_json(config))
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        pytest.param(b"cat\ndog\n", ("cat", "dog"), id="a-line-each"),
+        pytest.param(b"cat\ndog", ("cat", "dog"), id="no-line-end-at-the-end"),
+        pytest.param(b"cat\r\ndog\r\n", ("cat", "dog"), id="windows"),
+        pytest.param(b"cat\n\ndog\n\n", ("cat", "", "dog", ""), id="an-empty-line-is-an-empty-label"),
+        pytest.param("gro\u00df\nx\u2028y\n".encode(), ("gro\u00df", "x\u2028y"), id="only-newlines-end-a-line"),
+    ],
+)
+@pytest.mark.parametrize("place", ["1", "."], ids=["beside-the-model-file", "in-the-model-s-folder"])
+def test_labels_are_read_from_the_version_or_as_in_triton_from_the_model(
+    place: str, content: bytes, labels: tuple[str, ...], labelled: tuple[VersionDirectory, ModelConfig]
+) -> None:
+    version, config = labelled
+    (version.path.parent / place / "labels.txt").write_bytes(content)
+    assert read_labels(version, config) == {"y": labels}
+
+
+def test_a_version_s_own_labels_come_first(labelled: tuple[VersionDirectory, ModelConfig]) -> None:
+    version, config = labelled
+    (version.path.parent / "labels.txt").write_text("shared\n")
+    (version.path / "labels.txt").write_text("own\n")
+    assert read_labels(version, config) == {"y": ("own",)}
+
+
+def _secret(folder: Path) -> Path:
+    """Something outside the model's folder."""
+    path = folder.parents[1] / "secret.txt"
+    path.write_text("password\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        pytest.param(lambda f: None, r"labels\.txt, named in config\.json for output 'y', is missing", id="missing"),
+        pytest.param(lambda f: (f / "labels.txt").symlink_to("nowhere"), r"is missing", id="dangling-link"),
+        pytest.param(lambda f: (f / "labels.txt").mkdir(), r"labels\.txt is not a regular file", id="folder"),
+        pytest.param(lambda f: os.mkfifo(f / "labels.txt"), r"labels\.txt is not a regular file", id="named-pipe"),
+        pytest.param(
+            lambda f: (f / "labels.txt").symlink_to(_secret(f)), r"leads out of the model's folder", id="link-outside"
+        ),
+        pytest.param(
+            lambda f: (f.parent / "labels.txt").symlink_to("/etc/hostname"), r"leads out", id="link-in-triton-s-place"
+        ),
+        pytest.param(lambda f: (f / "labels.txt").write_bytes(b"ok\n\xff"), r"is not UTF-8 at byte 3", id="not-utf-8"),
+        pytest.param(
+            lambda f: (f / "labels.txt").write_bytes(b"\n" * ((16 << 20) + 1)), r"is longer than 16777216", id="huge"
+        ),
+    ],
+)  # fmt: skip
+def test_labels_that_cannot_be_had_are_told_with_the_output(
+    damage: Callable[[Path], Any], told: str, labelled: tuple[VersionDirectory, ModelConfig]
+) -> None:
+    version, config = labelled
+    damage(version.path)
+    with pytest.raises(ModelRejected, match=told) as caught:
+        read_labels(version, config)
+    assert "password" not in str(caught.value)
+
+
+def test_labels_may_be_a_link_within_as_kubernetes_mounts_them(
+    labelled: tuple[VersionDirectory, ModelConfig], tmp_path: Path
+) -> None:
+    version, config = labelled
+    (version.path.parent / "..data").mkdir()
+    (version.path.parent / "..data" / "labels.txt").write_text("cat\n")
+    (version.path.parent / "labels.txt").symlink_to("..data/labels.txt")
+    assert read_labels(version, config) == {"y": ("cat",)}
+    # And the whole model may be one.
+    (tmp_path / "linked").symlink_to(version.path.parent, target_is_directory=True)
+    assert read_labels(VersionDirectory(tmp_path / "linked" / "1", 1), config) == {"y": ("cat",)}
+
+
+def test_a_model_file_of_another_name_is_suggested(tmp_path: Path) -> None:
+    save_model(tmp_path / "1" / "resnet.onnx", LINEAR)
+    with pytest.raises(ModelRejected, match=r"model\.onnx is missing; resnet\.onnx is there: rename it, or name it"):
+        check_files(VersionDirectory(tmp_path / "1", 1), VersionReport())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.decode import MAX_ENTRIES, decode_request, parse_header_bytes
+from service.decode import _REMEMBERED, decode_request, parse_header_bytes
 from service.errors import MalformedRequest
+from service.json_members import MAX_ENTRIES
 from service.protocol import InferenceRequest, RequestedOutput
+from service.shared_memory import SharedMemory
 from tests.service.bad_bodies import BAD_BINARY, BAD_JSON, INPUT, bad_request
 from tests.service.wire_table import GOLDEN, Golden, same
 
@@ -87,6 +90,54 @@ def test_binary_tensors_are_taken_in_the_order_of_the_inputs() -> None:
     }  # fmt: skip
 
 
+# --- repeated bytes -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_json_in_front_of_other_tensors_is_another_request() -> None:
+    """What it means is remembered, the elements are not."""
+    body, header_bytes = binary_body_of(next(one for one in GOLDEN if one.name == "uint8"))
+    head = body[:header_bytes]
+    first, second = (decode_request(head + tail, header_bytes).inputs[0].data.tolist() for tail in (b"\1\2", b"\3\4"))
+    assert (first, second) == ([1, 2], [3, 4])
+    for tail in (b"\1", b"", b"\1\2\3"):
+        with pytest.raises(MalformedRequest):
+            decode_request(head + tail, header_bytes)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    for number in range(1500):
+        head = bad_request(id=str(number), inputs=[INPUT | {"name": str(number)}])
+        with pytest.raises(MalformedRequest, match="there are 1 bytes behind the JSON"):
+            decode_request(head + b".", len(head))
+        assert len(_REMEMBERED) <= 1024
+    long = bad_request(id="i" * 3000)
+    with pytest.raises(MalformedRequest):
+        decode_request(long + b".", len(long))
+    assert long not in _REMEMBERED
+
+
+def test_shared_memory_is_read_anew_each_time(tmp_path: Path) -> None:
+    regions = SharedMemory(is_enabled=True, max_request_bytes=100, folder=tmp_path)
+    (tmp_path / "r").write_bytes(b"ab")
+    regions.register("r", "/r", 0, 2)
+    shared = {"shared_memory_region": "r", "shared_memory_byte_size": 2}
+    inputs = [
+        {"name": "s", "shape": [2], "datatype": "UINT8", "parameters": shared},
+        {"name": "b", "shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": 1}},
+    ]
+    head = json.dumps({"inputs": inputs}).encode()
+    for content in (b"ab", b"cd"):
+        (tmp_path / "r").write_bytes(content)
+        request = decode_request(head + b"!", len(head), regions)
+        assert [tensor.data.tobytes() for tensor in request.inputs] == [content, b"!"]
+    regions.unregister()
+    with pytest.raises(MalformedRequest, match="Unable to find shared memory region"):
+        decode_request(head + b"!", len(head), regions)
+
+
+# --- members ------------------------------------------------------------------------------------------------------
+
+
 def request_with(**members: Any) -> InferenceRequest:
     return decode_request(json.dumps({"inputs": [INPUT], **members}).encode(), None)
 
@@ -95,12 +146,22 @@ def test_members_of_the_request_arrive() -> None:
     request = request_with(
         id="seven",
         parameters={"binary_data_output": True, "priority": 1, "my_own": 0.5},
-        outputs=[{"name": "a"}, {"name": "b", "parameters": {"binary_data": False}}],
+        outputs=[
+            {"name": "a"},
+            {"name": "b", "parameters": {"binary_data": False}},
+            {"name": "c", "parameters": {"classification": 5, "my_own": "x"}},
+            {"name": "d", "parameters": {"binary_data": True, "classification": None}},
+        ],
     )
     assert request.id == "seven"
     assert request.binary_data_output is True
     assert request.parameters == {"priority": 1, "my_own": 0.5}
-    assert request.outputs == (RequestedOutput("a", None), RequestedOutput("b", binary=False))
+    assert request.outputs == (
+        RequestedOutput("a"),
+        RequestedOutput("b", binary=False),
+        RequestedOutput("c", classes=5),
+        RequestedOutput("d", binary=True),
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,6 +176,13 @@ def test_members_of_the_request_arrive() -> None:
 def test_optional_members_have_defaults(members: dict[str, Any]) -> None:
     request = request_with(**members)
     assert (request.id, request.outputs, request.binary_data_output, request.parameters) == (None, (), False, {})
+
+
+@pytest.mark.parametrize(
+    "nothing", [{"sequence_id": 0}, {"sequence_id": ""}, {"sequence_start": False}, {"timeout": 0}]
+)
+def test_parameters_that_ask_for_nothing_are_no_fault(nothing: dict[str, Any]) -> None:
+    assert request_with(parameters=nothing).parameters == nothing
 
 
 @pytest.mark.parametrize(

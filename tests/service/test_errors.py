@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from service import errors
-from service.errors import STATUS, QueueFull, ServiceError, excerpt, quoted, status_of
+from service.errors import STATUS, Overloaded, ServiceError, excerpt, quoted, status_of
 
 TREE = {
     "ServiceError": (500, "INTERNAL"),
@@ -15,10 +15,14 @@ TREE = {
     "PayloadTooLarge": (413, "INVALID_ARGUMENT"),
     "UnsupportedEncoding": (415, "INVALID_ARGUMENT"),
     "NotFound": (404, "NOT_FOUND"),
+    "LoadFailed": (400, "INVALID_ARGUMENT"),
     "MethodNotAllowed": (405, "UNIMPLEMENTED"),
+    "NotSupported": (501, "UNIMPLEMENTED"),
     "Unavailable": (503, "UNAVAILABLE"),
     "ModelNotReady": (503, "UNAVAILABLE"),
+    "Overloaded": (503, "UNAVAILABLE"),
     "QueueFull": (503, "RESOURCE_EXHAUSTED"),
+    "DeadlineExceeded": (503, "DEADLINE_EXCEEDED"),
     "InferenceFailed": (500, "INTERNAL"),
     "ModelRejected": (500, "INTERNAL"),
 }
@@ -31,7 +35,8 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_error_has_its_status(name: str) -> None:
-    error = QueueFull("x", retry_after_s=1) if name == "QueueFull" else KINDS[name]("x")
+    kind = KINDS[name]
+    error = kind("x", retry_after_s=1) if issubclass(kind, Overloaded) else kind("x")
     assert (status_of(error).http, status_of(error).grpc) == TREE[name]
 
 

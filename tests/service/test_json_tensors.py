@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,7 +63,7 @@ def test_deep_text_is_refused_without_recursion(text: bytes) -> None:
 
 @given(hnp.arrays("<f4", st.integers(0, 30), elements=st.floats(width=32)))
 def test_float32_survives_its_text_and_the_text_is_not_longer_than_it_must_be(array: np.ndarray) -> None:
-    text = orjson.dumps(elements_to_json(array, DATATYPES["FP32"], "y"), option=orjson.OPT_SERIALIZE_NUMPY)
+    text = elements_to_json(array, DATATYPES["FP32"], "y")
     words = text[1:-1].decode().split(",") if array.size else []
     for word, value in zip(words, array, strict=True):
         assert np.float32(word) == value or np.isnan(value)
@@ -83,3 +82,18 @@ def test_first_element_out_of_range_is_named_wherever_it_stands(values: list[int
         elements_from_json(values, DATATYPES["INT8"], (len(values),), "x")
     expected = f"x: element {outside[0]} of data is {values[outside[0]]}; INT8 takes integers from -128 to 127"
     assert str(refusal.value) == expected
+
+
+@given(st.lists(st.floats(allow_nan=False) | st.integers(-(2**63), 2**64 - 1), max_size=20))
+def test_numbers_round_to_float32_as_numpy_rounds_them_or_are_refused(values: list[float]) -> None:
+    with np.errstate(over="ignore"):
+        expected = np.array(values, np.float64).astype(np.float32)
+    overflows = any(
+        np.isinf(rounded) and not math.isinf(value) for rounded, value in zip(expected, values, strict=True)
+    )
+    if overflows:
+        with pytest.raises(MalformedRequest, match="FP32 takes numbers from"):
+            elements_from_json(values, DATATYPES["FP32"], (len(values),), "x")
+    else:
+        read = elements_from_json(values, DATATYPES["FP32"], (len(values),), "x")
+        assert read.tobytes() == expected.tobytes()

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from service.errors import InferenceFailed, ModelNotReady, ModelRejected, QueueFull, RequestMismatch
-from service.model import DEFAULT_MAX_BATCH_SIZE, Model
+from service.load_version import DEFAULT_MAX_BATCH_SIZE
+from service.model import Model
 from service.protocol import InferenceRequest, InferenceResponse, InputTensor, RequestedOutput
-from service.repository import ModelConfig, VersionDirectory
 from tests.service.handmade import (
     DOUBLE,
     FIXED,
@@ -266,7 +266,9 @@ def test_one_bad_row_among_64_requests_fails_alone(tmp_path: Path) -> None:
     model = load_text(tmp_path, PICKY)
     requests = [request(x=floats([n, n + 1]), i=np.array([[9 if n == 40 else n % 2]])) for n in range(64)]
     results = answers(model, *requests)
-    assert isinstance(results.pop(40), InferenceFailed)
+    guilty = results.pop(40)
+    assert isinstance(guilty, RequestMismatch)
+    assert str(guilty).startswith("the model fails on this request's values, and on others it does not: ONNX Runtime: ")
     assert [result.outputs[0].data.item() for result in results] == [n + n % 2 for n in range(64) if n != 40]
 
 
@@ -314,9 +316,51 @@ def test_a_closed_model_refuses_and_leaves_no_thread(tmp_path: Path) -> None:
 
 
 def test_config_and_file_are_joined_in_the_metadata(tmp_path: Path) -> None:
-    config = ModelConfig(name="m")
-    folder = save_version(tmp_path, "m", LINEAR)
-    version = VersionDirectory(folder, 1)
-    model = Model.load(version, config, providers=("CPUExecutionProvider",), intra_op_threads=1)
+    model = load(save_version(tmp_path, "m", LINEAR))
     assert model.metadata.inputs[0].shape == (-1, 2)
     assert (model.name, model.version) == ("m", 1)
+
+
+def test_a_model_that_fails_on_what_it_has_answered_before_is_the_server_s_fault(tmp_path: Path) -> None:
+    """The session is broken behind the model's back, as a device that was lost would break it."""
+    model = load_text(tmp_path, LINEAR)
+
+    def lost(_: object) -> Any:
+        raise InferenceFailed("ONNX Runtime: the device is gone")
+
+    model._session.run = lost  # type: ignore[method-assign]
+    (result,) = answers(model, request(x=floats([1, 2])))
+    assert isinstance(result, InferenceFailed)
+    assert str(result) == "ONNX Runtime: the device is gone"
+
+
+# --- batch invariance ---------------------------------------------------------------------------------------------
+
+
+def test_metadata_tells_how_far_an_answer_depends_on_its_company(tmp_path: Path) -> None:
+    seen = load_text(tmp_path, DOUBLE).metadata.batch_invariance
+    assert seen is not None
+    assert (seen.largest_difference, seen.padded) == (0.0, False)
+    assert seen.probed_rows == seen.identical_rows
+    assert seen.probed_rows[:2] == (1, 2)
+
+
+def test_a_model_that_is_not_batched_has_no_company(tmp_path: Path) -> None:
+    assert load_text(tmp_path, FIXED).metadata.batch_invariance is None
+
+
+def test_exact_batches_give_the_same_bits_whatever_stands_beside(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = random.random((40, 300)).astype(np.float32)
+    weights = ", ".join(f"{value:.7g}" for value in random.random(300 * 8))
+    text = f"g (float[N,300] x) => (float[N,8] y) <float[300,8] w = {{{weights}}}> {{ y = MatMul(x, w) }}"
+    exact = {"scheduler": {"exact_batches": True}}
+    model = load_text(tmp_path, text, exact)
+    seen = model.metadata.batch_invariance
+    assert seen is not None
+    assert seen.padded
+    assert model.max_batch_size == seen.identical_rows[-1]
+    together = answers(model, *(request(x=rows[n : n + 1]) for n in range(40)))
+    for n in (0, 7, 39):
+        (alone,) = answers(load_text(tmp_path, text, exact), request(x=rows[n : n + 1]))
+        np.testing.assert_array_equal(alone.outputs[0].data, together[n].outputs[0].data, strict=True)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service import loader
 from service.errors import ModelNotReady, NotFound
-from service.model import Model
 from service.protocol import InferenceRequest, InputTensor
-from service.registry import ModelState, ModelStatus, Registry, name_of_file
+from service.registry import ModelState, ModelStatus, Registry
 from service.settings import Settings
 from tests.service.handmade import DOUBLE, FIXED, LINEAR, publish, save_model, save_version
 
@@ -220,14 +220,14 @@ def test_a_defect_of_ours_is_logged_and_leaves_the_others(
 ) -> None:
     save_version(tmp_path, "m", DOUBLE)
     save_version(tmp_path, "n", FIXED)
-    load = Model.load
+    load = loader.load_version
 
     def break_n(version: Any, config: Any, **options: Any) -> Any:
         if config.name == "n":
             raise ZeroDivisionError("oops")
         return load(version, config, **options)
 
-    monkeypatch.setattr(Model, "load", break_n)
+    monkeypatch.setattr(loader, "load_version", break_n)
     with caplog.at_level(logging.ERROR):
         assert states_of(model_repository=tmp_path) == {("m", 1): READY, ("n", 1): UNAVAILABLE}
     assert "Traceback" in caplog.text
@@ -262,23 +262,3 @@ def test_a_published_file_served_alone_is_still_checked(tmp_path: Path) -> None:
             registry.get("linear")
 
     loaded(rejected, model=folder / "model.onnx")
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        pytest.param("resnet18.onnx", "resnet18", id="stem"),
-        pytest.param("a/b/resnet.v2.onnx", "resnet.v2", id="dot-in-the-stem"),
-        pytest.param("my net (1).onnx", "my-net-1", id="illegal-characters"),
-        pytest.param("-x-.onnx", "x", id="edges"),
-        pytest.param("_private.onnx", "private", id="leading-underscore"),
-        pytest.param("résumé.onnx", "r-sum", id="not-ascii"),
-        pytest.param("日本.onnx", "model", id="nothing-left"),
-        pytest.param("digits/model.onnx", "digits", id="folder"),
-        pytest.param("digits/1/model.onnx", "digits", id="version-folder"),
-        pytest.param("/model.onnx", "model", id="root"),
-        pytest.param("/7/model.onnx", "model", id="version-in-the-root"),
-    ],
-)
-def test_the_name_of_a_single_file(path: str, name: str) -> None:
-    assert name_of_file(Path(path)) == name

@@ -6,12 +6,26 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+from onnx import numpy_helper
+from pydantic import ValidationError
 
 from service.errors import ModelRejected
-from service.repository import VersionDirectory, model_names, read_config, read_report, strays, versions
-from tests.service.handmade import publish
+from service.model_knobs import SchedulerConfig, VersionPolicy
+from service.repository import (
+    ModelConfig,
+    VersionDirectory,
+    chosen_versions,
+    model_names,
+    read_config,
+    read_report,
+    strays,
+    versions,
+)
+from tests.service.handmade import LINEAR, load_version, publish, save_model
 
 
 def test_every_directory_is_a_model_or_a_stray_unless_it_is_hidden(tmp_path: Path) -> None:
@@ -66,3 +80,154 @@ def test_a_report_must_list_the_model_and_the_golden_samples_it_promises(missing
     (folder / "report.json").write_text(json.dumps(report))
     with pytest.raises(ModelRejected, match=rf"files lists .* but not {missing}; publish the version again"):
         read_report(version)
+
+
+@pytest.mark.parametrize(
+    ("policy", "chosen"),
+    [
+        pytest.param({}, (10,), id="the-latest-by-default"),
+        pytest.param({"latest": 2}, (3, 10), id="two"),
+        pytest.param({"latest": 9}, (1, 2, 3, 10), id="more-than-there-are"),
+        pytest.param({"all": True}, (1, 2, 3, 10), id="all"),
+        pytest.param({"specific": [3, 1]}, (1, 3), id="specific"),
+        pytest.param({"specific": [2, 7]}, (2,), id="specific-and-one-is-missing"),
+        pytest.param({"latest": 1, "all": False, "specific": []}, (10,), id="spelled-out"),
+    ],
+)
+def test_a_version_policy_chooses_by_number(policy: dict[str, Any], chosen: tuple[int, ...]) -> None:
+    assert VersionPolicy.model_validate_json(json.dumps(policy)).choose((10, 2, 1, 3)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        pytest.param({"priority_levels": 2}, "default_priority is 0; .* from 1 to 2", id="no-default-level"),
+        pytest.param({"priority_levels": 2, "default_priority": 3}, "default_priority is 3", id="no-such-level"),
+        pytest.param({"default_priority": 1}, "with priority_levels 0 it must be 0", id="no-levels"),
+        pytest.param({"max_queue_delay_us": -1}, "max_queue_delay_us", id="negative-delay"),
+        pytest.param({"max_queue_delay_us": 0.5}, "max_queue_delay_us", id="not-whole"),
+        pytest.param({"instances": 65}, "instances", id="too-many-instances"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_is_rejected(scheduler: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        SchedulerConfig.model_validate_json(json.dumps(scheduler))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param({"latest": 2, "all": True}, id="two-policies"),
+        pytest.param({"all": True, "specific": [1]}, id="all-and-specific"),
+        pytest.param({"specific": [0]}, id="no-version-number"),
+        pytest.param({"latest": 0}, id="none"),
+    ],
+)
+def test_a_version_policy_is_one_policy(policy: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        VersionPolicy.model_validate_json(json.dumps(policy))
+
+
+# --- Triton's files -----------------------------------------------------------------------------------------------
+
+PBTXT = """
+platform: "onnxruntime_onnx"
+max_batch_size: 4
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 2 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 3 ] } ]
+dynamic_batching { preferred_batch_size: [ 4 ] }
+"""
+
+
+def model_folder(tmp_path: Path, pbtxt: str = PBTXT) -> Path:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.pbtxt").write_text(pbtxt)
+    return folder
+
+
+def test_triton_s_configuration_is_read_where_there_is_none_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = read_config(model_folder(tmp_path))
+    assert (config.name, config.max_batch_size, config.inputs[0].shape) == ("m", 4, (-1, 2))
+    assert config.file_name == "config.pbtxt"
+    (warning,) = caplog.messages
+    assert warning.startswith("m/config.pbtxt, line 6, column 20: dynamic_batching.preferred_batch_size is not used")
+
+
+def test_our_configuration_wins_over_triton_s_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = model_folder(tmp_path, "not even in the format")
+    (folder / "config.json").write_text('{"name": "m", "max_batch_size": 9}')
+    assert read_config(folder).max_batch_size == 9
+    assert caplog.messages == ["m/config.pbtxt is not read: config.json stands beside it"]
+
+
+@pytest.mark.parametrize(
+    ("pbtxt", "told"),
+    [
+        pytest.param("max_batch_size: x", r"config\.pbtxt: line 1, column 1: max_batch_size is x", id="value"),
+        pytest.param("{", r"config\.pbtxt: line 1, column 1: found '\{', expected a field's name", id="syntax"),
+        pytest.param("max_batch_size: -1", r"config\.pbtxt: max_batch_size: .*greater than or equal to 0", id="range"),
+        pytest.param('name: "n"', r"config\.pbtxt: name is 'n', but the directory is 'm'", id="another-name"),
+        pytest.param(
+            "dynamic_batching { priority_levels: 2 }", r"config\.pbtxt: scheduler: .*default_priority is 0", id="levels"
+        ),
+        pytest.param(
+            'default_model_filename: "../m.onnx"', r"default_model_filename: .* must be a plain file name", id="above"
+        ),
+        pytest.param('default_model_filename: "a/m.onnx"', r"must be a plain file name", id="below"),
+        pytest.param('default_model_filename: "/m.onnx"', r"must be a plain file name", id="root"),
+        pytest.param('default_model_filename: ".m.onnx"', r"must be a plain file name", id="hidden"),
+        pytest.param(r'default_model_filename: "m\000.onnx"', r"must be a plain file name", id="nul"),
+    ],
+)
+def test_a_bad_triton_configuration_is_rejected_with_file_and_key(pbtxt: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelRejected, match=told):
+        read_config(model_folder(tmp_path, pbtxt))
+
+
+def test_the_model_file_may_have_another_name_and_its_report_counts(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "m")
+    (folder / "model.onnx").rename(folder / "net.onnx")
+    report = json.loads((folder / "report.json").read_text())
+    report["files"]["net.onnx"] = report["files"].pop("model.onnx")
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder.parent / "config.pbtxt").write_text('default_model_filename: "net.onnx"')
+    (version,) = chosen_versions(versions(folder.parent), read_config(folder.parent))
+    assert version.model_path == folder / "net.onnx"
+    assert not version.stands_alone
+    found = read_report(version)
+    assert found is not None
+    assert found.golden is not None
+
+
+def test_a_model_of_several_files_may_be_a_folder(tmp_path: Path) -> None:
+    """Triton, model_repository.md, "ONNX Models"."""
+    folder = tmp_path / "m" / "1"
+    path = save_model(folder / "model.onnx" / "model.onnx", LINEAR)
+    model = onnx.load(path)
+    (weights,) = model.graph.initializer
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights), weights.name))  # only raw data may go out
+    onnx.save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (path.parent / "weights.bin").stat().st_size == 6 * 4
+    assert VersionDirectory(folder, 1).model_path == path
+    assert [tensor.name for tensor in load_version(folder).metadata.inputs] == ["x"]
+
+
+def test_a_configuration_is_called_by_the_name_that_its_caller_gives_when_it_has_none(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    assert read_config(folder, name="served", stands_alone=True).name == "served"
+    (folder / "config.pbtxt").write_text('name: "own"')
+    assert read_config(folder, name="served", stands_alone=True).name == "own"
+    with pytest.raises(ModelRejected, match="make them agree"):
+        read_config(folder)
+
+
+def test_the_file_that_a_configuration_comes_from_is_no_part_of_it(tmp_path: Path) -> None:
+    config = read_config(model_folder(tmp_path, ""))
+    assert "file_name" not in config.model_dump()
+    assert config.model_copy(update={"name": "n"}).file_name == "config.pbtxt"
+    assert ModelConfig(name="m").file_name == "config.json"

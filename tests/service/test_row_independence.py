@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.errors import InferenceFailed, RequestMismatch
-from service.model import DEFAULT_MAX_BATCH_SIZE
+from service.load_version import DEFAULT_MAX_BATCH_SIZE
 from service.row_independence import Rows, probe_rows
 from service.session import Session
 from tests.service.handmade import load_version, save_golden, save_model, save_version

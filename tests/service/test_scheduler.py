@@ -1,347 +1,611 @@
-"""The dynamic batcher against a runner that the test holds in its hand: no thread, no sleep, no wall clock."""
+"""The dynamic batcher on a loop and with a runner that the test holds in its hand: no thread, sleep or wall clock."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
-from service.errors import InferenceFailed, ModelNotReady, QueueFull
-from service.scheduler import Scheduler
+from service.errors import DeadlineExceeded, InferenceFailed, ModelNotReady, QueueFull
+from service.latency_curve import LatencyCurve
+from service.scheduler import BatchOutcome, BatchRecord, Scheduler
+
+
+class Loop:
+    """A `Timers` whose time stands still until `advance`."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self._soon: list[Callable[[], object]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._numbers = itertools.count()
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        self._soon.append(callback)
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        timer = Timer(callback)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        return timer
+
+    def turn(self) -> None:
+        """Everything that can happen now, in the order of the loop."""
+        while self._soon:
+            soon, self._soon = self._soon, []
+            for callback in soon:
+                callback()
+
+    def advance(self, seconds: float) -> None:
+        until = self.now_s + seconds
+        self.turn()
+        while self._timers and self._timers[0][0] <= until:
+            self.now_s, _, timer = heapq.heappop(self._timers)
+            timer.fire()
+            self.turn()
+        self.now_s = until
+
+
+class Timer:
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.cancel: Callable[[], None] = self._cancel
+        self._callback: Callable[[], object] | None = callback
+
+    def _cancel(self) -> None:
+        self._callback = None
+
+    def fire(self) -> None:
+        if self._callback is not None:
+            self._callback()
 
 
 class Runner:
-    """Runs a batch when the test says so; answers "<item>!" and fails for items called "bad"."""
+    """Runs a batch when the test says so; answers "<item>!" and fails when an item is called "bad"."""
 
     def __init__(self) -> None:
         self.started: list[list[str]] = []
-        self._gate = asyncio.Semaphore(0)
+        self._running: list[tuple[Sequence[str], Callable[[BatchOutcome[str]], None]]] = []
 
-    async def __call__(self, items: Sequence[str]) -> Sequence[str]:
+    def __call__(self, items: Sequence[str], rows: int, finished: Callable[[BatchOutcome[str]], None]) -> None:
         self.started.append(list(items))
-        await self._gate.acquire()
-        if "bad" in items:
-            raise InferenceFailed(f"one of {len(items)} is bad")
-        return [f"{item}!" for item in items]
+        self._running.append((items, finished))
+
+    def finish(self) -> None:
+        """The batch that began first ends."""
+        items, finished = self._running.pop(0)
+        finished(outcome_of(items))
+
+
+def outcome_of(items: Sequence[str]) -> BatchOutcome[str]:
+    if "bad" in items:
+        return BatchOutcome(None, InferenceFailed(f"one of {len(items)} is bad"))
+    return BatchOutcome([f"{item}!" for item in items])
+
+
+class Bench:
+    """A scheduler with everything around it, and what its callers were told."""
+
+    def __init__(self, curve: dict[int, float] | None = None, runner: Any = None, **options: Any) -> None:
+        """Without `curve` a batch takes 1 s, however large: as many rows as possible are worth running together."""
+        self.loop = Loop()
+        self.runner = Runner() if runner is None else runner
+        self.records: list[BatchRecord] = []
+        self.told: dict[str, Any] = {}
+        self.tickets: dict[str, Any] = {}
+        given: dict[str, Any] = {"name": "model 'm'", "max_batch_rows": 4, "max_queue_size": 100}
+        self.scheduler: Scheduler[str, str] = Scheduler(
+            self.runner,
+            LatencyCurve(curve or {1: 1.0, 4: 1.0}),
+            self.loop,
+            on_batch=self.records.append,
+            **given | {"max_queue_delay_s": 0.0} | options,
+        )
+
+    def submit(self, *items: str, rows: int = 1, **options: Any) -> None:
+        for item in items:
+            self.tickets[item] = self.scheduler.submit(
+                item, lambda told, item=item: self.told.setdefault(item, told), rows=rows, **options
+            )
+
+    def turn(self) -> None:
+        self.loop.turn()
 
     def finish(self, batches: int = 1) -> None:
         for _ in range(batches):
-            self._gate.release()
+            self.runner.finish()
+            self.turn()
 
 
-class Clock:
-    """Advances by one batch time whenever it is read twice."""
-
-    def __init__(self, step_s: float = 1.0) -> None:
-        self.now_s = 0.0
-        self._step_s = step_s
-
-    def __call__(self) -> float:
-        self.now_s += self._step_s
-        return self.now_s
+# --- what runs, and when ------------------------------------------------------------------------------------------
 
 
-def make(runner: Callable[[Sequence[str]], Awaitable[Sequence[str]]], **changes: Any) -> Scheduler[str, str]:
-    options: dict[str, Any] = {
-        "name": "model 'm'", "max_batch_rows": 4, "max_queue_size": 100, "instances": 1, "clock": Clock(),
-    }  # fmt: skip
-    return Scheduler(runner, **options | changes)
+def test_an_idle_instance_runs_a_request_in_the_same_turn() -> None:
+    bench = Bench()
+    bench.submit("a")
+    bench.turn()
+    assert bench.runner.started == [["a"]]
+    bench.finish()
+    assert bench.told == {"a": "a!"}
 
 
-def submit(
-    scheduler: Scheduler[str, str], *items: str, rows: int = 1, group: Hashable = None
-) -> list[asyncio.Task[str]]:
-    return [asyncio.ensure_future(scheduler.submit(item, rows=rows, group=group)) for item in items]
+def test_requests_of_one_turn_run_together_and_so_do_those_that_wait() -> None:
+    bench = Bench()
+    bench.submit("a", "b")
+    bench.turn()
+    bench.submit("c", "d")
+    bench.finish(2)
+    assert bench.runner.started == [["a", "b"], ["c", "d"]]
+    assert bench.told == {"a": "a!", "b": "b!", "c": "c!", "d": "d!"}
 
 
-async def settle() -> None:
-    """Lets every task that can go on do so."""
-    for _ in range(10):
-        await asyncio.sleep(0)
+def test_done_is_never_called_before_submit_returns() -> None:
+    bench = Bench(runner=lambda items, rows, finished: finished(outcome_of(items)))
+    bench.submit("a")
+    assert bench.told == {}
+    bench.turn()
+    assert bench.told == {"a": "a!"}
 
 
-def on_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(asyncio.wait_for(test(), timeout=30))  # a hang fails instead of stopping the run
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
-
-
-@on_a_loop
-async def test_an_idle_instance_runs_a_request_at_once() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    (a,) = submit(scheduler, "a")
-    await settle()
-    assert runner.started == [["a"]]
-    runner.finish()
-    assert await a == "a!"
-
-
-@on_a_loop
-async def test_requests_that_wait_run_together_in_order() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    tasks = submit(scheduler, "a", "b", "c", "d")
-    await settle()
-    runner.finish(2)
-    assert await asyncio.gather(*tasks) == ["a!", "b!", "c!", "d!"]
-    assert runner.started == [["a"], ["b", "c", "d"]]
-
-
-@on_a_loop
-async def test_a_batch_counts_rows_and_never_lets_a_later_request_pass() -> None:
+def test_a_batch_counts_rows_and_never_lets_a_later_request_pass() -> None:
     """max_batch_rows 4: after 3 rows the next request of 2 does not fit, and the one of 1 behind it must wait too."""
-    runner = Runner()
-    scheduler = make(runner)
-    first = submit(scheduler, "running")
-    await settle()
-    tasks = first + submit(scheduler, "three", rows=3) + submit(scheduler, "two", rows=2) + submit(scheduler, "one")
-    await settle()
-    runner.finish(3)
-    await asyncio.gather(*tasks)
-    assert runner.started == [["running"], ["three"], ["two", "one"]]
+    bench = Bench()
+    bench.submit("running")
+    bench.turn()
+    bench.submit("three", rows=3)
+    bench.submit("two", rows=2)
+    bench.submit("one")
+    bench.finish(3)
+    assert bench.runner.started == [["running"], ["three"], ["two", "one"]]
 
 
-@on_a_loop
-async def test_groups_never_mix_and_the_oldest_head_goes_first() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    tasks = submit(scheduler, "running")
-    await settle()
+def test_requests_of_no_rows_do_not_make_a_batch_endless() -> None:
+    bench = Bench()
+    bench.submit(*"abcdef", rows=0)
+    bench.turn()
+    assert bench.runner.started == [["a", "b", "c", "d"]]
+
+
+def test_groups_never_mix_and_the_oldest_head_goes_first() -> None:
+    bench = Bench()
+    bench.submit("running")
+    bench.turn()
     for item, group in (("a1", "A"), ("b1", "B"), ("a2", "A"), ("b2", "B"), ("c1", "C")):
-        tasks += submit(scheduler, item, group=group)
-    await settle()
-    runner.finish(4)
-    await asyncio.gather(*tasks)
-    assert runner.started == [["running"], ["a1", "a2"], ["b1", "b2"], ["c1"]]
+        bench.submit(item, group=group)
+    bench.finish(4)
+    assert bench.runner.started == [["running"], ["a1", "a2"], ["b1", "b2"], ["c1"]]
 
 
-@on_a_loop
-async def test_a_busy_group_does_not_starve_another() -> None:
-    runner = Runner()
-    scheduler = make(runner, max_batch_rows=1)
-    tasks = submit(scheduler, "running")
-    await settle()
-    tasks += submit(scheduler, "a1", group="A") + submit(scheduler, "b1", group="B")
-    for number in range(2, 6):
-        tasks += submit(scheduler, f"a{number}", group="A")
-    await settle()
-    runner.finish(len(tasks))
-    await asyncio.gather(*tasks)
-    assert runner.started.index(["b1"]) == 2
+def test_a_busy_group_does_not_starve_another() -> None:
+    bench = Bench(max_batch_rows=1)
+    bench.submit("running")
+    bench.turn()
+    bench.submit("a1", group="A")
+    bench.submit("b1", group="B")
+    bench.submit("a2", "a3", "a4", group="A")
+    bench.finish(5)
+    assert bench.runner.started.index(["b1"]) == 2
 
 
-@on_a_loop
-async def test_instances_run_side_by_side() -> None:
-    runner = Runner()
-    scheduler = make(runner, instances=2)
-    tasks = submit(scheduler, "a", "b", "c", "d")
-    await settle()
-    assert runner.started == [["a"], ["b"]]
-    assert scheduler.queue_size == 2
-    runner.finish(3)
-    await asyncio.gather(*tasks)
-    assert runner.started[2:] == [["c", "d"]]
+def test_a_lower_priority_number_runs_first_and_equals_in_order() -> None:
+    bench = Bench(max_batch_rows=1)
+    bench.submit("running")
+    bench.turn()
+    for item, priority in (("late", 2), ("first", 1), ("later", 2), ("second", 1)):
+        bench.submit(item, priority=priority)
+    bench.finish(4)
+    assert bench.runner.started == [["running"], ["first"], ["second"], ["late"], ["later"]]
 
 
-@on_a_loop
-async def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
-    """5 wait, 4 rows a batch, a batch takes 1 s on the test's clock: two batches of work are queued."""
-    runner = Runner()
-    scheduler = make(runner, max_queue_size=5, expected_batch_s=1.0)
-    tasks = submit(scheduler, "running", "a", "b", "c", "d", "e")
-    await settle()
-    with pytest.raises(QueueFull, match=r"queue of model 'm' is full: 5 requests wait, max_queue_size is 5") as caught:
-        await scheduler.submit("f", rows=1, group=None)
-    assert caught.value.retry_after_s == pytest.approx(2.0)
-    runner.finish(3)
-    assert len(await asyncio.gather(*tasks)) == 6
+def test_instances_run_side_by_side() -> None:
+    bench = Bench(instances=2)
+    bench.submit("a")
+    bench.turn()
+    bench.submit("b")
+    bench.turn()
+    bench.submit("c", "d")
+    bench.turn()
+    assert bench.runner.started == [["a"], ["b"]]
+    assert bench.scheduler.queue_size == 2
+    bench.finish(3)
+    assert bench.runner.started[2:] == [["c", "d"]]
 
 
-@on_a_loop
-async def test_retry_after_follows_the_measured_batch_time() -> None:
-    runner = Runner()
-    scheduler = make(runner, max_queue_size=1, clock=Clock(step_s=11.0), expected_batch_s=1.0)
-    for _ in range(40):
-        runner.finish()
-        await scheduler.submit("a", rows=1, group=None)
-    tasks = submit(scheduler, "running", "waiting")
-    await settle()
-    with pytest.raises(QueueFull) as caught:
-        await scheduler.submit("b", rows=1, group=None)
-    assert caught.value.retry_after_s == pytest.approx(11.0, rel=0.01)
-    runner.finish(2)
-    await asyncio.gather(*tasks)
+def test_no_more_rows_run_together_than_pay() -> None:
+    """Twice the rows take twice the time: a larger batch would only keep its first caller waiting."""
+    bench = Bench(curve={1: 1.0, 2: 2.0, 4: 4.0})
+    bench.submit("a", "b", "c")
+    bench.turn()
+    bench.finish(2)
+    assert bench.runner.started == [["a"], ["b"], ["c"]]
 
 
-@on_a_loop
-async def test_a_place_is_free_again_after_the_queue_moved() -> None:
-    runner = Runner()
-    scheduler = make(runner, max_queue_size=1)
-    tasks = submit(scheduler, "a", "b")
-    await settle()
-    runner.finish()
-    await settle()
-    tasks += submit(scheduler, "c")
-    await settle()
-    runner.finish(2)
-    assert await asyncio.gather(*tasks) == ["a!", "b!", "c!"]
+def test_batches_that_end_at_once_let_the_loop_read_in_between() -> None:
+    """Each turn of the loop runs one batch, although all of them wait already."""
+    started: list[list[str]] = []
+
+    def at_once(items: Sequence[str], rows: int, finished: Callable[[BatchOutcome[str]], None]) -> None:
+        started.append(list(items))
+        finished(outcome_of(items))
+
+    bench = Bench(runner=at_once, max_batch_rows=1)
+    bench.submit("a", "b")
+    soon, bench.loop._soon = bench.loop._soon, []
+    for callback in soon:
+        callback()
+    assert started == [["a"]]
+    bench.turn()
+    assert started == [["a"], ["b"]]
 
 
-@on_a_loop
-async def test_a_request_cancelled_while_it_waits_never_runs() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    a, b, c = submit(scheduler, "a", "b", "c")
-    await settle()
-    b.cancel()
-    await settle()
-    assert scheduler.queue_size == 1
-    runner.finish(2)
-    assert await asyncio.gather(a, c) == ["a!", "c!"]
-    assert runner.started == [["a"], ["c"]]
+# --- waiting for company ------------------------------------------------------------------------------------------
 
 
-@on_a_loop
-async def test_a_request_cancelled_while_it_runs_harms_nobody() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    tasks = submit(scheduler, "first", "a", "b")
-    await settle()
-    runner.finish()
-    await settle()
-    tasks[1].cancel()
-    runner.finish()
-    assert await tasks[2] == "b!"
+def closed_loop(bench: Bench, clients: int, batch_s: float, rounds: int) -> None:
+    """Clients that ask again as soon as they are answered, half of them out of step."""
+    names = (f"{number}" for number in itertools.count())
+    bench.submit(*itertools.islice(names, clients // 2))
+    bench.loop.advance(0.001)
+    bench.submit(*itertools.islice(names, clients - clients // 2))
+    for _ in range(rounds):
+        bench.loop.advance(batch_s)
+        before = len(bench.told)
+        bench.finish()
+        bench.loop.advance(0.001)
+        bench.submit(*itertools.islice(names, len(bench.told) - before))
+        bench.loop.advance(0.5 * batch_s)
 
 
-@on_a_loop
-async def test_cancelling_everything_that_waits_frees_the_whole_queue() -> None:
-    runner = Runner()
-    scheduler = make(runner, max_queue_size=50)
-    running = submit(scheduler, "running")
-    await settle()
-    for _ in range(3):
-        waiting = submit(scheduler, *[str(number) for number in range(50)])
-        await settle()
-        assert scheduler.queue_size == 50
-        for task in waiting:
-            task.cancel()
-        await settle()
-        assert scheduler.queue_size == 0
-    runner.finish()
-    assert await asyncio.gather(*running) == ["running!"]
+def test_an_instance_waits_for_those_who_usually_come_back_when_that_pays() -> None:
+    """A batch takes 1 s whatever its size: two batches of 2 in turn would serve half as many as one of 4."""
+    bench = Bench(max_queue_delay_s=10.0)
+    closed_loop(bench, clients=4, batch_s=1.0, rounds=30)
+    assert [len(batch) for batch in bench.runner.started[:2]] == [2, 2]
+    assert [len(batch) for batch in bench.runner.started[-5:]] == [4, 4, 4, 4, 4]
 
 
-@on_a_loop
-async def test_only_the_guilty_request_of_a_batch_fails() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    tasks = submit(scheduler, "first", "a", "bad", "b")
-    await settle()
-    runner.finish(5)
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [results[0], results[1], results[3]] == ["first!", "a!", "b!"]
-    assert isinstance(results[2], InferenceFailed)
-    assert str(results[2]) == "one of 1 is bad"
-    assert runner.started == [["first"], ["a", "bad", "b"], ["a"], ["bad"], ["b"]]
-
-
-@on_a_loop
-async def test_the_instance_is_idle_again_after_a_failure() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    runner.finish(2)
-    with pytest.raises(InferenceFailed):
-        await scheduler.submit("bad", rows=1, group=None)
-    assert await scheduler.submit("a", rows=1, group=None) == "a!"
-
-
-@on_a_loop
-async def test_a_runner_that_returns_too_few_results_is_an_error_not_a_hang() -> None:
-    async def forgetful(items: Sequence[str]) -> Sequence[str]:
-        return []
-
-    with pytest.raises(ValueError, match="shorter"):
-        await make(forgetful).submit("a", rows=1, group=None)
-
-
-@on_a_loop
-async def test_closing_finishes_what_waits_and_admits_nothing_more() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    tasks = submit(scheduler, "a", "b")
-    await settle()
-    closing = asyncio.ensure_future(scheduler.close())
-    await settle()
-    with pytest.raises(ModelNotReady, match="model 'm' is UNLOADING"):
-        await scheduler.submit("c", rows=1, group=None)
-    assert not closing.done()
-    runner.finish(2)
-    await closing
-    assert await asyncio.gather(*tasks) == ["a!", "b!"]
-
-
-@on_a_loop
-async def test_closing_without_draining_refuses_what_waits_but_not_what_runs() -> None:
-    runner = Runner()
-    scheduler = make(runner)
-    a, b = submit(scheduler, "a", "b")
-    await settle()
-    runner.finish()
-    await scheduler.close(drain=False)
-    assert await a == "a!"
-    with pytest.raises(ModelNotReady):
-        await b
-
-
-@on_a_loop
-async def test_more_rows_than_a_batch_holds_is_a_defect_of_the_caller() -> None:
-    with pytest.raises(ValueError, match="5 rows can never run"):
-        await make(Runner()).submit("a", rows=5, group=None)
-
-
-@given(
-    requests=st.lists(st.tuples(st.integers(1, 4), st.sampled_from("ABC"), st.booleans()), max_size=30),
-    instances=st.integers(1, 3),
+@pytest.mark.parametrize(
+    ("curve", "delay_s"),
+    [
+        pytest.param({1: 1.0, 2: 2.0, 4: 4.0}, 10.0, id="larger-batches-do-not-pay"),
+        pytest.param({1: 1.0, 4: 1.0}, 0.0, id="max-queue-delay-is-0"),
+    ],
 )
-def test_any_mixture_gives_each_caller_its_own_answer(requests: list[tuple[int, str, bool]], instances: int) -> None:
-    """Rows, groups and instances at will, some callers give up: every other gets its own result, no batch is too
-    large or mixed, and within a group nobody is overtaken."""
-    batches: list[list[tuple[int, int, str]]] = []
+def test_an_idle_instance_never_waits_when(curve: dict[int, float], delay_s: float) -> None:
+    bench = Bench(curve=curve, max_queue_delay_s=delay_s)
+    closed_loop(bench, clients=4, batch_s=1.0, rounds=30)
+    assert max(len(batch) for batch in bench.runner.started[2:]) <= 2
 
-    async def runner(items: Sequence[tuple[int, int, str]]) -> Sequence[int]:
-        batches.append(list(items))
-        await asyncio.sleep(0)
-        return [number for number, _, _ in items]
 
-    async def scenario() -> None:
-        scheduler: Scheduler[tuple[int, int, str], int] = Scheduler(
-            runner, name="m", max_batch_rows=4, max_queue_size=100, instances=instances, clock=Clock()
-        )
-        tasks = [
-            asyncio.ensure_future(scheduler.submit((number, rows, group), rows=rows, group=group))
-            for number, (rows, group, _) in enumerate(requests)
-        ]
-        await asyncio.sleep(0)
-        for task, (_, _, gives_up) in zip(tasks, requests, strict=True):
-            if gives_up:
-                task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        await scheduler.close()
-        for number, (result, (_, _, gives_up)) in enumerate(zip(results, requests, strict=True)):
-            assert result == number or (gives_up and isinstance(result, asyncio.CancelledError))
+@pytest.mark.parametrize("delay_s", [pytest.param(10.0, id="free"), pytest.param(0.1, id="capped")])
+def test_company_that_does_not_come_is_waited_for_less_than_one_run(delay_s: float) -> None:
+    bench = Bench(max_queue_delay_s=10.0)
+    closed_loop(bench, clients=4, batch_s=1.0, rounds=30)
+    bench.scheduler._max_queue_delay_s = delay_s
+    while bench.runner._running:
+        bench.finish()
+    started = len(bench.runner.started)
+    bench.submit("alone")
+    bench.turn()
+    assert bench.runner.started[started:] == []
+    bench.loop.advance(min(delay_s, bench.scheduler.curve.seconds(1)))
+    assert bench.runner.started[started:] == [["alone"]]
 
-    asyncio.run(scenario())
-    for batch in batches:
-        assert sum(rows for _, rows, _ in batch) <= 4
-        assert len({group for _, _, group in batch}) == 1
-    for group in "ABC":
-        started = [number for batch in batches for number, _, of in batch if of == group]
-        assert started == sorted(started)
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+    """5 wait, 4 rows a batch, a batch takes 1 s: one runs, one is full, and the next would take this request too."""
+    bench = Bench(max_queue_size=5)
+    bench.submit("running")
+    bench.turn()
+    bench.submit(*"abcde")
+    with pytest.raises(QueueFull, match=r"queue of model 'm' is full: 5 requests wait, max_queue_size is 5") as caught:
+        bench.submit("f")
+    assert caught.value.retry_after_s == pytest.approx(3.0)
+    bench.finish(3)
+    assert len(bench.told) == 6
+
+
+def test_retry_after_follows_the_measured_batch_time() -> None:
+    bench = Bench(max_queue_size=1)
+    for number in range(60):
+        bench.submit(str(number))
+        bench.turn()
+        bench.loop.advance(11.0)
+        bench.finish()
+    bench.submit("running")
+    bench.turn()
+    bench.submit("waiting")
+    with pytest.raises(QueueFull) as caught:
+        bench.submit("c")
+    assert caught.value.retry_after_s == pytest.approx(22.0, rel=0.1)
+
+
+def test_a_place_is_free_again_after_the_queue_moved() -> None:
+    bench = Bench(max_queue_size=1)
+    bench.submit("a")
+    bench.turn()
+    bench.submit("b")
+    bench.finish()
+    bench.submit("c")
+    bench.finish(2)
+    assert bench.told == {"a": "a!", "b": "b!", "c": "c!"}
+
+
+def test_more_rows_than_a_batch_holds_is_a_defect_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="5 rows can never run"):
+        Bench().submit("a", rows=5)
+
+
+# --- deadlines ----------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_on_arrival() -> None:
+    bench = Bench()
+    bench.submit("running")
+    bench.turn()
+    with pytest.raises(DeadlineExceeded, match=r"would answer in about 2 s, the request allows 1\.9 s"):
+        bench.submit("a", deadline_s=bench.loop.now_s + 1.9)
+    bench.submit("b", deadline_s=bench.loop.now_s + 2.1)
+    assert bench.scheduler.queue_size == 1
+
+
+def test_a_request_whose_deadline_passes_while_it_waits_is_told_then_and_never_runs() -> None:
+    bench = Bench()
+    bench.submit("running")
+    bench.turn()
+    bench.submit("a", deadline_s=bench.loop.now_s + 2.5)
+    bench.submit("b")
+    bench.loop.advance(2.4)
+    assert bench.told == {}
+    bench.loop.advance(0.2)
+    assert isinstance(bench.told["a"], DeadlineExceeded)
+    assert str(bench.told["a"]) == (
+        "model 'm': the request's timeout of 2.5 s passed while it waited behind others; it was not run"
+    )
+    bench.finish(2)
+    assert bench.runner.started == [["running"], ["b"]]
+
+
+def test_a_request_that_could_not_be_answered_in_time_any_more_is_not_run() -> None:
+    """0.4 s are left when its turn comes, and a run takes 1 s."""
+    bench = Bench()
+    bench.submit("running")
+    bench.turn()
+    bench.submit("a", deadline_s=bench.loop.now_s + 2.4)
+    bench.submit("b")
+    bench.loop.advance(2.0)
+    bench.finish()
+    assert isinstance(bench.told["a"], DeadlineExceeded)
+    assert bench.runner.started == [["running"], ["b"]]
+
+
+# --- giving up ----------------------------------------------------------------------------------------------------
+
+
+def test_a_request_cancelled_while_it_waits_never_runs() -> None:
+    bench = Bench()
+    bench.submit("a")
+    bench.turn()
+    bench.submit("b", "c")
+    bench.scheduler.cancel(bench.tickets["b"])
+    assert bench.scheduler.queue_size == 1
+    bench.finish(2)
+    assert bench.told == {"a": "a!", "c": "c!"}
+    assert bench.runner.started == [["a"], ["c"]]
+
+
+def test_a_request_cancelled_while_it_runs_harms_nobody() -> None:
+    bench = Bench()
+    bench.submit("a", "b")
+    bench.turn()
+    bench.scheduler.cancel(bench.tickets["a"])
+    bench.scheduler.cancel(bench.tickets["a"])
+    bench.finish()
+    assert bench.told == {"b": "b!"}
+
+
+def test_cancelled_requests_leave_nothing_behind() -> None:
+    """While one low priority waits at the front of nothing, a million come and go: memory follows those that wait."""
+    bench = Bench(max_queue_size=10)
+    bench.submit("running")
+    bench.turn()
+    for number in range(5000):
+        bench.submit("x", priority=number % 7, group=number % 3, deadline_s=bench.loop.now_s + 50)
+        bench.scheduler.cancel(bench.tickets["x"])
+    assert bench.scheduler.queue_size == 0
+    scheduler = bench.scheduler
+    assert len(scheduler._queue) + sum(map(len, scheduler._groups.values())) + len(scheduler._deadlines) < 1000
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_guilty_request_of_a_batch_fails() -> None:
+    bench = Bench()
+    bench.submit("a", "b", "bad", "d")
+    bench.turn()
+    bench.finish(5)
+    assert bench.runner.started == [["a", "b", "bad", "d"], ["a", "b"], ["bad", "d"], ["bad"], ["d"]]
+    assert {item: told for item, told in bench.told.items() if item != "bad"} == {"a": "a!", "b": "b!", "d": "d!"}
+    assert str(bench.told["bad"]) == "one of 1 is bad"
+
+
+def test_one_guilty_request_of_64_costs_no_more_than_twelve_runs() -> None:
+    bench = Bench(max_batch_rows=64)
+    bench.submit(*[str(number) for number in range(40)], "bad", *[str(number) for number in range(41, 64)])
+    bench.turn()
+    bench.finish(13)
+    assert len(bench.told) == 64
+    assert len(bench.runner.started) == 13
+
+
+def test_the_instance_is_idle_again_after_a_failure() -> None:
+    bench = Bench()
+    bench.submit("bad")
+    bench.turn()
+    bench.finish()
+    bench.submit("a")
+    bench.turn()
+    bench.finish()
+    assert bench.told["a"] == "a!"
+
+
+def test_pieces_of_a_failed_batch_are_not_run_for_those_who_gave_up() -> None:
+    bench = Bench()
+    bench.submit("bad", "b", "c", "d")
+    bench.turn()
+    for item in "cd":
+        bench.scheduler.cancel(bench.tickets[item])
+    bench.finish(3)
+    assert bench.runner.started == [["bad", "b", "c", "d"], ["bad", "b"], ["bad"], ["b"]]
+
+
+def test_a_caller_that_cannot_be_told_does_not_keep_the_others_from_being_told(caplog: Any) -> None:
+    bench = Bench()
+
+    def fails(told: object) -> None:
+        raise ZeroDivisionError("connection is gone")
+
+    bench.scheduler.submit("a", fails, rows=1)
+    bench.submit("b")
+    bench.turn()
+    bench.finish()
+    assert bench.told == {"b": "b!"}
+    assert "connection is gone" in caplog.text
+
+
+# --- closing ------------------------------------------------------------------------------------------------------
+
+
+def test_closing_finishes_what_waits_and_admits_nothing_more() -> None:
+    bench = Bench()
+    bench.submit("a")
+    bench.turn()
+    bench.submit("b")
+    closed: list[str] = []
+    bench.scheduler.close(lambda: closed.append("closed"))
+    with pytest.raises(ModelNotReady, match="model 'm' is UNLOADING"):
+        bench.submit("c")
+    bench.finish()
+    assert closed == []
+    bench.finish()
+    assert bench.told == {"a": "a!", "b": "b!"}
+    assert closed == ["closed"]
+
+
+def test_closing_without_draining_refuses_what_waits_but_not_what_runs() -> None:
+    bench = Bench()
+    bench.submit("a")
+    bench.turn()
+    bench.submit("b")
+    bench.scheduler.close(lambda: None, drain=False)
+    assert isinstance(bench.told["b"], ModelNotReady)
+    bench.finish()
+    assert bench.told["a"] == "a!"
+
+
+def test_closing_an_idle_scheduler_is_over_in_the_same_turn() -> None:
+    bench = Bench()
+    closed: list[str] = []
+    bench.scheduler.close(lambda: closed.append("closed"))
+    bench.turn()
+    assert closed == ["closed"]
+
+
+# --- what the statistics are told ---------------------------------------------------------------------------------
+
+
+def test_a_batch_is_recorded_with_the_sums_over_its_requests() -> None:
+    bench = Bench()
+    bench.submit("running")
+    bench.turn()
+    bench.loop.advance(0.25)
+    bench.submit("a", "b", rows=2)
+    bench.loop.advance(0.75)
+    bench.finish()
+    bench.loop.advance(2.0)
+    bench.finish()
+    assert bench.records == [
+        BatchRecord(requests=1, rows=1, failed=0, queue_s=0, total_s=1.0, input_s=0, infer_s=0, output_s=0),
+        BatchRecord(requests=2, rows=4, failed=0, queue_s=1.5, total_s=5.5, input_s=0, infer_s=0, output_s=0),
+    ]
+
+
+def test_only_what_is_told_to_callers_is_recorded_as_failed() -> None:
+    bench = Bench()
+    bench.submit("a", "bad")
+    bench.turn()
+    bench.finish(3)
+    assert [(record.requests, record.failed) for record in bench.records] == [(1, 0), (0, 1)]
+
+
+# --- any interleaving ---------------------------------------------------------------------------------------------
+
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, 4), st.sampled_from("ABC"), st.integers(0, 2), st.booleans()),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("finish")),
+        st.tuples(st.just("advance"), st.sampled_from([0.01, 0.3, 1.0, 5.0])),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300)
+@given(
+    steps=_STEPS,
+    instances=st.integers(1, 3),
+    curve=st.sampled_from([{1: 1.0, 4: 1.0}, {1: 1.0, 4: 4.0}, {1: 0.5, 2: 0.6, 4: 1.9}]),
+    delay_s=st.sampled_from([0.0, 0.2, 100.0]),
+)
+def test_any_interleaving_gives_each_caller_its_own_answer_once(
+    steps: Sequence[Any], instances: int, curve: dict[int, float], delay_s: float
+) -> None:
+    """Whatever comes, waits, fails, expires and is given up, in any order: each caller that has not given up is told
+    once, its own answer, no batch is too large or mixed, and nobody of the same priority is overtaken in a group."""
+    bench = Bench(curve, instances=instances, max_queue_delay_s=delay_s, max_queue_size=20)
+    submitted: dict[str, tuple[int, str, int]] = {}
+    given_up: set[str] = set()
+    refused: set[str] = set()
+    for step in steps:
+        match step:
+            case ("submit", rows, group, priority, hurries):
+                item = f"{len(submitted)}"
+                submitted[item] = (rows, group, priority)
+                deadline = {"deadline_s": bench.loop.now_s + 2.0} if hurries else {}
+                try:
+                    bench.submit(item, rows=rows, group=group, priority=priority, **deadline)
+                except (QueueFull, DeadlineExceeded):
+                    refused.add(item)
+            case ("cancel", number) if (item := f"{number}") in bench.tickets and item not in bench.told:
+                bench.scheduler.cancel(bench.tickets[item])
+                given_up.add(item)
+            case ("finish",) if bench.runner._running:
+                bench.finish()
+            case ("advance", seconds):
+                bench.loop.advance(seconds)
+    bench.loop.advance(200.0)
+    while bench.runner._running:
+        bench.finish()
+        bench.loop.advance(200.0)
+    assert bench.scheduler.is_idle
+    assert bench.told.keys() == submitted.keys() - given_up - refused
+    assert all(told == f"{item}!" or isinstance(told, DeadlineExceeded) for item, told in bench.told.items())
+    ran = [item for batch in bench.runner.started for item in batch]
+    assert len(ran) == len(set(ran))
+    for batch in bench.runner.started:
+        assert sum(submitted[item][0] for item in batch) <= 4
+        assert len({submitted[item][1] for item in batch}) == 1
+    for group, priority in itertools.product("ABC", range(3)):
+        order = [int(item) for item in ran if submitted[item][1:] == (group, priority)]
+        assert order == sorted(order)

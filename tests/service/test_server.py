@@ -165,7 +165,7 @@ def test_a_request_that_never_ends_is_cut_off_at_the_drain_limit(repository: Pat
             sock.sendall(REQUEST[:-20])
             assert running.get("/v2/health/live").status == 200
             assert running.stop() == 0
-        assert "Cancel 1 running task(s)" in running.log()
+        assert "the drain limit has passed: requests cut off: 1" in running.log()
         assert "Traceback" not in running.log()
 
 

@@ -43,8 +43,8 @@ def test_every_datatype_of_the_protocol_goes_through_a_session(datatype: str, tm
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        pytest.param("g (bfloat16[N,2] x) => (bfloat16[N,2] y) { y = Identity(x) }",
-                     ["input 'x'", "tensor(bfloat16)"], id="bfloat16"),
+        pytest.param("g (bfloat16[N,2] x, string[N] s) => (bfloat16[N,2] y) { y = Identity(x) }",
+                     ["bfloat16", "string input 's'"], id="bfloat16-beside-strings"),
         pytest.param("g (float[N,2] x) => (seq(float[N,2]) y) { y = SequenceConstruct(x) }",
                      ["output 'y'", "seq(tensor(float))"], id="sequence"),
         pytest.param("g (float[N,2] x) => (float[N,2] y) { y = NoSuchOp(x) }", ["m.onnx", "NoSuchOp"], id="operator"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service import __version__
+from service.repository import _MODEL_NAME
 from service.settings import Settings, SettingsError, readme_table
 
 
@@ -26,6 +27,7 @@ def test_nothing_given_is_the_defaults() -> None:
 ALL = [
     pytest.param("model_repository", "r", Path("r"), id="path"),
     pytest.param("model", "m.onnx", Path("m.onnx"), id="optional-path"),
+    pytest.param("model_name", "resnet-50_v1.5", "resnet-50_v1.5", id="optional-name"),
     pytest.param("host", "::", "::", id="text"),
     pytest.param("port", "0", 0, id="number-at-its-minimum"),
     pytest.param("port", "65535", 65535, id="number-at-its-maximum"),
@@ -33,6 +35,7 @@ ALL = [
                  ("CUDAExecutionProvider", "CPUExecutionProvider"), id="names"),
     pytest.param("intra_op_threads", "3", 3, id="threads"),
     pytest.param("max_body_bytes", "1_000", 1000, id="number-with-underscore"),
+    pytest.param("root_path", "/models/eu-1", "/models/eu-1", id="url-path"),
     pytest.param("drain_limit_s", "0", 0, id="seconds"),
     pytest.param("log_level", "debug", "debug", id="choice"),
 ]  # fmt: skip
@@ -45,7 +48,7 @@ def test_every_knob_is_a_flag_and_a_variable(name: str, text: str, value: Any) -
 
 
 def test_the_table_above_misses_no_knob() -> None:
-    tested = {case.values[0] for case in ALL} | {"strict_readiness"}
+    tested = {case.values[0] for case in ALL} | {"strict_readiness", "system_shared_memory"}
     assert tested == {knob.name for knob in dataclasses.fields(Settings)}
 
 
@@ -63,6 +66,25 @@ def test_the_table_above_misses_no_knob() -> None:
 )
 def test_a_switch_has_two_flags_and_a_variable(argv: Sequence[str], environ: Mapping[str, str], strict: bool) -> None:
     assert read(*argv, **environ).strict_readiness is strict
+
+
+def test_shared_memory_is_taken_only_when_asked_for() -> None:
+    assert read().system_shared_memory is False
+    assert read("--system-shared-memory").system_shared_memory is True
+    assert read(FOLDSERVE_SYSTEM_SHARED_MEMORY="1").system_shared_memory is True
+
+
+@pytest.mark.parametrize("path", ["", "/a", "/v22", "/~a/b.c/_d-e/v2"])
+def test_root_path_may_be(path: str) -> None:
+    assert Settings(root_path=path).root_path == path
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "a", "/a/", "//a", "/a//b", "/..", "/a/../b", "/.a", "/a b", "/a?", "/v2", "/v1/a", "/ä"]
+)
+def test_root_path_may_not_be(path: str) -> None:
+    with pytest.raises(SettingsError, match=r"root_path: .* is not a path such as /base"):
+        Settings(root_path=path)
 
 
 def test_a_flag_beats_a_variable() -> None:
@@ -91,6 +113,7 @@ def test_a_kubernetes_service_link_is_not_a_port() -> None:
         pytest.param(["--log-level", "loud"], {}, ["--log-level", "'loud'", "debug, info"], id="choice"),
         pytest.param(["--providers", ","], {}, ["--providers", "names nothing"], id="no-provider"),
         pytest.param(["--host", " "], {}, ["--host", "empty"], id="empty-text"),
+        pytest.param(["--model-name", "a/b"], {}, ["--model-name", "'a/b' is not a model name"], id="no-model-name"),
         pytest.param(["--prot", "1"], {}, ["--prot"], id="unknown-flag"),
         pytest.param(["--por", "1"], {}, ["--por"], id="abbreviation"),
         pytest.param(["models"], {}, ["models"], id="stray-word"),
@@ -140,3 +163,34 @@ def test_help_and_readme_table_show_every_knob_with_variable_and_default(capsys:
         assert f"`FOLDSERVE_{knob.name.upper()}`" in table
     assert "`--[no-]strict-readiness`" in table
     assert "`--max-body-bytes N` | `FOLDSERVE_MAX_BODY_BYTES` | `67108864`" in table
+
+
+@pytest.mark.parametrize(
+    ("argv", "settings"),
+    [
+        pytest.param(
+            ["--model_name=resnet", "--model_dir=/mnt/models", "--http_port=8080"],
+            Settings(model=Path("/mnt/models"), model_name="resnet", port=8080),
+            id="a-kserve-runtime-for-one-model",
+        ),
+        pytest.param(
+            ["--model-store=/mnt/models", "--http-port=8080"],
+            Settings(model_repository=Path("/mnt/models"), port=8080),
+            id="kserve-s-runtime-for-triton",
+        ),
+    ],
+)
+def test_arguments_that_were_written_for_others_work_as_they_stand(argv: Sequence[str], settings: Settings) -> None:
+    """KServe, config/runtimes: kserve-sklearnserver.yaml and kserve-tritonserver.yaml."""
+    assert read(*argv) == settings
+
+
+@pytest.mark.parametrize("name", ["a", "A.b-c_1", "_a", ".a", "-a", "a b", "a/b", "ü", "a\n", "..", "1"])
+def test_a_served_name_is_legal_where_a_folder_s_is(name: str) -> None:
+    """Settings may not import the repository; the two have to say the same."""
+    try:
+        Settings(model_name=name)
+        legal = True
+    except SettingsError:
+        legal = False
+    assert legal == bool(_MODEL_NAME.fullmatch(name))

@@ -8,7 +8,7 @@ import pytest
 from service.datatypes import DATATYPES
 from service.errors import RequestMismatch
 from service.protocol import InferenceRequest, InputTensor, ModelMetadata, RequestedOutput, TensorMetadata
-from service.validate import validate_request
+from service.validate import empty_outputs, validate_request
 
 RESNET = ModelMetadata(
     "resnet", ("1",), "onnx_onnxv1",
@@ -19,6 +19,16 @@ PAIR = ModelMetadata(
     "pair", ("1",), "onnx_onnxv1",
     inputs=(TensorMetadata("a", "FP32", (-1, 2)), TensorMetadata("b", "INT64", (-1, -1))),
     outputs=(TensorMetadata("y", "FP32", (-1, 2)),),
+)  # fmt: skip
+FREE = ModelMetadata(
+    "free", ("1",), "onnx_onnxv1",
+    inputs=(TensorMetadata("x", "FP32", (-1, 2)),),
+    outputs=(TensorMetadata("y", "FP32", (-1, -1)),),
+)  # fmt: skip
+NAMED = ModelMetadata(
+    "named", ("1",), "onnx_onnxv1",
+    inputs=(TensorMetadata("x", "FP32", (-1, 2)),),
+    outputs=(TensorMetadata("word", "BYTES", (-1, 1)), TensorMetadata("flag", "BOOL", (-1, 1))),
 )  # fmt: skip
 FIXED = ModelMetadata(
     "fixed", ("1",), "onnx_onnxv1",
@@ -48,6 +58,12 @@ def request(*inputs: InputTensor, outputs: tuple[Any, ...] = (), binary: bool = 
         pytest.param(request(tensor("x", [8, 3, 224, 224])), RESNET, 8, 8, id="limit-is-included"),
         pytest.param(request(tensor("b", [2, 9], "INT64"), tensor("a", [2, 2])), PAIR, 4, 2, id="order-is-free"),
         pytest.param(request(tensor("x", [1, 7])), FIXED, 0, 1, id="not-batchable-is-one-row"),
+        pytest.param(request(tensor("x", [0, 3, 224, 224])), RESNET, 8, 0, id="no-rows"),
+        pytest.param(request(tensor("a", [0, 2]), tensor("b", [0, 7], "INT64")), PAIR, 8, 0, id="no-rows-of-two"),
+        pytest.param(
+            request(tensor("x", [1, 3, 224, 224]), outputs=(RequestedOutput("features", classes=3),), binary=False),
+            RESNET, 8, 1, id="classification-of-an-output-that-has-no-json-form",
+        ),
         pytest.param(request(tensor("x", [2, 3, 4])), NO_RANK, 0, 1, id="unknown-rank-is-left-to-the-runtime"),
         pytest.param(request(tensor("x", [])), NO_RANK, 0, 1, id="scalar"),
         pytest.param(
@@ -108,8 +124,33 @@ ASK_FOR_BINARY = "request it in binary, with parameters.binary_data true (or bin
             id="channels-last",
         ),
         pytest.param(
-            request(tensor("x", [0, 3, 224, 224])), RESNET,
-            "input 'x': shape [0, 3, 224, 224] holds no element, model 'resnet' needs at least one", id="no-rows",
+            request(tensor("x", [0, 2])), FREE,
+            "input 'x': shape [0, 2] holds no row, and the shape [-1, -1] of output 'y' of model 'free' cannot be told "
+            "without one", id="no-rows-and-an-output-of-any-size",
+        ),
+        pytest.param(
+            request(tensor("x", [0, 4, 224, 224])), RESNET,
+            "input 'x': shape [0, 4, 224, 224] has 4 in dimension 1, model 'resnet' expects [-1, 3, 224, 224]",
+            id="no-rows-of-another-shape",
+        ),
+        pytest.param(
+            request(tensor("a", [0, 2]), tensor("b", [1, 1], "INT64")), PAIR,
+            "input 'a' has 0 rows, input 'b' has 1; all inputs of a request must have equally many",
+            id="no-rows-beside-one",
+        ),
+        pytest.param(
+            request(tensor("a", [0, 2]), tensor("b", [0, 0], "INT64")), PAIR,
+            "input 'b': shape [0, 0] holds no element, model 'pair' needs at least one", id="no-rows-of-no-elements",
+        ),
+        pytest.param(
+            request(tensor("x", [1, 2]), outputs=(RequestedOutput("word", classes=1),)), NAMED,
+            "output 'word': parameter 'classification' needs numbers to rank, the output is BYTES",
+            id="classification-of-strings",
+        ),
+        pytest.param(
+            request(tensor("x", [1, 2]), outputs=(RequestedOutput("flag", classes=1),)), NAMED,
+            "output 'flag': parameter 'classification' needs numbers to rank, the output is BOOL",
+            id="classification-of-truths",
         ),
         pytest.param(
             request(tensor("b", [2, 0], "INT64"), tensor("a", [2, 2])), PAIR,
@@ -158,3 +199,11 @@ def test_request_that_does_not_fit_is_refused_with_one_exact_line(
 def test_fixed_first_dimension_of_a_model_that_is_not_batchable_is_kept() -> None:
     with pytest.raises(RequestMismatch, match=r"shape \[2, 7\] has 2 in dimension 0, model 'fixed' expects \[1, -1\]"):
         validate_request(request(tensor("x", [2, 7])), FIXED, 0)
+
+
+def test_no_rows_are_answered_with_no_rows() -> None:
+    outputs = empty_outputs(RESNET)
+    assert {name: (array.shape, array.dtype) for name, array in outputs.items()} == {
+        "logits": ((0, 1000), np.float32),
+        "features": ((0, 512), np.float16),
+    }

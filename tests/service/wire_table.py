@@ -51,6 +51,7 @@ GOLDEN = (
         b"[9007199254740993,-9223372036854775808]",
         b"\x01\x00\x00\x00\x00\x00\x20\x00" + b"\x00" * 7 + b"\x80",
     ),
+    Golden("bf16", "BF16", tensor("BF16", [0x3F80, 0xC000]), b"", b"\x80\x3f\x00\xc0"),
     Golden("fp16", "FP16", tensor("FP16", [1.0, -2.0]), b"", b"\x00\x3c\x00\xc0"),
     Golden(
         "fp32-in-its-own-shortest-form",

@@ -1,0 +1,177 @@
+"""From the bytes of one infer request to the bytes of its answer: the one function behind both doors.
+
+`begin_infer` waits nowhere. The answer goes to `reply`, once: at once for a refusal, otherwise when the request's batch
+has run. What it returns cancels the request. The ASGI route (http_api.py) and the lane (http_lane.py) only bring bytes
+and headers here, so they answer alike. Knows no framework, no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from service.answers import Answer, answer_error, make_answer
+from service.compression import MOST_EXPANDED_BYTES, compress, expand
+from service.decode import HEADER_LENGTH
+from service.encode import encode_response
+from service.errors import ServiceError, quoted
+from service.protocol import InferenceResponse
+from service.registry import Registry
+from service.request_body import Body, read_request
+from service.shared_memory import SharedMemory
+
+log = logging.getLogger(__name__)
+
+Headers = Iterable[tuple[bytes, bytes]]
+"""As in ASGI: names in lower case."""
+
+Cancel = Callable[[], object]
+
+# Longer compressed bodies are expanded in a thread; a shorter one cannot grow to more than some four megabytes.
+_EXPANDED_HERE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class InferHead:
+    """What the head of an infer request says, as far as its answer depends on it. A pure function of the head's bytes,
+    so a door may keep it for the next request with the same head."""
+
+    model_name: str
+    version: str | None = None
+    header_length: bytes | None = None
+    content_encoding: bytes = b""
+    content_type: bytes = b""
+    accept_encoding: bytes = b""
+
+
+_HEADER_LENGTH = HEADER_LENGTH.lower().encode("ascii")
+_READ = frozenset({_HEADER_LENGTH, b"content-encoding", b"content-type", b"accept-encoding"})
+
+
+def read_head(model_name: str, version: str | None, headers: Headers) -> InferHead:
+    known: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _READ:
+            # Several lines of one name are one list (RFC 9110, 5.3); where no list belongs, that will be refused.
+            known[name] = known[name] + b", " + value if name in known else value
+    return InferHead(
+        model_name,
+        version,
+        known.get(_HEADER_LENGTH),
+        known.get(b"content-encoding", b""),
+        known.get(b"content-type", b""),
+        known.get(b"accept-encoding", b""),
+    )
+
+
+def begin_infer(
+    registry: Registry,
+    head: InferHead,
+    body: Body,
+    reply: Callable[[Answer], object],
+    *,
+    max_body_bytes: int = MOST_EXPANDED_BYTES,
+    regions: SharedMemory | None = None,
+) -> Cancel | None:
+    """Begins to answer `POST .../infer`. Calls `reply` once, unless what is returned is called before.
+
+    max_body_bytes: what a compressed body may grow to. regions: of shared memory, which the request may name.
+    Never raises. Returns None when `reply` has been called already.
+    """
+    begin = functools.partial(
+        _begin, registry, reply=reply, max_body_bytes=max_body_bytes, regions=regions, arrived_s=time.monotonic()
+    )
+    if head.content_encoding and len(body) > _EXPANDED_HERE_BYTES:
+        return _begin_expanded(begin, head, body, reply, max_body_bytes)
+    return begin(head, body)
+
+
+def _begin_expanded(
+    begin: Callable[[InferHead, Body], Cancel | None],
+    head: InferHead,
+    body: Body,
+    reply: Callable[[Answer], object],
+    max_body_bytes: int,
+) -> Cancel:
+    """As `begin`, behind a thread that expands the body: 64 KiB can become 64 MiB, which would hold up all others."""
+    given_up = False
+    cancel: Cancel | None = None
+
+    def go_on(expanding: asyncio.Future[Any]) -> None:
+        nonlocal cancel
+        if given_up:
+            return
+        if (error := expanding.exception()) is not None:
+            assert isinstance(error, Exception)
+            reply(refusal(head, error))
+        else:
+            cancel = begin(dataclasses.replace(head, content_encoding=b""), expanding.result())
+
+    def give_up() -> None:
+        nonlocal given_up
+        given_up = True
+        if cancel is not None:
+            cancel()
+
+    expanding = asyncio.get_running_loop().run_in_executor(
+        _expander(), expand, body, head.content_encoding, max_body_bytes
+    )
+    expanding.add_done_callback(go_on)
+    return give_up
+
+
+@functools.cache
+def _expander() -> ThreadPoolExecutor:
+    """One thread: whoever sends many bombs waits behind his own."""
+    return ThreadPoolExecutor(1, thread_name_prefix="expand")
+
+
+def _begin(
+    registry: Registry,
+    head: InferHead,
+    body: Body,
+    *,
+    reply: Callable[[Answer], object],
+    max_body_bytes: int,
+    regions: SharedMemory | None,
+    arrived_s: float,
+) -> Cancel | None:
+    try:
+        model = registry.get(head.model_name, head.version)
+        request = read_request(
+            body,
+            model.metadata,
+            is_batchable=model.max_batch_size > 0,
+            max_body_bytes=max_body_bytes,
+            regions=regions,
+            header_length=head.header_length,
+            content_type=head.content_type,
+            content_encoding=head.content_encoding,
+        )
+        return model.begin(request, lambda outcome: reply(_answer(head, outcome)), arrived_s)
+    except Exception as error:
+        reply(refusal(head, error))
+        return None
+
+
+def _answer(head: InferHead, outcome: InferenceResponse | Exception) -> Answer:
+    if isinstance(outcome, Exception):
+        return refusal(head, outcome)
+    try:
+        return make_answer(200, compress(encode_response(outcome), head.accept_encoding))
+    except Exception as error:
+        return refusal(head, error)
+
+
+def refusal(head: InferHead, error: Exception) -> Answer:
+    """What the caller is told; what nobody foresaw is logged."""
+    if not isinstance(error, ServiceError):
+        log.error("inference on model %s failed unexpectedly", quoted(head.model_name), exc_info=error)
+    return answer_error(error)

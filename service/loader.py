@@ -1,0 +1,130 @@
+"""From a version on disk to a model that may answer, in threads; and from a model that answered back to free memory.
+
+Knows no states and no requests: what becomes of a model is the registry's affair. Counters belong to a name and version
+and are kept here, so that a version that is loaded again counts on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from service import cpu_plan, memory
+from service.discovery import Found
+from service.errors import ModelRejected
+from service.load_version import load_version
+from service.model import Model
+from service.settings import Settings
+from service.statistics import ModelStatistics
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Loader:
+    """Loads what `Found` names, as `settings` say."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.under_way = 0
+        """Calls that have begun and not ended, given up ones included: their threads cannot be interrupted."""
+        self.cpu = cpu_plan.read_plan()
+        self._settings = settings
+        self._statistics: dict[tuple[str, int], ModelStatistics] = {}
+        # Loading is mostly ONNX Runtime optimising graphs, outside the interpreter lock.
+        self._threads = ThreadPoolExecutor(self.cpu.cores, thread_name_prefix="load")
+        # Never behind models that load, which takes minutes.
+        self._errands = ThreadPoolExecutor(2, thread_name_prefix="disk")
+
+    def close(self) -> None:
+        """Begins no more loads. Does not wait."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs something that may wait for the disk; raises what it raises."""
+        return await self._run(self._errands, function, *arguments)
+
+    async def load(self, found: Found) -> Model | str:
+        """The loaded model, or why it must not serve. Raises nothing."""
+        assert found.version is not None
+        label = f"{found.name} version {found.version.version}"
+        try:
+            model = await self._run(self._threads, self._load_blocking, found)
+        except ModelRejected as error:
+            outcome: Model | str = without_folder(self._settings, str(error))
+            log.error("model %s UNAVAILABLE: %s", label, outcome)
+        except Exception as error:
+            # A defect of ours must not take the other models down, nor hide: it is logged with its traceback.
+            outcome = f"internal error: {type(error).__name__}: {error}"
+            log.exception("model %s UNAVAILABLE", label)
+        else:
+            outcome = model
+            _log_ready(label, model)
+        return outcome
+
+    async def end(self, model: Model) -> None:
+        """Lets the model answer what it has taken, and gives its memory back."""
+        await model.close()
+        await self._run(self._errands, _release, model)
+
+    async def _run(self, threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+        self.under_way += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+        except asyncio.CancelledError:
+            # The thread goes on without us.
+            self.under_way += 1
+            raise
+        finally:
+            self.under_way -= 1
+
+    def _load_blocking(self, found: Found) -> Model:
+        assert found.version is not None
+        assert found.config is not None
+        try:
+            loaded = load_version(
+                found.version,
+                found.config,
+                providers=self._settings.providers,
+                intra_op_threads=self._settings.intra_op_threads or self.cpu.cores,
+            )
+            return Model(loaded, self._statistics.setdefault((found.name, found.version.version), ModelStatistics()))
+        except OSError as error:  # a folder that may not be entered, a name too long: anything but a missing file
+            raise ModelRejected(f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
+
+
+def _release(model: Model) -> None:
+    model.release()
+    memory.give_back()
+
+
+def without_folder(settings: Settings, reason: str) -> str:
+    """Reasons are told to clients, who have no business with the server's folders."""
+    folder = settings.model.parent if settings.model else settings.model_repository
+    if folder in {Path(), Path("/")}:
+        return reason  # nothing to hide, and dots and slashes are everywhere
+    # From the beginning of a path only, and by itself only where it cannot be a word: a folder may be called "m".
+    name = re.escape(str(folder))
+    reason = re.sub(rf"(?<![\w./-]){name}/", "", reason)
+    alone = rf"'{name}'|(?<![\w./-]){name}(?![\w./-])" if folder.is_absolute() else f"'{name}'"
+    return re.sub(alone, "the repository", reason)
+
+
+def _log_ready(label: str, model: Model) -> None:
+    report = model.report
+    log.info(
+        "model %s READY in %.2f s: %s; intra-op threads %d; max_batch_size %d (%s); warm-up %s; golden %s",
+        label,
+        report.load_s,
+        ", ".join(report.providers),
+        report.intra_op_threads,
+        model.max_batch_size,
+        report.batching,
+        report.warm_up,
+        report.golden,
+    )

@@ -1,0 +1,262 @@
+"""The V1 protocol's routes (TensorFlow Serving, KServe), for those who know no other; KServe's client begins with it.
+
+    POST /v1/models/{m}[/versions/{v}]:predict   v1_predict.py says what goes in and comes out
+    GET  /v1/models                              KServe: {"models": [names]}
+    GET  /v1/models/{m}[/versions/{v}]           KServe's and TensorFlow Serving's answer in one; 503 when not ready
+    GET  /                                       KServe's liveness: {"status": "alive"}
+
+A prediction passes the same limits, checks, queue and cancellation as V2's infer, through the same raw ASGI route.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Response
+from starlette.routing import Route
+
+from service.answers import Answer, make_answer
+from service.compression import compress, expand
+from service.errors import ModelNotReady, status_of
+from service.http_api import InferRoute, ModelName, Version
+from service.infer import Cancel, InferHead, refusal
+from service.openapi import GENERIC_MODEL, can_be_shown, example_request
+from service.protocol import ErrorResponse, InferenceResponse, ModelMetadata
+from service.registry import ModelState, ModelStatus, Registry
+from service.v1_predict import Predict, decode_predict, encode_predictions
+
+TAG = "V1 protocol"
+
+PREDICT_PATHS = ("/v1/models/{model_name}:predict", "/v1/models/{model_name}/versions/{version}:predict")
+
+
+# --- predictions --------------------------------------------------------------------------------------------------
+
+
+def begin_predict(
+    registry: Registry,
+    head: InferHead,
+    body: bytes | bytearray | memoryview,
+    reply: Callable[[Answer], object],
+    *,
+    max_body_bytes: int,
+) -> Cancel | None:
+    """As `begin_infer`, for `POST ...:predict`. max_body_bytes: what a compressed body may grow to."""
+    arrived_s = time.monotonic()
+    try:
+        model = registry.get(head.model_name, head.version)
+        if head.content_encoding:
+            body = expand(body, head.content_encoding, max_body_bytes)
+        predict = decode_predict(body, model.metadata)
+        return model.begin(predict.request, lambda outcome: reply(_answer(head, predict, outcome)), arrived_s)
+    except Exception as error:
+        reply(refusal(head, error))
+        return None
+
+
+def _answer(head: InferHead, predict: Predict, outcome: InferenceResponse | Exception) -> Answer:
+    if isinstance(outcome, Exception):
+        return refusal(head, outcome)
+    try:
+        return make_answer(200, compress(encode_predictions(outcome, predict), head.accept_encoding))
+    except Exception as error:
+        return refusal(head, error)
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The answer to `GET /`."""
+
+    status: str = "alive"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """The answer to `GET /v1/models`."""
+
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionError:
+    """A google.rpc.Code by name; empty text when it is OK."""
+
+    error_code: str = "OK"
+    error_message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """One version, in TensorFlow Serving's words."""
+
+    version: str
+    state: str
+    status: VersionError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatusAnswer:
+    """KServe's client reads `ready`, TensorFlow Serving's users `model_version_status`."""
+
+    name: str
+    ready: bool
+    model_version_status: tuple[VersionState, ...]
+    error: str | None = None
+
+
+_STATES = {
+    ModelState.LOADING: "LOADING",
+    ModelState.READY: "AVAILABLE",
+    ModelState.UNLOADING: "UNLOADING",
+    # TensorFlow Serving has no other word for a version that failed.
+    ModelState.UNAVAILABLE: "END",
+}
+
+
+class V1Reads:
+    """Handlers of the GET routes."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def v1_live(self) -> Alive:
+        return Alive()
+
+    async def v1_models(self) -> ModelList:
+        return ModelList(tuple(dict.fromkeys(status.name for status in self._registry.states())))
+
+    async def v1_model(self, model_name: ModelName, response: Response) -> ModelStatusAnswer:
+        return self._status(model_name, None, response)
+
+    async def v1_version(self, model_name: ModelName, version: Version, response: Response) -> ModelStatusAnswer:
+        return self._status(model_name, version, response)
+
+    def _status(self, name: str, version: str | None, response: Response) -> ModelStatusAnswer:
+        """Raises NotFound, as `Registry.get` does."""
+        error = None
+        try:
+            self._registry.get(name, version)
+        except ModelNotReady as refused:
+            error = str(refused)
+            response.status_code = status_of(refused).http
+        states = (status for status in self._registry.states() if status.name == name and status.version is not None)
+        chosen = tuple(_version_state(status) for status in states if version in (None, str(status.version)))
+        return ModelStatusAnswer(name, error is None, chosen, error)
+
+
+def _version_state(status: ModelStatus) -> VersionState:
+    failed = status.state is ModelState.UNAVAILABLE
+    told = VersionError("UNAVAILABLE", status.reason) if failed else VersionError()
+    return VersionState(str(status.version), _STATES[status.state], told)
+
+
+_READS: tuple[tuple[str, str, type, str], ...] = (
+    ("/", "v1_live", Alive, "Is the server running?"),
+    ("/v1/models", "v1_models", ModelList, "The names of all models"),
+    ("/v1/models/{model_name}", "v1_model", ModelStatusAnswer, "Can this model answer?"),
+    ("/v1/models/{model_name}/versions/{version}", "v1_version", ModelStatusAnswer, "Can this version answer?"),
+)
+
+
+def add_v1_routes(app: FastAPI, registry: Registry, max_body_bytes: int) -> None:
+    """All of the routes above."""
+    route = InferRoute(registry, max_body_bytes, functools.partial(begin_predict, max_body_bytes=max_body_bytes))
+    for path in PREDICT_PATHS:
+        app.router.routes.append(Route(path, route, methods=["POST"]))
+    reads = V1Reads(registry)
+    for path, handler, answer, summary in _READS:
+        app.add_api_route(
+            path,
+            getattr(reads, handler),
+            methods=["GET"],
+            response_model=answer,
+            response_model_exclude_none=True,
+            summary=summary,
+            operation_id=handler,
+            tags=[TAG],
+            responses=_errors(answer),
+        )
+
+
+# --- documentation ------------------------------------------------------------------------------------------------
+
+
+def _errors(answer: type) -> dict[int | str, dict[str, Any]]:
+    errors: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "Any other error."}}
+    if answer is ModelStatusAnswer:
+        errors[503] = {"model": answer, "description": "Not ready; `error` says why."}
+    return errors
+
+
+def describe_predict(document: dict[str, Any], models: Sequence[ModelMetadata]) -> dict[str, Any]:
+    """`document` (OpenAPI) with the predict routes added, and examples for `models` (those that are READY)."""
+    shown = [model for model in models if can_be_shown(model)] or [GENERIC_MODEL]
+    examples = {
+        model.name: {"summary": f"one row for model {model.name}", "value": example_predict(model)} for model in shown
+    }
+    paths = {path: {"post": _operation("{version}" in path, examples)} for path in PREDICT_PATHS}
+    return {**document, "paths": {**document.get("paths", {}), **paths}}
+
+
+def example_predict(model: ModelMetadata) -> dict[str, Any]:
+    """The values of `example_request`, nested like their shapes."""
+    nested = {
+        tensor["name"]: np.array(tensor["data"], dtype=object).reshape(tensor["shape"]).tolist()
+        for tensor in example_request(model)["inputs"]
+    }
+    has_rows = [tensor.shape[:1] for tensor in model.inputs] == [(-1,)]
+    return {"instances": nested[model.inputs[0].name]} if has_rows else {"inputs": nested}
+
+
+def _operation(has_version: bool, examples: dict[str, Any]) -> dict[str, Any]:
+    names = ["model_name", "version"] if has_version else ["model_name"]
+    values = {"description": "Values nested as the tensor is."}
+    named = {"type": "object", "additionalProperties": values}
+    return {
+        "tags": [TAG],
+        "summary": "Predict with one version of a model" if has_version else "Predict with a model",
+        "description": "Either `instances`, one element a row, answered with `predictions`; or `inputs`, whole "
+        "tensors, answered with `outputs`. A model with several inputs takes objects by input name.",
+        "operationId": "v1_version_predict" if has_version else "v1_predict",
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            "instances": {"type": "array", "items": {"anyOf": [values, named]}},
+                            "inputs": {"anyOf": [values, named]},
+                        },
+                    },
+                    "examples": examples,
+                }
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "One prediction a row, or the outputs.",
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "properties": {"predictions": {"type": "array", "items": {}}, "outputs": {}},
+                        }
+                    }
+                },
+            },
+            "default": {
+                "description": "Any error.",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}},
+            },
+        },
+    }

@@ -1,0 +1,187 @@
+"""The V1 protocol's bodies: `{"instances": ...}` or `{"inputs": ...}` to an `InferenceRequest`, and its answer back.
+
+    request                                      answer, one output        answer, several outputs
+    {"instances": [value, ...]}                  {"predictions": [value]}  {"predictions": [{output: value}, ...]}
+    {"instances": [{input: value, ...}, ...]}    the same                  the same
+    {"inputs": tensor}                           {"outputs": tensor}       {"outputs": {output: tensor, ...}}
+    {"inputs": {input: tensor, ...}}             the same                  the same
+
+Values are nested as the tensor is, and their nesting is the shape: V1 has no other place for it. So nothing is taken
+flat, and nothing is reshaped. Datatypes are the model's. Sources: TensorFlow Serving's api_rest.md (row and columnar
+format), KServe's V1 protocol. Pure; knows neither HTTP nor a running model.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import orjson
+
+from service.datatypes import DATATYPES
+from service.decode import LARGE_BODY_BYTES, MAX_RANK, collector_paused
+from service.encode import EncodedResponse
+from service.errors import MalformedRequest, RequestMismatch, quoted
+from service.json_tensors import Json, elements_from_json, kind_of, nested_to_text, parse_json
+from service.protocol import (
+    Array,
+    InferenceRequest,
+    InferenceResponse,
+    InputTensor,
+    ModelMetadata,
+    OutputTensor,
+    TensorMetadata,
+)
+
+_SIGNATURE = "serving_default"
+
+ROWS = "instances"
+COLUMNS = "inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class Predict:
+    """What a body asks. `rows`: how many instances came; None when they came as columns."""
+
+    request: InferenceRequest
+    rows: int | None
+
+
+def decode_predict(body: bytes | bytearray | memoryview, model: ModelMetadata) -> Predict:
+    """Raises MalformedRequest."""
+    with collector_paused() if len(body) > LARGE_BODY_BYTES else nullcontext():
+        return _decode(memoryview(body), model)
+
+
+def _decode(body: memoryview, model: ModelMetadata) -> Predict:
+    members = parse_json(body)
+    if type(members) is not dict:
+        raise MalformedRequest(f"the request is {kind_of(members)}, expected an object with {ROWS!r} or {COLUMNS!r}")
+    _refuse_other_signatures(members.get("signature_name"))
+    forms = [form for form in (ROWS, COLUMNS) if members.get(form) is not None]
+    if len(forms) != 1:
+        raise MalformedRequest(
+            f"the request has {'both' if forms else 'neither'} {ROWS!r} {'and' if forms else 'nor'} {COLUMNS!r}; "
+            f"give one of them"
+        )
+    values = _by_input_from_rows(members[ROWS], model) if forms == [ROWS] else _by_input(members[COLUMNS], model)
+    expected = {tensor.name: tensor for tensor in model.inputs}
+    # Names that the model does not know have no datatype to be read as; `validate` tells the missing ones.
+    for name in values:
+        if name not in expected:
+            raise MalformedRequest(f"input {quoted(name)} is unknown to model {model.name!r}, {_takes(model)}")
+    tensors = tuple(_tensor(expected[name], value) for name, value in values.items())
+    return Predict(InferenceRequest(inputs=tensors), len(members[ROWS]) if forms == [ROWS] else None)
+
+
+def encode_predictions(response: InferenceResponse, predict: Predict) -> EncodedResponse:
+    """Raises RequestMismatch when an output has no JSON form, or not one row for each instance."""
+    if predict.rows is None:
+        return EncodedResponse(b'{"outputs":%b}' % _columns(response.outputs))
+    return EncodedResponse(b'{"predictions":%b}' % _rows(response.outputs, predict.rows))
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+def _refuse_other_signatures(name: Json) -> None:
+    if name not in (None, _SIGNATURE):
+        raise MalformedRequest(
+            f"signature_name is {quoted(name) if type(name) is str else kind_of(name)}; models here have one way to be "
+            f"called, {_SIGNATURE!r}: leave it out"
+        )
+
+
+def _by_input_from_rows(instances: Json, model: ModelMetadata) -> dict[str, Json]:
+    """Each input's values, one an instance."""
+    if type(instances) is not list:
+        raise MalformedRequest(f"{ROWS!r} is {kind_of(instances)}, expected an array with one element a row")
+    if not instances:
+        raise MalformedRequest(f"{ROWS!r} is empty, expected at least one")
+    kinds = list(map(type, instances))
+    if dict not in kinds:
+        return {_only_input(model, ROWS).name: instances}
+    if any(kind is not dict for kind in kinds):
+        position = next(at for at, kind in enumerate(kinds) if kind is not kinds[0])
+        raise MalformedRequest(
+            f"{ROWS}[0] is {kind_of(instances[0])}, {ROWS}[{position}] is {kind_of(instances[position])}; "
+            f"give all of them as objects with the inputs by name, or none"
+        )
+    for position, instance in enumerate(instances):
+        if instance.keys() != instances[0].keys():
+            odd = min(instance.keys() ^ instances[0].keys())
+            has, lacks = (position, 0) if odd in instance else (0, position)
+            raise MalformedRequest(f"{ROWS}[{has}] has input {quoted(odd)}, {ROWS}[{lacks}] has not")
+    return {name: [instance[name] for instance in instances] for name in instances[0]}
+
+
+def _by_input(inputs: Json, model: ModelMetadata) -> dict[str, Json]:
+    if type(inputs) is not dict:
+        return {_only_input(model, COLUMNS).name: inputs}
+    return inputs
+
+
+def _only_input(model: ModelMetadata, member: str) -> TensorMetadata:
+    if len(model.inputs) != 1:
+        raise MalformedRequest(f"{member!r} gives values without names, {_takes(model)}; give objects with their names")
+    return model.inputs[0]
+
+
+def _takes(model: ModelMetadata) -> str:
+    return f"the model takes {', '.join(repr(tensor.name) for tensor in model.inputs[:10]) or 'none'}"
+
+
+def _tensor(expected: TensorMetadata, value: Json) -> InputTensor:
+    where = f"input {expected.name!r}"
+    shape = _shape_of(value, where)
+    datatype = DATATYPES[expected.datatype]
+    flat = elements_from_json(value if shape else [value], datatype, shape, where)
+    return InputTensor(expected.name, datatype.name, flat.reshape(shape))
+
+
+def _shape_of(value: Json, where: str) -> tuple[int, ...]:
+    """How `value` is nested, judged by the first element of each level; whether all are alike is seen later."""
+    shape: list[int] = []
+    while type(value) is list:
+        shape.append(len(value))
+        if len(shape) > MAX_RANK:
+            raise MalformedRequest(f"{where}: data is nested more than {MAX_RANK} deep")
+        if not value:
+            break
+        value = value[0]
+    return tuple(shape)
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+def _columns(outputs: tuple[OutputTensor, ...]) -> bytes:
+    texts = [_text(output, output.data) for output in outputs]
+    return texts[0] if len(texts) == 1 else _object([output.name for output in outputs], texts)
+
+
+def _rows(outputs: tuple[OutputTensor, ...], rows: int) -> bytes:
+    for output in outputs:
+        if output.data.shape[:1] != (rows,):
+            raise RequestMismatch(
+                f"output {output.name!r} has shape {list(output.data.shape)}, which is not one value for each of "
+                f"{rows} {ROWS}; send {COLUMNS!r} instead, and outputs come whole"
+            )
+    if len(outputs) == 1:
+        return _text(outputs[0], outputs[0].data)
+    names = [output.name for output in outputs]
+    objects = [_object(names, [_text(output, _row(output.data, row)) for output in outputs]) for row in range(rows)]
+    return b"[%b]" % b",".join(objects)
+
+
+def _row(array: Array, row: int) -> Array:
+    """Also of one dimension less when there is but one, where indexing would give an element."""
+    return array[row : row + 1].reshape(array.shape[1:])
+
+
+def _object(names: list[str], texts: list[bytes]) -> bytes:
+    return b"{%b}" % b",".join(orjson.dumps(name) + b":" + text for name, text in zip(names, texts, strict=True))
+
+
+def _text(output: OutputTensor, values: Array) -> bytes:
+    return nested_to_text(values, DATATYPES[output.datatype], f"output {output.name!r}")

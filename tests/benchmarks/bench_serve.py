@@ -1,0 +1,234 @@
+"""The cost of the server next to other servers and to no server at all: `make bench-serve`.
+
+In each round every contender is started, asked for one answer that must be right, loaded with every workload of its
+model, and ended, one after the other, in an order that moves on by one each round. The client (load.c, one thread) runs
+on the same cores. All give ONNX Runtime the same options: as many threads as cores for the image network, one for the
+small one, no spinning; foldserve runs without any flag. Prints one table (serve_table.py says what its targets are) and
+fails where one is missed. What each rival is told, and why, is in serve_rivals/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks import load
+from tests.benchmarks.machine import heading
+from tests.benchmarks.serve_contenders import (
+    Contender,
+    ContenderFailed,
+    Served,
+    answer_bytes,
+    has_workers,
+    in_process,
+    ours,
+    rivals,
+    running,
+)
+from tests.benchmarks.serve_table import (
+    DEADLINE_MS,
+    IN_PROCESS,
+    OURS,
+    OVERLOAD,
+    WORKLOADS,
+    Figures,
+    Found,
+    Workload,
+    cell,
+    table,
+    verdicts,
+)
+
+CORES = len(os.sched_getaffinity(0))
+ROWS = {"mlp": 64, "image": 8}
+"""The largest batch: as many rows as clients ask for at once."""
+THREADS = {"mlp": 1, "image": CORES}
+POOL = 512
+"""Connections of the open loop: more than any server holds at the capacity of the large model within its deadline."""
+GIVE_UP_MS = 3 * DEADLINE_MS
+QUIET = 0.5  # load average above which other work disturbs
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of measuring, by model and in the open loop, each after a warm-up."""
+
+    rounds: int
+    mlp_s: float
+    image_s: float
+    open_s: float
+    in_process_s: float
+
+    def seconds(self, workload: Workload) -> float:
+        return self.mlp_s if workload.model == "mlp" else self.image_s
+
+
+QUICK = Pace(rounds=3, mlp_s=0.8, image_s=2.0, open_s=3.0, in_process_s=0.4)
+WHOLE = Pace(rounds=5, mlp_s=2.0, image_s=5.0, open_s=8.0, in_process_s=0.8)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_serve", description=__doc__)
+    parser.add_argument("--rivals", type=Path, required=True, help="environment with serve_rivals.txt")
+    parser.add_argument("--only", default="a,b,c,d", metavar="a,b", help="these workloads only")
+    parser.add_argument("--against", metavar="NAME,NAME", help="these contenders only, ours always among them")
+    parser.add_argument("--quick", action="store_true", help="shorter and fewer rounds: under ten minutes")
+    parser.add_argument("--rounds", type=int, help="instead of 5, or of 3 with --quick")
+    arguments = parser.parse_args()
+    pace = QUICK if arguments.quick else WHOLE
+    try:
+        program = load.build(arguments.rivals.parent / "load")
+    except load.NoCompiler as error:
+        parser.error(str(error))
+    chosen = [workload for workload in WORKLOADS if workload.letter in arguments.only.split(",")]
+    contenders = everybody(arguments.rivals.absolute(), arguments.against)
+    print(f"{heading('serve')}; {versions()}\n", flush=True)
+    if os.getloadavg()[0] > QUIET:
+        print(f"Disturbed: the load average was {os.getloadavg()[0]:.1f} before anything was measured.\n", flush=True)
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "tests.benchmarks.serve_models", folder], check=True)
+        served = {name: Served(Path(folder) / f"{name}.onnx", ROWS[name]) for name in ROWS}
+        bench = Bench(program, pace, served)
+        rounds = arguments.rounds or pace.rounds
+        for number in range(rounds):
+            bench.round(number, chosen, contenders)
+    names = [name for name in contenders if any((workload, name) in bench.found for workload in chosen)]
+    print(table(bench.found, names))
+    print(f"\n{LEGEND}\nMedians of {rounds} rounds, {(time.monotonic() - begin) / 60:.0f} minutes.")
+    missed = [verdict for verdict in verdicts(bench.found) if not verdict.is_met]
+    print("\n".join(f"MISSED {verdict.workload.title}: {verdict}" for verdict in missed) or "All targets are met.")
+    return 1 if missed else 0
+
+
+LEGEND = f"""
+Right answers a second, median latency and 99th percentile. In-process: rows a second of session.run at its best plan
+and batch (up to as many rows as there are clients), median of one run of one row. {OVERLOAD} x capacity: an open loop
+with random arrivals at {OVERLOAD} times the contender's own rate of (c) with 8 clients in the same round; answers count
+within {DEADLINE_MS:.0f} ms, and latencies from the time a request was due."""
+
+
+def everybody(environment: Path, against: str | None) -> dict[str, Contender | None]:
+    """By name, in the order of the columns; None is no server at all."""
+    contenders: dict[str, Contender | None] = {OURS: ours()}
+    if has_workers():
+        contenders[f"ours, {CORES} workers"] = ours(f"ours, {CORES} workers", "--workers", str(CORES))
+    contenders[IN_PROCESS] = None
+    contenders |= {rival.name: rival for rival in rivals(environment, DEADLINE_MS / 1e3)}
+    wanted = against.split(",") if against else list(contenders)
+    return {name: contender for name, contender in contenders.items() if name in wanted or name == OURS}
+
+
+def versions() -> str:
+    pins = Path(__file__).with_name("serve_rivals.txt").read_text().split("\n")
+    return ", ".join(pin.replace("==", " ") for pin in pins if "==" in pin)
+
+
+class Bench:
+    """The rounds so far."""
+
+    def __init__(self, program: Path, pace: Pace, served: dict[str, Served]) -> None:
+        self.found: Found = {}
+        self._program = program
+        self._pace = pace
+        self._served = served
+
+    def round(self, number: int, chosen: Sequence[Workload], contenders: dict[str, Contender | None]) -> None:
+        names = list(contenders)
+        first = number % len(names)
+        for model in ROWS:
+            workloads = [workload for workload in chosen if workload.model == model]
+            for name in (names[first:] + names[:first]) if workloads else []:
+                contender = contenders[name]
+                if contender is None:
+                    self._without_server(model, workloads)
+                elif self._served[model].is_small or not contender.only_small:
+                    self._with_server(contender, model, workloads)
+
+    def _with_server(self, contender: Contender, model: str, workloads: Sequence[Workload]) -> None:
+        served = self._served[model]
+        try:
+            with running(contender, served, THREADS[model]) as port:
+                for workload in workloads:
+                    self._add(workload, contender.name, self._measured(contender, served, port, workload))
+        except ContenderFailed as error:
+            for workload in workloads:
+                self._add(workload, contender.name, str(error))
+
+    def _measured(self, contender: Contender, served: Served, port: int, workload: Workload) -> Figures | str:
+        try:
+            if workload.clients:
+                return self._closed(contender, served, port, workload)
+            return self._open(contender, served, port, workload)
+        except (load.LoadFailed, ContenderFailed) as error:
+            return str(error)
+
+    def _closed(self, contender: Contender, served: Served, port: int, workload: Workload) -> Figures:
+        seconds = self._pace.seconds(workload)
+        found = load.run(
+            self._program,
+            port,
+            contender.ask(served, workload.form, None),
+            seconds=seconds,
+            warm_up=seconds / 4,
+            connections=workload.clients,
+            expect_bytes=answer_bytes(contender, served, workload.form, port),
+        ).refuse_unless_clean()
+        assert found.ok.p50 is not None  # or it would not be clean
+        return Figures(found.ok_per_s, found.ok.p50, found.ok.p99)
+
+    def _open(self, contender: Contender, served: Served, port: int, workload: Workload) -> Figures:
+        """Behind the capacity that this very process has shown a moment ago, or shows now."""
+        saturated = max((each for each in WORKLOADS if each.letter == "c"), key=lambda each: each.clients)
+        so_far = self.found.get((saturated, contender.name), [])
+        if len(so_far) > len(self.found.get((workload, contender.name), [])) and isinstance(so_far[-1], Figures):
+            capacity = so_far[-1].per_s
+        else:
+            capacity = self._closed(contender, served, port, saturated).per_s
+        found = load.run(
+            self._program,
+            port,
+            contender.ask(served, workload.form, int(1e3 * DEADLINE_MS)),
+            seconds=self._pace.open_s,
+            warm_up=self._pace.open_s / 4,
+            connections=POOL,
+            rate=OVERLOAD * capacity,
+            poisson=True,
+            deadline_ms=DEADLINE_MS,
+            timeout_ms=GIVE_UP_MS,
+            expect_bytes=answer_bytes(contender, served, workload.form, port),
+        )
+        if found.wrong:
+            raise load.LoadFailed(f"{found.wrong} answers 200 of the wrong length")
+        nothing = float("nan")
+        p50 = nothing if found.ok.p50 is None else found.ok.p50
+        return Figures(found.good_per_s, p50, found.ok.p99, capacity, found.refused.p99)
+
+    def _without_server(self, model: str, workloads: Sequence[Workload]) -> None:
+        closed = [workload for workload in workloads if workload.clients]
+        if not closed:
+            return
+        rows = [count for count in (1, 2, 4, 8, 16, 32, 64) if count <= max(each.clients for each in closed)]
+        plans = in_process(self._served[model], self._pace.in_process_s, rows)
+        one_row_ms = min(plan.p50_ms for plan in plans if plan.rows == 1)
+        for workload in closed:
+            # One caller at a time: what counts is how soon, and a second session would have nobody to call it.
+            alone = workload.clients == 1
+            best = 1e3 / one_row_ms if alone else max(p.rows_per_s for p in plans if p.rows <= workload.clients)
+            self._add(workload, IN_PROCESS, Figures(best, one_row_ms))
+
+    def _add(self, workload: Workload, name: str, figures: Figures | str) -> None:
+        self.found.setdefault((workload, name), []).append(figures)
+        told = figures if isinstance(figures, str) else cell({(workload, name): [figures]}, workload, name)
+        print(f"{workload.title:50} {name:14} {told}", file=sys.stderr, flush=True)  # in minutes much can happen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What counts as a model on disk, and that no caller's name leads anywhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.discovery import discover, discover_model, name_of_file, names_on_disk
+from service.errors import ModelRejected
+from service.settings import Settings
+from tests.service.handmade import DOUBLE, LINEAR, save_model, save_version
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Two models, a model without versions, and two folders that are none."""
+    root = tmp_path / "models"
+    for version in (1, 2):
+        save_version(root, "m", DOUBLE, version=version)
+    save_version(root, "n", LINEAR)
+    for folder in ("empty", "notes", ".staging"):
+        (root / folder).mkdir()
+    (root / "empty" / "config.json").write_text('{"name": "empty"}')
+    return root
+
+
+def test_one_model_is_found_as_among_all(repository: Path) -> None:
+    settings = Settings(model_repository=repository)
+    everything = discover(settings)
+    assert [(one.name, one.version and one.version.version) for one in everything] == [
+        ("empty", None), ("m", 2), ("n", 1),
+    ]  # fmt: skip
+    assert [found for name in ("empty", "m", "n") for found in discover_model(settings, name)] == everything
+
+
+def test_names_are_those_of_folders_that_hold_a_model(repository: Path) -> None:
+    assert names_on_disk(Settings(model_repository=repository)) == ("empty", "m", "n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(".", id="the-repository"),
+        pytest.param("..", id="its-parent"),
+        pytest.param("../outside", id="beside-it"),
+        pytest.param("m/../../outside", id="through-a-model"),
+        pytest.param("m/1", id="below-a-model"),
+        pytest.param(".staging", id="invisible"),
+        pytest.param("%2e%2e", id="still-encoded"),
+        pytest.param("m\0", id="nul"),
+        pytest.param("notes", id="holds-no-model"),
+        pytest.param("M", id="other-case"),
+        pytest.param("x" * 5000, id="long"),
+    ],
+)
+def test_a_name_that_the_repository_does_not_list_leads_nowhere(name: str, repository: Path) -> None:
+    save_version(repository.parent, "outside", DOUBLE)
+    assert discover_model(Settings(model_repository=repository), name) == []
+
+
+def test_an_absolute_path_is_no_name(repository: Path) -> None:
+    outside = save_version(repository.parent, "outside", DOUBLE).parent
+    assert discover_model(Settings(model_repository=repository), str(outside)) == []
+
+
+def test_a_single_file_has_one_name(tmp_path: Path) -> None:
+    settings = Settings(model=save_model(tmp_path / "net.onnx", LINEAR))
+    assert names_on_disk(settings) == ("net",)
+    assert discover_model(settings, "net") == discover(settings)
+    assert discover_model(settings, "model") == []
+
+
+def test_a_repository_that_has_gone_is_told(tmp_path: Path) -> None:
+    settings = Settings(model_repository=tmp_path / "gone")
+    for ask in (lambda: names_on_disk(settings), lambda: discover_model(settings, "m")):
+        with pytest.raises(ModelRejected, match="cannot be read: No such file or directory"):
+            ask()
+    assert discover(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        pytest.param("resnet18.onnx", "resnet18", id="stem"),
+        pytest.param("a/b/resnet.v2.onnx", "resnet.v2", id="dot-in-the-stem"),
+        pytest.param("my net (1).onnx", "my-net-1", id="illegal-characters"),
+        pytest.param("-x-.onnx", "x", id="edges"),
+        pytest.param("_private.onnx", "private", id="leading-underscore"),
+        pytest.param("résumé.onnx", "r-sum", id="not-ascii"),
+        pytest.param("日本.onnx", "model", id="nothing-left"),
+        pytest.param("digits/model.onnx", "digits", id="folder"),
+        pytest.param("digits/1/model.onnx", "digits", id="version-folder"),
+        pytest.param("/model.onnx", "model", id="root"),
+        pytest.param("/7/model.onnx", "model", id="version-in-the-root"),
+    ],
+)
+def test_the_name_of_a_single_file(path: str, name: str) -> None:
+    assert name_of_file(Path(path)) == name

@@ -1,0 +1,233 @@
+"""The lane against the reference door, on real sockets: byte for byte the same answers, whatever the peer does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.app import build_app
+from service.connection import Connection, Limits
+from service.errors import InferenceFailed, QueueFull
+from service.http_lane import HeadMemory, Lane, LaneHead, read_lane_head, why_unfit
+from service.infer import InferHead, begin_infer
+from service.registry import Registry
+from tests.service.fakes import EchoModel, fake_registry
+
+MAX_BODY_BYTES = 1000
+GOOD = b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[0.5]}]}'
+BINARY = b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}]}'
+TENSOR = b"\x00\x00\x00\x3f"
+
+
+def post(body: bytes, *headers: bytes, path: bytes = b"/v2/models/echo/infer", version: bytes = b"1.1") -> bytes:
+    lines = [b"POST %b HTTP/%b" % (path, version), b"Host: h", *headers]
+    if not any(header.lower().startswith((b"content-length", b"transfer-encoding")) for header in headers):
+        lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join([*lines, b"", body])
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])
+
+
+def registry() -> Registry:
+    return fake_registry(
+        echo=EchoModel(),
+        broken=EchoModel(InferenceFailed("ONNX Runtime: it broke")),
+        busy=EchoModel(QueueFull("the queue is full", retry_after_s=2.5)),
+        defect=EchoModel(ZeroDivisionError("secret")),
+        damaged="weights are damaged",
+    )
+
+
+@functools.cache
+def application() -> Any:
+    return build_app(registry(), MAX_BODY_BYTES)
+
+
+@pytest.fixture(autouse=True)
+def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "limits", Limits(head_s=0.5, body_stall_s=0.5))
+
+
+class Door:
+    """A server of one protocol class, and what comes back for what is sent."""
+
+    def __init__(self, protocol: Callable[..., Any]) -> None:
+        self._protocol = protocol
+
+    async def exchange(self, *pieces: bytes) -> bytes:
+        """Sends the pieces one read apart; everything that comes back until the server closes or is asked to."""
+        config = uvicorn.Config(application(), ws="none", log_config=None, timeout_keep_alive=1)
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: self._protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        async with server, asyncio.timeout(30):
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            # The server may hang up before it has been sent everything: what it said until then counts.
+            with contextlib.suppress(ConnectionError):
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    # The server lives on this very loop: let it read each piece by itself.
+                    for _ in range(4):
+                        await asyncio.sleep(0)
+            received = b""
+            with contextlib.suppress(ConnectionError):
+                while chunk := await reader.read(2**16):
+                    received += chunk
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        return received
+
+
+def lane() -> Door:
+    heads = HeadMemory(MAX_BODY_BYTES, Lane.limits.head_bytes)
+    return Door(functools.partial(Lane, functools.partial(begin_infer, registry()), heads))
+
+
+REFERENCE = Door(Connection)
+LAST = b"Connection: close"
+
+CASES: dict[str, tuple[bytes, ...]] = {
+    "json": (post(GOOD),),
+    "version": (post(GOOD, path=b"/v2/models/echo/versions/1/infer"),),
+    "version-that-is-not": (post(GOOD, path=b"/v2/models/echo/versions/7/infer"),),
+    "no-content-type": (post(GOOD),),
+    "json-binary-answer": (post(GOOD[:-1] + b',"parameters":{"binary_data_output":true}}'),),
+    "binary": (post(BINARY + TENSOR, b"Inference-Header-Content-Length: %d" % len(BINARY)),),
+    "binary-bad-header-length": (post(BINARY + TENSOR, b"Inference-Header-Content-Length: x"),),
+    "binary-header-length-beyond": (post(BINARY + TENSOR, b"Inference-Header-Content-Length: 9999"),),
+    "header-length-twice": (
+        post(BINARY + TENSOR, b"Inference-Header-Content-Length: 3", b"inference-header-content-length: 91"),
+    ),
+    "bad-json": (post(b"{"),),
+    "empty": (post(b""),),
+    "unknown-model": (post(GOOD, path=b"/v2/models/other/infer"),),
+    "percent-encoded-name": (post(GOOD, path=b"/v2/models/%65cho/infer"),),
+    "query": (post(GOOD, path=b"/v2/models/echo/infer?a=1"),),
+    "other-route": (post(GOOD, path=b"/v2/models/echo"),),
+    "absolute-form": (post(GOOD, path=b"http://h/v2/models/echo/infer"),),
+    "damaged-model": (post(GOOD, path=b"/v2/models/damaged/infer"),),
+    "inference-fails": (post(GOOD, path=b"/v2/models/broken/infer"),),
+    "queue-full": (post(GOOD, path=b"/v2/models/busy/infer"),),
+    "defect": (post(GOOD, path=b"/v2/models/defect/infer"),),
+    "unknown-coding": (post(GOOD, b"Content-Encoding: br"),),
+    "close": (post(GOOD, LAST),),
+    "http-1.0": (post(GOOD, version=b"1.0"),),
+    "http-1.0-keep-alive": (post(GOOD, b"Connection: keep-alive", version=b"1.0"),),
+    "expect": (post(GOOD, b"Expect: 100-continue"),),
+    "chunked": (post(chunked(GOOD, 10), b"Transfer-Encoding: chunked"),),
+    "chunked-byte-by-byte": (post(chunked(GOOD, 1), b"Transfer-Encoding: chunked"),),
+    "chunked-and-length": (post(chunked(GOOD, 10), b"Transfer-Encoding: chunked", b"Content-Length: 4"),),
+    "two-lengths": (post(GOOD, b"Content-Length: 68", b"Content-Length: 68"),),
+    "two-lengths-that-differ": (post(GOOD, b"Content-Length: 68", b"Content-Length: 67"),),
+    "length-that-is-no-number": (post(GOOD, b"Content-Length: -68"),),
+    "no-host": (post(GOOD).replace(b"Host: h\r\n", b""),),
+    "two-hosts": (post(GOOD, b"Host: i"),),
+    "upgrade": (post(GOOD, b"Connection: Upgrade", b"Upgrade: h2c"),),
+    "folded-header": (post(GOOD, b"X: a\r\n b"),),
+    "space-before-colon": (post(GOOD, b"X : a"),),
+    "bare-line-feeds": (post(GOOD).replace(b"\r\n", b"\n"),),
+    "nul-in-header": (post(GOOD, b"X: a\x00b"),),
+    "head-too-large": (post(GOOD, b"X: " + b"a" * 70_000),),
+    "body-too-large": (post(b"." * (MAX_BODY_BYTES + 1)),),
+    "length-too-large": (post(b"", b"Content-Length: 99999999999999999999"),),
+    "pipelined": (post(GOOD) + post(b"{") + post(GOOD, path=b"/v2/models/busy/infer"),),
+    "pipelined-with-other-routes": (post(GOOD) + b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n" + post(GOOD),),
+    "pipelined-behind-chunked": (post(chunked(GOOD, 10), b"Transfer-Encoding: chunked") + post(GOOD),),
+    "pipelined-then-nonsense": (post(GOOD) + b"\x00\x01\x02\x03",),
+    "pipelined-behind-close": (post(GOOD, LAST) + post(GOOD),),
+    "head-then-body": (post(GOOD)[: -len(GOOD)], GOOD),
+    "body-in-pieces": (post(GOOD)[:-40], GOOD[-40:-20], GOOD[-20:]),
+    "body-with-the-next-head": (post(GOOD)[:-40], GOOD[-40:] + post(GOOD)[:-10], GOOD[-10:]),
+    "head-in-pieces": (post(GOOD)[:20], post(GOOD)[20:60], post(GOOD)[60:]),
+    "byte-by-byte": tuple(post(GOOD)[index : index + 1] for index in range(len(post(GOOD)))),
+    "twice-the-same-head": (post(GOOD), post(GOOD)),
+    "same-head-other-path": (post(GOOD), post(GOOD, path=b"/v2/models/echa/infer")),
+    "blank-line-before": (b"\r\n" + post(GOOD),),
+    "get": (b"GET /v2/models/echo/infer HTTP/1.1\r\nHost: h\r\n\r\n",),
+    "truncated-body": (post(GOOD)[:-10],),
+    "nothing": (),
+}
+
+
+# Behind these nothing more is sent: the body would never be whole, or what was sent could not be told from a reset.
+FINAL = frozenset({"nothing", "truncated-body", "pipelined-then-nonsense"})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_doors_answer_byte_for_byte_alike(name: str) -> None:
+    """Most cases are followed by a request that closes the connection, which tells what state the door is in."""
+    sent = CASES[name] if name in FINAL else (*CASES[name], post(GOOD, LAST))
+    assert asyncio.run(lane().exchange(*sent)) == asyncio.run(REFERENCE.exchange(*sent))
+
+
+@pytest.mark.parametrize("cut", range(0, 180, 7))
+def test_a_request_cut_anywhere_is_answered_alike(cut: int) -> None:
+    request = post(BINARY + TENSOR, b"Inference-Header-Content-Length: %d" % len(BINARY))
+    sent = (request[:cut], request[cut:], post(GOOD, LAST))
+    assert asyncio.run(lane().exchange(*sent)) == asyncio.run(REFERENCE.exchange(*sent))
+
+
+def test_thousands_of_pipelined_refusals_are_answered_in_order() -> None:
+    sent = post(b"{") * 3000 + post(GOOD, LAST)
+    received = asyncio.run(lane().exchange(sent))
+    assert received.count(b"HTTP/1.1 400") == 3000
+    assert received.rindex(b"HTTP/1.1 200") > received.rindex(b"HTTP/1.1 400")
+
+
+# --- heads --------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_head_says_all_that_its_answer_depends_on() -> None:
+    head = post(b"." * 95, b"Inference-Header-Content-Length: 91", path=b"/v2/models/m/versions/3/infer")[:-95]
+    assert read_lane_head(head, 1000, 1000) == LaneHead(InferHead("m", "3", b"91"), 95, 91)
+
+
+def test_a_head_is_read_once_and_known_by_all_its_bytes() -> None:
+    heads = HeadMemory(1000, 1000, entries=2)
+    first = heads.read(post(b"")[:])
+    assert heads.read(post(b"")) is first
+    other = heads.read(post(b"", path=b"/v2/models/other/infer"))
+    assert other is not None
+    assert other.infer.model_name == "other"
+
+
+def test_memory_for_heads_is_bounded() -> None:
+    heads = HeadMemory(1000, 10_000, entries=3, entry_bytes=200)
+    for number in range(10):
+        heads.read(post(b"", b"X: %d" % number))
+        heads.read(post(b"", b"X: %d" % number + b"a" * 300))
+    assert len(heads._known) <= 3
+    assert all(len(head) <= 200 for head in heads._known)
+
+
+# --- does it fit the installed uvicorn? -----------------------------------------------------------------------------
+
+
+def test_the_lane_fits_the_pinned_uvicorn() -> None:
+    assert why_unfit() == ""
+
+
+def test_another_uvicorn_is_told_apart_by_what_it_lacks() -> None:
+    class Other(HttpToolsProtocol):
+        on_body = None  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            self.config = self.loop = self.parser = self.server_state = self.transport = None  # type: ignore[assignment]
+
+    missing = why_unfit(Other)
+    assert missing.startswith("uvicorn's Other has no on_body, flow, pipeline")

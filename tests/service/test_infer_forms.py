@@ -1,0 +1,271 @@
+"""Every form of a body and of an answer, through a real model and ONNX Runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from service.answers import Answer
+from service.infer import begin_infer, read_head
+from service.model import Model
+from service.registry import Registry
+from tests.service.handmade import DOUBLE, FIXED, TEXT, load_version, save_version
+from tests.service.test_npy import saved
+
+Header = tuple[bytes, bytes]
+BF16 = ml_dtypes.bfloat16
+
+
+def header_of(answer: Answer, name: bytes) -> bytes | None:
+    return dict(answer.headers).get(name)
+
+
+def ask_all(model: Model, *requests: tuple[bytes, list[Header]]) -> list[Answer]:
+    """The answers to requests that come one after the other; the model is closed behind them."""
+    registry = cast("Registry", SimpleNamespace(get=lambda name, version: model))
+
+    async def answers() -> list[Answer]:
+        collected = []
+        for body, headers in requests:
+            answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            begin_infer(registry, read_head(model.name, None, headers), body, answered.set_result, max_body_bytes=10**6)
+            collected.append(await answered)
+        await model.close()
+        return collected
+
+    return asyncio.run(asyncio.wait_for(answers(), timeout=60))
+
+
+def ask(model: Model, body: bytes, *headers: Header) -> Answer:
+    return ask_all(model, (body, list(headers)))[0]
+
+
+def load(tmp_path: Path, text: str, config: dict[str, Any] | None = None, **files: str) -> Model:
+    folder = save_version(tmp_path, "m", text, config=config)
+    for name, content in files.items():
+        (folder / f"{name}.txt").write_text(content)
+    return load_version(folder)
+
+
+def request_of(tensors: list[triton.InferInput], outputs: list[triton.InferRequestedOutput] | None = None) -> Any:
+    """What tritonclient sends: body, and its headers."""
+    body, json_bytes = triton.InferenceServerClient.generate_request_body(tensors, outputs=outputs)
+    return body, [] if json_bytes is None else [(b"inference-header-content-length", b"%d" % json_bytes)]
+
+
+def input_of(array: Any, datatype: str) -> triton.InferInput:
+    tensor = triton.InferInput("x", list(array.shape), datatype)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def read(answer: Answer, name: str = "y") -> Any:
+    assert answer.status == 200, answer.body
+    length = header_of(answer, b"inference-header-content-length")
+    result = triton.InferResult.from_response_body(answer.body, header_length=None if length is None else int(length))
+    return result.as_numpy(name)
+
+
+# --- half precision -----------------------------------------------------------------------------------------------
+
+
+def test_fp16_goes_both_ways_in_binary(tmp_path: Path) -> None:
+    model = load(tmp_path, "g (float16[N,3] x) => (float16[N,3] y) { y = Neg(x) }")
+    sent = np.array([[1.0, -65504.0, 6e-8]], np.float16)
+    np.testing.assert_array_equal(read(ask(model, *flat(request_of([input_of(sent, "FP16")])))), -sent, strict=True)
+
+
+def test_bf16_goes_both_ways_in_binary(tmp_path: Path) -> None:
+    """The runtime computes: y = 2 x by way of float32."""
+    model = load(
+        tmp_path, "g (bfloat16[N,3] x) => (bfloat16[N,3] y) { f = Cast<to=1>(x) d = Add(f, f) y = Cast<to=16>(d) }"
+    )
+    body, headers = request_of([input_of(np.array([[1.0, -0.5, 3e38]], BF16), "BF16")])
+    assert body.endswith(b"\x80\x3f\x00\xbf\x62\x7f")
+    answer = ask(model, body, *headers)
+    assert b'"datatype":"BF16"' in answer.body
+    assert answer.body.endswith(b"\x00\x40\x80\xbf\x80\x7f")
+    np.testing.assert_array_equal(read(answer).astype(np.float32), [[2.0, -1.0, np.inf]])
+
+
+@pytest.mark.parametrize("kind", ["FP16", "BF16"])
+def test_half_precision_in_json_is_400(kind: str, tmp_path: Path) -> None:
+    name = {"FP16": "float16", "BF16": "bfloat16"}[kind]
+    model = load(tmp_path, f"g ({name}[N,1] x) => ({name}[N,1] y) {{ y = Identity(x) }}")
+    values = json.dumps({"inputs": [{"name": "x", "shape": [1, 1], "datatype": kind, "data": [1.0]}]}).encode()
+    body, headers = request_of([input_of(np.ones((1, 1), np.float16 if kind == "FP16" else BF16), kind)])
+    as_json = body.replace(b'"binary_data_output":true', b'"binary_data_output":null')
+    into, out_of = ask_all(model, (values, []), (as_json, headers))
+    assert into.status == out_of.status == 400
+    assert into.body.startswith(b'{"error": "input \'x\': %s does not travel as JSON' % kind.encode())
+    assert out_of.body.startswith(b'{"error": "output \'y\': %s does not travel as JSON' % kind.encode())
+
+
+def flat(request: tuple[bytes, list[Header]]) -> tuple[Any, ...]:
+    return request[0], *request[1]
+
+
+# --- classification -----------------------------------------------------------------------------------------------
+
+PAIR = np.array([[0.5, 0.25], [-1.0, 2.0]], np.float32)
+LABELLED = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2], "labels": "labels.txt"}],
+}
+
+
+def classified(classes: int, *, binary: bool) -> list[triton.InferRequestedOutput]:
+    return [triton.InferRequestedOutput("y", binary_data=binary, class_count=classes)]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_classes_have_labels_as_far_as_the_file_goes(binary: bool, tmp_path: Path) -> None:
+    model = load(tmp_path, DOUBLE, LABELLED, labels="cat\n")
+    answer = ask(model, *flat(request_of([input_of(PAIR, "FP32")], classified(2, binary=binary))))
+    assert b'"datatype":"BYTES","shape":[2,2]' in answer.body
+    texts = [text if isinstance(text, str) else text.decode() for text in read(answer).reshape(-1)]
+    assert texts == ["1.0:0:cat", "0.5:1", "4.0:1", "-2.0:0:cat"]
+
+
+def test_classes_of_a_model_that_is_not_batchable_have_no_rows(tmp_path: Path) -> None:
+    model = load(tmp_path, FIXED)
+    answer = ask(model, *flat(request_of([input_of(PAIR[:1], "FP32")], classified(1, binary=False))))
+    assert answer.body.endswith(b'[{"name":"y","datatype":"BYTES","shape":[1],"data":["-0.25:1"]}]}')
+
+
+def test_classes_of_strings_are_400_before_the_model_runs(tmp_path: Path) -> None:
+    model = load(tmp_path, TEXT)
+    body, headers = request_of([input_of(np.array([[b"a", b"b"]], object), "BYTES")], classified(1, binary=True))
+    answer = ask(model, body, *headers)
+    assert (answer.status, model.statistics.read("m", 1).execution_count) == (400, 0)
+    assert b"needs numbers to rank, the output is BYTES" in answer.body
+
+
+def test_classification_that_is_too_large_is_400(tmp_path: Path) -> None:
+    model = load(tmp_path, "g (float[N,1] x) => (float[N,50001] y) <int64[2] s = {1, 50001}> { y = Tile(x, s) }")
+    body = json.dumps(
+        {
+            "inputs": [{"name": "x", "shape": [2, 1], "datatype": "FP32", "data": [1, 2]}],
+            "outputs": [{"name": "y", "parameters": {"classification": 50001}}],
+        }
+    ).encode()
+    answer = ask(model, body)
+    assert answer.status == 400
+    assert b"makes 100002 strings, at most 100000 are written" in answer.body
+
+
+# --- raw bodies and .npy ------------------------------------------------------------------------------------------
+
+
+def test_raw_row_is_answered_in_binary(tmp_path: Path) -> None:
+    answer = ask(load(tmp_path, DOUBLE), PAIR[:1].tobytes(), (b"inference-header-content-length", b"0"))
+    assert header_of(answer, b"content-type") == b"application/octet-stream"
+    assert answer.body.endswith(b'"parameters":{"binary_data_size":8}}]}' + (2 * PAIR[:1]).tobytes())
+    np.testing.assert_array_equal(read(answer), 2 * PAIR[:1], strict=True)
+
+
+def test_raw_body_of_two_rows_is_400(tmp_path: Path) -> None:
+    answer = ask(load(tmp_path, DOUBLE), PAIR.tobytes(), (b"inference-header-content-length", b"0"))
+    assert answer.status == 400
+    assert b"it has 16 bytes; input 'x' of FP32 and shape [-1, 2] takes 8 for one row" in answer.body
+
+
+@pytest.mark.parametrize(
+    ("sent", "shape"), [pytest.param(PAIR, "[2,2]", id="rows"), pytest.param(PAIR[0], "[1,2]", id="a-row")]
+)
+def test_npy_is_answered_as_json(sent: Any, shape: str, tmp_path: Path) -> None:
+    answer = ask(load(tmp_path, DOUBLE), saved(sent), (b"content-type", b"application/x-npy"))
+    data = json.dumps((2 * sent).reshape(-1).tolist(), separators=(",", ":"))
+    assert answer.status == 200
+    assert answer.body.endswith(f'[{{"name":"y","datatype":"FP32","shape":{shape},"data":{data}}}]}}'.encode())
+
+
+# --- content codings ----------------------------------------------------------------------------------------------
+
+MANY = np.arange(1000, dtype=np.float32).reshape(500, 2)
+WIDE = {"max_batch_size": 500}
+
+
+@pytest.mark.parametrize(("coding", "unpack"), [(b"gzip", gzip.decompress), (b"deflate", zlib.decompress)])
+def test_codings_go_both_ways_as_tritonclient_speaks_them(coding: bytes, unpack: Any, tmp_path: Path) -> None:
+    body, headers = request_of([input_of(MANY, "FP32")])
+    packed = gzip.compress(body) if coding == b"gzip" else zlib.compress(body)
+    coded, plain = ask_all(
+        load(tmp_path, DOUBLE, WIDE),
+        (packed, [*headers, (b"content-encoding", coding), (b"accept-encoding", coding)]),
+        (body, headers),
+    )
+    assert header_of(coded, b"content-encoding") == coding
+    assert header_of(coded, b"vary") == header_of(plain, b"vary") == b"accept-encoding"
+    assert header_of(coded, b"content-length") == b"%d" % len(coded.body)
+    length = b"inference-header-content-length"
+    assert header_of(coded, length) == header_of(plain, length)
+    assert len(coded.body) < len(plain.body)
+    assert unpack(coded.body) == plain.body
+    np.testing.assert_array_equal(read(plain), 2 * MANY)
+
+
+def test_several_lines_of_accept_encoding_are_one_list(tmp_path: Path) -> None:
+    answer = ask(
+        load(tmp_path, DOUBLE, WIDE),
+        *flat(request_of([input_of(MANY, "FP32")])),
+        (b"accept-encoding", b"gzip;q=0"),
+        (b"accept-encoding", b"deflate"),
+    )
+    assert header_of(answer, b"content-encoding") == b"deflate"
+
+
+def test_several_lines_of_header_length_are_refused(tmp_path: Path) -> None:
+    body, headers = request_of([input_of(PAIR, "FP32")])
+    answer = ask(load(tmp_path, DOUBLE), body, *headers, *headers)
+    assert answer.status == 400
+    assert b"expected a number of bytes in decimal digits" in answer.body
+
+
+def test_refusals_are_never_packed(tmp_path: Path) -> None:
+    answer = ask(load(tmp_path, DOUBLE), b"{}", (b"accept-encoding", b"gzip, identity;q=0"))
+    assert (answer.status, header_of(answer, b"content-encoding")) == (400, None)
+
+
+# --- no rows ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_no_rows_are_answered_without_running(binary: bool, tmp_path: Path) -> None:
+    model = load(tmp_path, DOUBLE)
+    outputs = [triton.InferRequestedOutput("y", binary_data=binary)]
+    answer = ask(model, *flat(request_of([input_of(np.zeros((0, 2), np.float32), "FP32")], outputs)))
+    assert read(answer).shape == (0, 2)
+    assert model.statistics.read("m", 1).execution_count == 0
+
+
+def test_no_rows_never_reach_a_recurrent_kernel(tmp_path: Path) -> None:
+    """Whose LSTM of ONNX Runtime 1.31 ends the process when it is run on nothing."""
+    recurrent = """
+    g (float[N,1] x) => (float[N,1] y)
+    <float[1,4,1] w = {1.0,1.0,1.0,1.0}, float[1,4,1] r = {1.0,1.0,1.0,1.0}, int64[1] a = {0}, int64[2] s = {-1, 1}>
+    { t = Unsqueeze(x, a) h = LSTM<hidden_size=1>(t, w, r) y = Reshape(h, s) }
+    """
+    model = load(tmp_path, recurrent)
+    assert model.max_batch_size > 0
+    body = b'{"inputs":[{"name":"x","shape":[0,1],"datatype":"FP32","data":[]}]}'
+    answer = ask(model, body)
+    assert answer.body.endswith(b'{"name":"y","datatype":"FP32","shape":[0,1],"data":[]}]}')
+
+
+def test_no_rows_of_a_model_whose_answer_has_any_size_are_400(tmp_path: Path) -> None:
+    model = load(tmp_path, "g (float[N,K] x) => (float[N,K] y) { y = Neg(x) }")
+    body = b'{"inputs":[{"name":"x","shape":[0,2],"datatype":"FP32","data":[]}]}'
+    answer = ask(model, body)
+    assert answer.status == 400
+    assert b"cannot be told without one" in answer.body

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from service.latency_curve import LatencyCurve
+
+CURVES = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16, 32, 64]), st.floats(1e-6, 10.0), min_size=1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [
+        pytest.param(1, 1.0, id="measured"),
+        pytest.param(2, 1.5, id="between"),
+        pytest.param(3, 2.0, id="measured-too"),
+        pytest.param(5, 3.0, id="beyond-goes-on-with-the-last-slope"),
+    ],
+)
+def test_time_is_linear_between_measured_points(rows: int, seconds: float) -> None:
+    assert LatencyCurve({1: 1.0, 3: 2.0}).seconds(rows) == pytest.approx(seconds)
+
+
+def test_one_point_is_taken_to_grow_with_the_rows() -> None:
+    assert LatencyCurve({1: 0.5}).seconds(4) == pytest.approx(2.0)
+
+
+def test_a_curve_that_falls_is_noise_and_not_a_gift() -> None:
+    curve = LatencyCurve({1: 1.0, 2: 2.0, 4: 1.5})
+    assert curve.seconds(3) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("measured", [{}, {0: 1.0}, {1: 0.0}, {1: -1.0}])
+def test_a_curve_needs_something_to_stand_on(measured: dict[int, float]) -> None:
+    with pytest.raises(ValueError, match="latency curve needs"):
+        LatencyCurve(measured)
+
+
+@pytest.mark.parametrize(
+    ("measured", "waiting", "worth"),
+    [
+        pytest.param({1: 1.0, 2: 2.0, 4: 4.0}, 4, 1, id="linear"),
+        pytest.param({1: 1.0, 2: 1.0, 4: 1.0}, 4, 4, id="flat"),
+        pytest.param({1: 1.0, 2: 1.0, 4: 1.0}, 3, 3, id="flat-not-all-there"),
+        pytest.param({1: 1.0, 2: 1.2, 4: 2.4}, 4, 2, id="saturates-at-two"),
+        pytest.param({1: 1.0, 2: 1.2, 4: 8.0}, 4, 2, id="falls-off-a-cache"),
+        pytest.param({1: 1.0, 2: 1.98}, 2, 1, id="within-noise"),
+        pytest.param({1: 1.0, 2: 1.2}, 1, 1, id="one"),
+        pytest.param({1: 1.0, 2: 1.2}, 0, 0, id="none"),
+    ],
+)
+def test_the_smallest_batch_that_serves_as_many_rows_a_second(
+    measured: dict[int, float], waiting: int, worth: int
+) -> None:
+    assert LatencyCurve(measured).rows_worth_running(waiting) == worth
+
+
+def test_the_curve_follows_what_batches_take() -> None:
+    curve = LatencyCurve({1: 1.0, 8: 8.0})
+    for _ in range(60):
+        curve.observe(1, 2.0)
+    assert curve.seconds(1) == pytest.approx(2.0, rel=0.01)
+
+
+def test_more_rows_never_take_less() -> None:
+    curve = LatencyCurve({1: 1.0, 8: 8.0})
+    for _ in range(60):
+        curve.observe(1, 20.0)
+    assert curve.seconds(8) == curve.seconds(1) == pytest.approx(20.0, rel=0.01)
+
+
+def test_more_rows_do_not_take_many_times_more_a_row() -> None:
+    curve = LatencyCurve({1: 1.0, 8: 8.0})
+    for _ in range(60):
+        curve.observe(1, 0.01)
+    assert curve.seconds(8) <= 4.01 * 8 * 0.01
+
+
+def test_a_single_hiccup_does_not_make_the_curve_useless() -> None:
+    curve = LatencyCurve({1: 0.001})
+    curve.observe(1, 60.0)
+    assert curve.seconds(1) < 0.003
+
+
+def test_a_size_that_was_never_measured_is_believed_when_it_is_seen() -> None:
+    curve = LatencyCurve({1: 1.0})
+    assert curve.seconds(4) == pytest.approx(4.0)
+    curve.observe(4, 1.2)
+    assert curve.points == {1: 1.0, 4: 1.2}
+
+
+def test_points_do_not_grow_without_end() -> None:
+    curve = LatencyCurve({1: 1.0})
+    for rows in range(1, 2000):
+        curve.observe(rows, 1.0)
+    assert len(curve.points) <= 32
+
+
+def test_a_size_that_was_measured_in_a_bad_moment_is_tried_again() -> None:
+    """In truth every batch takes 1 s; the measurement says that 2 rows take 10."""
+    curve = LatencyCurve({1: 1.0, 2: 10.0})
+    assert curve.rows_worth_running(2) == 1
+    tried = []
+    for _ in range(200):
+        tried.append(curve.rows_to_run(2))
+        curve.observe(tried[-1], 1.0)
+    assert tried[0] == 1
+    assert tried[-60:].count(2) >= 58
+
+
+def test_trying_other_sizes_is_rare() -> None:
+    curve = LatencyCurve({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0})
+    assert sum(curve.rows_to_run(8) != 1 for _ in range(160)) == 10
+    flat = LatencyCurve({1: 1.0, 8: 1.0})
+    assert sum(flat.rows_to_run(8) != 8 for _ in range(128)) == 2
+
+
+def test_what_is_worth_running_follows_the_curve() -> None:
+    curve = LatencyCurve({1: 1.0, 2: 1.0})
+    assert curve.rows_worth_running(2) == 2
+    for _ in range(40):
+        curve.observe(2, 4.0)
+        curve.observe(1, 1.0)
+    assert curve.rows_worth_running(2) == 1
+
+
+@given(measured=CURVES, rows=st.integers(1, 200))
+def test_what_is_worth_running_is_never_more_than_there_is(measured: dict[int, float], rows: int) -> None:
+    assert 1 <= LatencyCurve(measured).rows_worth_running(rows) <= rows
+
+
+def test_sizes_that_are_not_seen_do_not_drift_away() -> None:
+    """A size whose runs are now short, now long, says nothing about the others but that they cannot be longer."""
+    curve = LatencyCurve({1: 1e-4, 16: 2e-4})
+    for number in range(10_000):
+        curve.observe(16, 2e-4 if number % 2 else 2e-2)
+    assert curve.seconds(1) <= 2e-2
+    curve.observe(16, 2e-4)
+    curve.observe(16, 2e-4)
+    assert curve.seconds(1) <= curve.seconds(16)
+
+
+@given(measured=CURVES, observed=st.lists(st.tuples(st.integers(1, 64), st.floats(0, 1e3))), rows=st.integers(1, 200))
+def test_expected_times_stay_positive(measured: dict[int, float], observed: list[tuple[int, float]], rows: int) -> None:
+    curve = LatencyCurve(measured)
+    for observed_rows, seconds in observed:
+        curve.observe(observed_rows, seconds)
+    assert curve.seconds(rows) > 0

@@ -1,0 +1,485 @@
+"""Loading and unloading while others answer: over real repositories, with real models."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+import pytest
+
+from service import loader
+from service.errors import LoadFailed, ModelNotReady, NotFound
+from service.protocol import InferenceRequest, InputTensor, RepositoryIndexRow
+from service.registry import ModelState, ModelStatus, Registry
+from service.settings import Settings
+from tests.service.handmade import DOUBLE, save_model, save_version
+
+LOADING, READY, UNLOADING, UNAVAILABLE = ModelState
+NEGATE = "g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }"
+
+
+def running(test: Callable[[Registry], Awaitable[None]], **settings: Any) -> None:
+    """Runs `test` on a registry that has loaded everything, and closes it."""
+
+    async def scenario() -> None:
+        registry = Registry(Settings(**settings))
+        await registry.load_all()
+        try:
+            await test(registry)
+        finally:
+            await registry.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), timeout=60))
+
+
+async def ask(registry: Registry, name: str = "m", value: float = 1) -> float:
+    """The first output for a row of `value`s."""
+    request = InferenceRequest((InputTensor("x", "FP32", np.full((1, 2), value, np.float32)),))
+    return float((await registry.get(name).infer(request)).outputs[0].data[0, 0])
+
+
+async def until_gone(registry: Registry, version: int) -> None:
+    while any(status.version == version for status in registry.states()):
+        await asyncio.sleep(0.001)
+
+
+# --- load ---------------------------------------------------------------------------------------------------------
+
+
+def test_load_takes_the_folder_as_it_is_now(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        assert await ask(registry) == 2
+        save_version(tmp_path, "m", NEGATE, version=2, config={"max_batch_size": 5})
+        assert registry.metadata("m").versions == ("1",)
+        await registry.load("m")
+        assert await ask(registry) == -1
+        assert registry.metadata("m").versions == ("2",)
+        assert registry.configuration("m").max_batch_size == 5
+        await until_gone(registry, 1)
+        assert registry.states() == (ModelStatus("m", 2, READY),)
+        with pytest.raises(NotFound, match="its versions are 2"):
+            registry.get("m", "1")
+
+    running(test, model_repository=tmp_path)
+
+
+def test_a_version_whose_file_was_replaced_is_loaded_again(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        save_version(tmp_path, "m", NEGATE)
+        assert await ask(registry) == 2
+        await registry.load("m")
+        assert await ask(registry) == -1
+        assert registry.states() == (ModelStatus("m", 1, READY),)
+
+    running(test, model_repository=tmp_path)
+
+
+def test_a_model_that_came_later_is_loaded_by_name(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        save_version(tmp_path, "late", NEGATE)
+        with pytest.raises(NotFound):
+            registry.get("late")
+        await registry.load("late")
+        assert await ask(registry, "late") == -1
+
+    running(test, model_repository=tmp_path)
+
+
+def test_a_load_that_fails_leaves_what_served_and_says_why(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        (save_version(tmp_path, "m", version=2) / "model.onnx").write_bytes(b"nonsense")
+        with pytest.raises(LoadFailed, match=r"'m' cannot be loaded: model\.onnx cannot be .*serves on") as caught:
+            await registry.load("m")
+        assert str(tmp_path) not in str(caught.value)
+        assert registry.states() == (ModelStatus("m", 1, READY),)
+        assert registry.is_ready()
+        assert await ask(registry) == 2
+
+    running(test, model_repository=tmp_path)
+
+
+def test_one_version_that_fails_fails_the_whole_load(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE, config={"version_policy": {"latest": 2}})
+
+    async def test(registry: Registry) -> None:
+        (tmp_path / "m" / "config.json").write_text('{"name": "m", "version_policy": {"latest": 3}}')
+        save_version(tmp_path, "m", NEGATE, version=2)
+        (save_version(tmp_path, "m", version=3) / "model.onnx").write_bytes(b"nonsense")
+        with pytest.raises(LoadFailed):
+            await registry.load("m")
+        assert registry.metadata("m").versions == ("1",)
+        await registry.unload("m")
+        with pytest.raises(LoadFailed):
+            await registry.load("m")
+        assert [status.state for status in registry.states()] == [UNAVAILABLE] * 3
+        with pytest.raises(ModelNotReady, match="version 2 is UNAVAILABLE: another version could not be loaded"):
+            registry.get("m", "2")
+
+    running(test, model_repository=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        pytest.param('{"name": "other"}', "m/config.json: name is 'other'", id="config"),
+        pytest.param('{"name": "m", "version_policy": {"latest": 0}}', "m/config.json: version_policy", id="policy"),
+    ],
+)
+def test_a_bad_configuration_is_a_load_that_fails(config: str, reason: str, tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        (tmp_path / "m" / "config.json").write_text(config)
+        with pytest.raises(LoadFailed, match=reason):
+            await registry.load("m")
+        assert await ask(registry) == 2
+
+    running(test, model_repository=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no", "..", "../m", "m/1", "", ".m", "%2e%2e", "m\0", "x" * 5000])
+def test_a_name_that_is_not_in_the_repository_is_not_found(name: str, tmp_path: Path) -> None:
+    save_version(tmp_path / "models", "other", DOUBLE)
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        with pytest.raises(NotFound, match="there is no model"):
+            await registry.load(name)
+        assert registry.states() == (ModelStatus("other", 1, READY),)
+
+    running(test, model_repository=tmp_path / "models")
+
+
+def test_loads_of_one_name_happen_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    at_once = threading.Semaphore(1)
+    overlaps = []
+    load = loader.load_version
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        overlaps.append(not at_once.acquire(blocking=False))
+        try:
+            return load(*arguments, **options)
+        finally:
+            at_once.release()
+
+    monkeypatch.setattr(loader, "load_version", watched)
+
+    async def test(registry: Registry) -> None:
+        await asyncio.gather(*(registry.load("m") for _ in range(4)), registry.unload("m"), registry.load("m"))
+        assert await ask(registry) == 2
+
+    running(test, model_repository=tmp_path)
+    assert overlaps == [False] * 6
+
+
+def test_what_was_taken_before_the_change_is_answered_by_what_took_it(tmp_path: Path) -> None:
+    """Every request that is waiting when the new version takes over still gets its own, right answer."""
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        answers: dict[float, float] = {}
+        model = registry.get("m")
+        save_version(tmp_path, "m", NEGATE, version=2)
+
+        def keep(key: float) -> Callable[[Any], None]:
+            return lambda outcome: answers.update({key: float(outcome.outputs[0].data[0, 0])})
+
+        def submit(count: int) -> None:
+            for value in range(count):
+                tensor = InputTensor("x", "FP32", np.full((1, 2), value, np.float32))
+                model.begin(InferenceRequest((tensor,)), keep(value))
+
+        replace = registry._replace
+
+        def replace_under_load(*arguments: Any) -> None:
+            submit(500)
+            replace(*arguments)
+
+        registry._replace = replace_under_load  # type: ignore[method-assign]  # the moment before the change
+        await registry.load("m")
+        await until_gone(registry, 1)
+        assert answers == {value: 2 * value for value in range(500)}
+        assert await ask(registry) == -1
+
+    running(test, model_repository=tmp_path)
+
+
+def test_requests_never_miss_during_many_reloads(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        done = asyncio.Event()
+        asked = 0
+
+        async def keep_asking() -> None:
+            nonlocal asked
+            while not done.is_set():
+                assert await ask(registry, value=3) == 6
+                asked += 1
+                await asyncio.sleep(0)
+
+        askers = [asyncio.ensure_future(keep_asking()) for _ in range(4)]
+        for _ in range(10):
+            await registry.load("m")
+        done.set()
+        await asyncio.gather(*askers)
+        assert asked > 10
+        (counters,) = registry.statistics("m")
+        assert counters.inference_stats.success.count == asked
+        assert counters.inference_stats.fail.count == 0
+
+    running(test, model_repository=tmp_path)
+
+
+# --- unload -------------------------------------------------------------------------------------------------------
+
+
+def test_an_unloaded_model_says_so_and_can_be_loaded_again(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    save_version(tmp_path, "n", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        await ask(registry)
+        await registry.unload("m")
+        assert registry.states() == (ModelStatus("m", 1, UNAVAILABLE, "unloaded"), ModelStatus("n", 1, READY))
+        with pytest.raises(ModelNotReady, match="version 1 is UNAVAILABLE: unloaded"):
+            registry.get("m")
+        await registry.load("m")
+        assert await ask(registry) == 2
+        assert registry.statistics("m")[0].inference_count == 2, "the counters belong to the version"
+
+    running(test, model_repository=tmp_path)
+
+
+def test_unloading_answers_what_was_taken_and_refuses_what_comes(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        taken = [asyncio.ensure_future(ask(registry, value=value)) for value in range(100)]
+        await asyncio.sleep(0)
+        leaving = asyncio.ensure_future(registry.unload("m"))
+        await asyncio.sleep(0)
+        assert registry.states() == (ModelStatus("m", 1, UNLOADING, "unloading"),)
+        with pytest.raises(ModelNotReady, match="version 1 is UNLOADING"):
+            registry.get("m")
+        await leaving
+        assert await asyncio.gather(*taken) == [2 * value for value in range(100)]
+
+    running(test, model_repository=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no", "..", "x" * 5000])
+def test_unloading_what_is_not_loaded_changes_nothing(name: str, tmp_path: Path) -> None:
+    """As in Triton."""
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        await registry.unload(name)
+        assert registry.states() == (ModelStatus("m", 1, READY),)
+
+    running(test, model_repository=tmp_path)
+
+
+def test_a_broken_model_can_be_put_aside(tmp_path: Path) -> None:
+    """Then the server is ready again: somebody has decided that this model does not count."""
+    save_version(tmp_path, "m", DOUBLE)
+    (save_version(tmp_path, "broken") / "model.onnx").write_bytes(b"nonsense")
+
+    async def test(registry: Registry) -> None:
+        assert not registry.is_ready()
+        await registry.unload("broken")
+        assert registry.is_ready()
+
+    running(test, model_repository=tmp_path)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
+    save_version(tmp_path, "small", DOUBLE)
+    weights_bytes = 128 * 1024 * 1024
+    weights = np.random.default_rng(0).standard_normal((2, weights_bytes // 8), np.float32)
+    tensors = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", size])
+        for name, size in (("x", 2), ("y", 1))
+    ]
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["x", "w"], ["wide"]),
+            onnx.helper.make_node("ReduceSum", ["wide", "axis"], ["y"], keepdims=1),
+        ],
+        "g", [tensors[0]], [tensors[1]],
+        [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(np.array([1]), "axis")],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "large" / "1").mkdir(parents=True)
+    onnx.save(model, tmp_path / "large" / "1" / "model.onnx")
+    (tmp_path / "large" / "config.json").write_text('{"name": "large", "max_batch_size": 1}')
+    del model, graph, weights
+
+    async def test(registry: Registry) -> None:
+        loaded_bytes = resident_bytes()
+        await registry.unload("large")
+        assert loaded_bytes - resident_bytes() > 0.9 * weights_bytes
+
+    running(test, model_repository=tmp_path)
+
+
+# --- what the server tells of it ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_readiness_is_about_what_the_server_was_started_with(strict: bool, tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    save_version(tmp_path, "n", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        (save_version(tmp_path, "late") / "model.onnx").write_bytes(b"nonsense")
+        load = asyncio.ensure_future(registry.load("late"))
+        while not any(status.state is LOADING for status in registry.states()):
+            await asyncio.sleep(0)
+        assert registry.is_ready(), "the others answer while a new one loads"
+        with pytest.raises(LoadFailed):
+            await load
+        assert registry.is_ready()
+        await registry.unload("m")
+        assert registry.is_ready()
+        await registry.unload("n")
+        assert not registry.is_ready(), "no request could be answered"
+
+    running(test, model_repository=tmp_path, strict_readiness=strict)
+
+
+def test_the_index_lists_versions_in_their_states_and_models_that_nobody_has_loaded(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    save_version(tmp_path, "n", DOUBLE)
+    (save_version(tmp_path, "bad", version=7) / "model.onnx").write_bytes(b"")
+    (tmp_path / "notes").mkdir()
+
+    async def test(registry: Registry) -> None:
+        save_version(tmp_path, "late", DOUBLE, version=3)
+        await registry.unload("n")
+        bad, *others = await registry.index()
+        assert (bad.name, bad.version, bad.state) == ("bad", "7", "UNAVAILABLE")
+        assert "model.onnx" in bad.reason
+        assert others == [
+            RepositoryIndexRow("late", None, "UNAVAILABLE", "not loaded"),
+            RepositoryIndexRow("m", "1", "READY"),
+            RepositoryIndexRow("n", "1", "UNAVAILABLE", "unloaded"),
+        ]
+
+    running(test, model_repository=tmp_path)
+
+
+def test_a_single_file_is_unloaded_and_loaded_under_its_name(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "net.onnx", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        await registry.unload("net")
+        assert registry.why_hopeless() == "", "it was unloaded on purpose: the server goes on"
+        path.write_bytes(b"nonsense")
+        with pytest.raises(LoadFailed):
+            await registry.load("net")
+        assert registry.why_hopeless() == ""
+        save_model(path, NEGATE)
+        await registry.load("net")
+        assert await ask(registry, "net") == -1
+        with pytest.raises(NotFound):
+            await registry.load("other")
+
+    running(test, model=path)
+
+
+# --- start and stop -----------------------------------------------------------------------------------------------
+
+
+def test_before_the_repository_is_read_and_after_the_end_nothing_is_loaded(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def scenario() -> None:
+        registry = Registry(Settings(model_repository=tmp_path))
+        for change in (registry.load, registry.unload):
+            with pytest.raises(ModelNotReady, match="still being read"):
+                await change("m")
+        await registry.load_all()
+        await registry.close()
+        for change in (registry.load, registry.unload):
+            with pytest.raises(ModelNotReady, match="the server is stopping"):
+                await change("m")
+
+    asyncio.run(asyncio.wait_for(scenario(), timeout=60))
+
+
+def test_a_stop_during_a_load_ends_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    begun, go_on = threading.Event(), threading.Event()
+    load = loader.load_version
+
+    async def scenario() -> None:
+        registry = Registry(Settings(model_repository=tmp_path))
+        await registry.load_all()
+
+        def held(*arguments: Any, **options: Any) -> Any:
+            begun.set()
+            go_on.wait()
+            return load(*arguments, **options)
+
+        monkeypatch.setattr(loader, "load_version", held)
+        loading = asyncio.ensure_future(registry.load("m"))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        assert not registry.is_settled()
+        await registry.close()
+        go_on.set()
+        with pytest.raises(ModelNotReady, match="the server is stopping"):
+            await loading
+        assert registry.is_settled()
+        with pytest.raises(ModelNotReady, match="UNLOADING"):
+            registry.get("m")
+
+    asyncio.run(asyncio.wait_for(scenario(), timeout=60))
+
+
+def test_a_load_that_was_given_up_is_known_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread cannot be interrupted, so the process must not wait for it at its end."""
+    save_version(tmp_path, "m", DOUBLE)
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def test(registry: Registry) -> None:
+        load = loader.load_version
+
+        def held(*arguments: Any, **options: Any) -> Any:
+            begun.set()
+            go_on.wait()
+            return load(*arguments, **options)
+
+        monkeypatch.setattr(loader, "load_version", held)
+        loading = asyncio.ensure_future(registry.load("m"))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        assert not registry.is_settled()
+        go_on.set()
+
+    running(test, model_repository=tmp_path)

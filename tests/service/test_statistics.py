@@ -1,0 +1,228 @@
+"""The counters against Triton's definition, computed here from the requests one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import DeadlineExceeded, ModelNotReady, RequestMismatch
+from service.model import Model
+from service.protocol import BatchStatistics, DurationStatistics, InferenceRequest, InputTensor
+from service.scheduler import BatchRecord
+from service.statistics import ModelStatistics
+from tests.service.handmade import PICKY, load_version, save_version
+
+MS = 1_000_000
+"""Nanoseconds."""
+
+
+def batch(**changes: Any) -> BatchRecord:
+    """Two requests of three rows together: they waited 1 and 2 ms, and were 10 ms under way in all."""
+    record = BatchRecord(
+        requests=2, rows=3, failed=0, queue_s=0.003, total_s=0.010, input_s=0.0005, infer_s=0.002, output_s=0.0001
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def failed(requests: int, total_s: float) -> BatchRecord:
+    return batch(requests=0, rows=0, failed=requests, total_s=total_s)
+
+
+def test_nothing_yet_is_zero_everywhere_and_no_batches() -> None:
+    read = ModelStatistics().read("m", 3)
+    assert (read.name, read.version, read.last_inference) == ("m", "3", 0)
+    assert (read.inference_count, read.execution_count, read.batch_stats) == (0, 0, ())
+    assert set(dataclasses.astuple(read.inference_stats)) == {(0, 0)}
+
+
+def test_a_batch_counts_rows_once_and_its_durations_for_each_request() -> None:
+    statistics = ModelStatistics()
+    before_ms = int(time.time() * 1000)
+    statistics.record_batch(batch())
+    read = statistics.read("m", 1)
+    assert (read.inference_count, read.execution_count) == (3, 1)
+    assert before_ms <= read.last_inference <= time.time() * 1000
+    stats = read.inference_stats
+    assert stats.success == DurationStatistics(2, 10 * MS)
+    assert stats.queue == DurationStatistics(2, 3 * MS)
+    assert stats.compute_input == DurationStatistics(2, 1 * MS)
+    assert stats.compute_infer == DurationStatistics(2, 4 * MS)
+    assert stats.compute_output == DurationStatistics(2, MS // 5)
+    assert stats.fail == stats.cache_hit == stats.cache_miss == DurationStatistics(0, 0)
+
+
+def test_batches_of_one_size_are_added_up_and_sizes_kept_apart() -> None:
+    statistics = ModelStatistics()
+    for record in (batch(rows=8), batch(rows=1), batch(rows=8, infer_s=0.005)):
+        statistics.record_batch(record)
+    assert statistics.read("m", 1).batch_stats == (
+        BatchStatistics(
+            batch_size=1,
+            compute_input=DurationStatistics(1, MS // 2),
+            compute_infer=DurationStatistics(1, 2 * MS),
+            compute_output=DurationStatistics(1, MS // 10),
+        ),
+        BatchStatistics(
+            batch_size=8,
+            compute_input=DurationStatistics(2, MS),
+            compute_infer=DurationStatistics(2, 7 * MS),
+            compute_output=DurationStatistics(2, MS // 5),
+        ),
+    )
+
+
+def test_what_failed_in_the_model_and_what_never_ran_are_failures_and_nothing_else() -> None:
+    statistics = ModelStatistics()
+    statistics.record_batch(failed(1, 0.004))
+    statistics.record_failure(0.002)
+    read = statistics.read("m", 1)
+    assert read.inference_stats.fail == DurationStatistics(2, 6 * MS)
+    assert dataclasses.replace(read.inference_stats, fail=DurationStatistics(0, 0)) == (
+        ModelStatistics().read("m", 1).inference_stats
+    )
+    assert (read.inference_count, read.execution_count, read.last_inference) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("rounding_s", [-1e-9, -0.0])
+def test_rounding_of_clock_readings_never_makes_a_counter_fall(rounding_s: float) -> None:
+    statistics = ModelStatistics()
+    statistics.record_batch(batch(queue_s=rounding_s))
+    statistics.record_failure(rounding_s)
+    read = statistics.read("m", 1).inference_stats
+    assert (read.queue.ns, read.fail.ns) == (0, 0)
+
+
+SECONDS = st.floats(0, 3600)
+
+
+@given(
+    st.lists(
+        st.builds(
+            BatchRecord,
+            requests=st.integers(1, 8),
+            rows=st.integers(1, 8),
+            failed=st.just(0),
+            queue_s=SECONDS,
+            total_s=SECONDS,
+            input_s=SECONDS,
+            infer_s=SECONDS,
+            output_s=SECONDS,
+        )
+        | st.builds(failed, st.integers(1, 8), SECONDS),
+        max_size=20,
+    )
+)
+def test_readings_are_whole_numbers_that_only_grow(records: list[BatchRecord]) -> None:
+    statistics = ModelStatistics()
+    before = flat(statistics)
+    for record in records:
+        statistics.record_batch(record)
+        after = flat(statistics)
+        assert all(isinstance(value, int) for value in after)
+        assert all(new >= old for new, old in zip(after, before, strict=True))
+        before = after
+    read = statistics.read("m", 1)
+    good = [record for record in records if not record.failed]
+    assert read.inference_count == sum(record.rows for record in good)
+    assert read.execution_count == len(good) == sum(one.compute_infer.count for one in read.batch_stats)
+    assert read.inference_stats.success.count == sum(record.requests for record in good)
+    assert read.inference_stats.compute_infer.ns == pytest.approx(
+        sum(record.requests * record.infer_s for record in good) * 1e9, abs=1
+    )
+
+
+def flat(statistics: ModelStatistics) -> list[int]:
+    read = statistics.read("m", 1)
+    durations = [value for pair in dataclasses.astuple(read.inference_stats) for value in pair]
+    return [read.inference_count, read.execution_count, *durations]
+
+
+# --- what a model tells them --------------------------------------------------------------------------------------
+
+
+def pick(*indices: int, **parameters: int) -> InferenceRequest:
+    """For PICKY: one row an index; 0 and 1 are good, 9 makes the model fail."""
+    rows = len(indices)
+    return InferenceRequest(
+        (
+            InputTensor("x", "FP32", np.zeros((rows, 2), np.float32)),
+            InputTensor("i", "INT64", np.array(indices, np.int64).reshape(rows, 1)),
+        ),
+        parameters=parameters,
+    )
+
+
+def counted(folder: Path, scenario: Callable[[Model], Awaitable[None]]) -> tuple[int, int, int, int]:
+    """Rows, batches, successes and failures after `scenario`."""
+    save_version(folder, "picky", PICKY)
+    # Its index may not be guessed, so it is not probed.
+    (folder / "picky" / "config.json").write_text('{"name": "picky", "max_batch_size": 8}')
+    model = load_version(folder / "picky" / "1")
+
+    async def run() -> None:
+        await scenario(model)
+        await model.close()
+
+    asyncio.run(asyncio.wait_for(run(), timeout=60))
+    read = model.statistics.read("picky", 1)
+    stats = read.inference_stats
+    return read.inference_count, read.execution_count, stats.success.count, stats.fail.count
+
+
+def test_only_the_guilty_request_of_a_batch_counts_as_failed(tmp_path: Path) -> None:
+    async def scenario(model: Model) -> None:
+        asked = [model.infer(pick(0, 1)), model.infer(pick(9)), model.infer(pick(1))]
+        good, bad, fine = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(bad, RequestMismatch)
+        assert not isinstance(good, BaseException)
+        assert not isinstance(fine, BaseException)
+
+    assert counted(tmp_path, scenario) == (3, 2, 2, 1)
+
+
+def test_a_request_whose_time_is_over_counts_as_failed(tmp_path: Path) -> None:
+    async def scenario(model: Model) -> None:
+        with pytest.raises(DeadlineExceeded):
+            model.begin(pick(0, timeout=1), print, arrived_s=time.monotonic() - 1)
+
+    assert counted(tmp_path, scenario) == (0, 0, 0, 1)
+
+
+def test_a_request_that_is_given_up_before_it_ran_counts_as_failed_once(tmp_path: Path) -> None:
+    async def scenario(model: Model) -> None:
+        give_up = model.begin(pick(0), print)
+        give_up()
+        give_up()
+        await model.infer(pick(1))
+
+    assert counted(tmp_path, scenario) == (1, 1, 1, 1)
+
+
+def test_what_an_unloading_model_refuses_counts_as_failed(tmp_path: Path) -> None:
+    async def scenario(model: Model) -> None:
+        waiting = asyncio.ensure_future(model.infer(pick(0)))
+        await asyncio.sleep(0)
+        await model.close(drain=False)
+        for refused in (waiting, model.infer(pick(0))):
+            with pytest.raises(ModelNotReady):
+                await refused
+
+    assert counted(tmp_path, scenario) == (0, 0, 0, 2)
+
+
+def test_a_request_that_does_not_fit_the_model_is_none_of_its_requests(tmp_path: Path) -> None:
+    async def scenario(model: Model) -> None:
+        misfit = InferenceRequest((InputTensor("x", "FP32", np.zeros((1, 3), np.float32)),))
+        with pytest.raises(RequestMismatch):
+            await model.infer(misfit)
+
+    assert counted(tmp_path, scenario) == (0, 0, 0, 0)
