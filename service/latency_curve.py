@@ -3,8 +3,11 @@
 Pure arithmetic over seconds; knows no queue, no model, no clock. What the scheduler asks it: is a larger batch worth
 waiting for, how many rows are worth running together, and when will those who wait be served.
 
+A measured point is a *shape*, how sizes compare with each other, times one *speed* for all of them. When the machine
+slows down every size does, also those that nobody runs just then: so an observation moves the speed soon, and the shape
+of its own size slowly. Otherwise sizes that are not run would look fast for being out of date.
 Between measured points time is taken to be linear in rows, beyond the last one to go on with the slope of the last
-stretch. Both are guesses that live observations correct.
+stretch. Both are guesses that observations correct.
 """
 
 from __future__ import annotations
@@ -12,16 +15,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 
-# Weight of one observation: about the last ten batches count.
-_NEWEST_WEIGHT = 0.2
-_SHORTER_WEIGHT = 0.6
-# Rows that fall out of a cache may take longer each than fewer did, but not by more than this.
-_SLACK = 4.0
-# A single observation (a page fault, a process that took the core) must not move the curve further than this.
+# Weights of one observation, on logarithms. Speed: about the last five batches count.
+_SPEED_WEIGHT = 0.2
+# Shape: about the last thirty of that size, so that a disturbance of a few batches does not change which size looks
+# best; and the mean of all as long as there are fewer, where the measurement at load counts as so many.
+_SHAPE_WEIGHT = 0.03
+_MEASURED_COUNTS = 3
+# A single observation (a page fault, a process that took the core) counts as no further off than this.
 _MOST_FACTOR = 8.0
+# More rows never take less. Rows that fall out of a cache may take longer each, but not by more than this.
+_SLACK = 4.0
 # A batch is worth its size when its rows per second are within this share of the best that the queue allows: below it
 # is measurement noise, and a smaller batch answers its callers sooner.
-_WORTH_SHARE = 0.97
+_WORTH_SHARE = 0.96
 # How often another size is tried than the one believed best: twice the rows costs their callers a little latency, half
 # of them costs throughput, about a hundredth of it when it is wrong.
 _LARGER_EVERY = 16
@@ -39,28 +45,31 @@ class LatencyCurve:
         if not measured_s or min(measured_s) < 1 or min(measured_s.values()) <= 0:
             raise ValueError(f"a latency curve needs rows and seconds above zero, not {dict(measured_s)}")
         self._rows = sorted(measured_s)
-        self._seconds = [measured_s[rows] for rows in self._rows]
+        self._shape = [measured_s[rows] for rows in self._rows]
+        self._seen = [_MEASURED_COUNTS for _ in self._rows]
+        self._speed = 1.0
+        self._last_rows = 0
         self._worth: dict[int, int] = {}
         self._chosen = 0
 
     @property
     def points(self) -> dict[int, float]:
         """Rows to seconds, as known now."""
-        return dict(zip(self._rows, self._seconds, strict=True))
+        return {rows: shape * self._speed for rows, shape in zip(self._rows, self._shape, strict=True)}
 
     def seconds(self, rows: float) -> float:
         """How long a batch of `rows` rows is expected to take."""
-        known, seconds = self._rows, self._seconds
+        known, shape = self._rows, self._shape
         if rows <= known[0]:
             # Fewer rows than were ever measured: a fixed-size model, whose runs all take the same.
-            return seconds[0]
+            return self._speed * shape[0]
         if len(known) == 1:
-            return seconds[0] * rows / known[0]
+            return self._speed * shape[0] * rows / known[0]
         right = min(bisect_left(known, rows), len(known) - 1)
         left = right - 1
-        slope = (seconds[right] - seconds[left]) / (known[right] - known[left])
+        slope = (shape[right] - shape[left]) / (known[right] - known[left])
         # A stretch that falls is noise; a batch never takes less for having more rows.
-        return seconds[left] + max(slope, 0.0) * (rows - known[left])
+        return self._speed * (shape[left] + max(slope, 0.0) * (rows - known[left]))
 
     def rows_worth_running(self, rows: int) -> int:
         """The smallest batch out of `rows` waiting rows that serves about as many rows a second as the best one."""
@@ -88,26 +97,44 @@ class LatencyCurve:
         """A batch of `rows` rows took `seconds`."""
         if seconds <= 0 or rows < 1:
             return
-        index = min(range(len(self._rows)), key=lambda known: abs(self._rows[known] - rows))
+        self._worth.clear()
         ratio = min(max(seconds / self.seconds(rows), 1 / _MOST_FACTOR), _MOST_FACTOR)
-        if not 1 / _NEAR < rows / self._rows[index] < _NEAR and len(self._rows) < _MOST_POINTS:
+        index = self._index_of(rows)
+        if index is None:
             # Nothing like it was measured: the guess was worth little, and is the observation's now.
             index = bisect_left(self._rows, rows)
+            self._shape.insert(index, self.seconds(rows) * ratio / self._speed)
             self._rows.insert(index, rows)
-            self._seconds.insert(index, seconds)
-            self._worth.clear()
-            return
-        # A run can be longer than it must be, for many reasons, but not shorter: what is shorter is believed sooner.
-        weight = _NEWEST_WEIGHT if ratio > 1 else _SHORTER_WEIGHT
-        self._seconds[index] *= 1 + weight * (ratio - 1)
-        self._agree_with(index)
-        self._worth.clear()
+            self._seen.insert(index, _MEASURED_COUNTS)
+        else:
+            self._learn(index, ratio)
+        self._bound_by(index)
 
-    def _agree_with(self, index: int) -> None:
-        """What one size tells about the others, as bounds: more rows never take less, and never take many times more a
-        row. Bounds, and no factor: sizes that are not seen for long would drift with it, without end."""
-        rows, seconds = self._rows[index], self._seconds[index]
+    def _learn(self, index: int, ratio: float) -> None:
+        """Of one size again and again nobody can tell a slow machine from a slow size: that is the machine's speed. A
+        size that differs from the one before is seen against a speed just known: that is its shape, mostly."""
+        if self._last_rows in (0, self._rows[index]):
+            self._speed *= ratio**_SPEED_WEIGHT
+        else:
+            self._seen[index] += 1
+            self._speed *= ratio ** (_SPEED_WEIGHT / 2)
+            self._shape[index] *= ratio ** max(_SHAPE_WEIGHT, 1 / self._seen[index])
+        self._last_rows = self._rows[index]
+
+    def _index_of(self, rows: int) -> int | None:
+        """Of the measured point that `rows` rows count as."""
+        index = min(range(len(self._rows)), key=lambda known: abs(self._rows[known] - rows))
+        is_near = 1 / _NEAR < rows / self._rows[index] < _NEAR
+        return index if is_near or len(self._rows) >= _MOST_POINTS else None
+
+    def _bound_by(self, index: int) -> None:
+        """What one size tells about the others for certain: more rows never take less, nor many times more a row. This
+        also keeps a size that is not run for long from drifting away."""
+        rows, shape = self._rows[index], self._shape[index]
         for other, other_rows in enumerate(self._rows):
             share = other_rows / rows
-            low, high = (seconds, seconds * share * _SLACK) if share > 1 else (seconds * share / _SLACK, seconds)
-            self._seconds[other] = min(max(self._seconds[other], low), high)
+            low, high = (shape, shape * share * _SLACK) if share > 1 else (shape * share / _SLACK, shape)
+            self._shape[other] = min(max(self._shape[other], low), high)
+        # Only their product means anything; kept where floats are at home.
+        self._shape = [one * self._speed for one in self._shape]
+        self._speed = 1.0

@@ -36,6 +36,9 @@ _FOREVER = math.inf
 # Heaps and deadlines keep what has left the queue until it comes up; they are swept when this much of it has gathered.
 _DEAD_ENTRIES = 256
 _SAMPLED_EVERY = 16
+# A deadline has to leave so many times the expected time, or the request is refused on arrival: what is admitted should
+# be answered, and expectations are means.
+_MARGIN = 1.25
 
 
 class Timers(Protocol):
@@ -251,7 +254,7 @@ class Scheduler(Generic[ItemT, ResultT]):
                 f"{self._max_queue_size}; try again in about {retry_after_s:.1g} s",
                 retry_after_s=retry_after_s,
             )
-        if deadline_s < _FOREVER and now + (expected_s := self.expected_s(rows, now)) > deadline_s:
+        if deadline_s < _FOREVER and now + _MARGIN * (expected_s := self.expected_s(rows, now)) > deadline_s:
             allowed_s = max(deadline_s - now, 0.0)
             raise DeadlineExceeded(
                 f"{self._name} would answer in about {expected_s:.2g} s, the request allows {allowed_s:.2g} s; "
@@ -376,16 +379,22 @@ class Scheduler(Generic[ItemT, ResultT]):
         group = self._oldest().group
         members = self._groups[group]
         # Other groups' rows are not this batch's, but usually there is one group, and then this is exact.
-        free_rows = self.curve.rows_to_run(min(self._waiting_rows, self.max_batch_rows))
+        most_rows = self.curve.rows_to_run(min(self._waiting_rows, self.max_batch_rows))
+        now = self._timers.time()
         batch: list[Ticket[ItemT, ResultT]] = []
+        rows, deadline_s = 0, _FOREVER
         while members:
             ticket = members[0][2]
             if ticket.is_waiting:
                 # Also ends at so many requests: requests of zero rows must not make a batch endless.
-                if batch and (ticket.rows > free_rows or len(batch) >= self.max_batch_rows):
+                if batch and (rows + ticket.rows > most_rows or len(batch) >= self.max_batch_rows):
+                    break
+                deadline_s = min(deadline_s, ticket.deadline_s)
+                # Company must not make anybody late who would not be so alone.
+                if batch and deadline_s < _FOREVER and now + self.curve.seconds(rows + ticket.rows) > deadline_s:
                     break
                 batch.append(ticket)
-                free_rows -= ticket.rows
+                rows += ticket.rows
                 self._leave_queue(ticket)
             heapq.heappop(members)
         if not members:

@@ -62,6 +62,13 @@ def test_rows_decide_which_it_is() -> None:
     assert at_once == [True, False]
 
 
+def test_a_batch_that_seems_only_just_too_long_is_tried_in_place_now_and_then() -> None:
+    _, at_once = run(2 * INLINE_S, [["a"] for _ in range(64)])
+    assert at_once.count(True) == 2
+    _, at_once = run(1.0, [["a"] for _ in range(64)])
+    assert at_once.count(True) == 0
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_every_batch_comes_back_however_many_instances_there_are(count: int) -> None:
     outcomes, _ = run(1.0, [["x"] for _ in range(20)], count)

@@ -352,9 +352,9 @@ def test_a_deadline_that_cannot_be_met_is_refused_on_arrival() -> None:
     bench = Bench()
     bench.submit("running")
     bench.turn()
-    with pytest.raises(DeadlineExceeded, match=r"would answer in about 2 s, the request allows 1\.9 s"):
-        bench.submit("a", deadline_s=bench.loop.now_s + 1.9)
-    bench.submit("b", deadline_s=bench.loop.now_s + 2.1)
+    with pytest.raises(DeadlineExceeded, match=r"would answer in about 2 s, the request allows 2\.4 s"):
+        bench.submit("a", deadline_s=bench.loop.now_s + 2.4)
+    bench.submit("b", deadline_s=bench.loop.now_s + 2.6)
     assert bench.scheduler.queue_size == 1
 
 
@@ -376,16 +376,28 @@ def test_a_request_whose_deadline_passes_while_it_waits_is_told_then_and_never_r
 
 
 def test_a_request_that_could_not_be_answered_in_time_any_more_is_not_run() -> None:
-    """0.4 s are left when its turn comes, and a run takes 1 s."""
+    """0.6 s are left when its turn comes, and a run takes 1 s."""
     bench = Bench()
     bench.submit("running")
     bench.turn()
-    bench.submit("a", deadline_s=bench.loop.now_s + 2.4)
+    bench.submit("a", deadline_s=bench.loop.now_s + 2.6)
     bench.submit("b")
     bench.loop.advance(2.0)
     bench.finish()
     assert isinstance(bench.told["a"], DeadlineExceeded)
     assert bench.runner.started == [["running"], ["b"]]
+
+
+def test_company_makes_nobody_late_who_would_be_in_time_alone() -> None:
+    """Four rows together pay, but take 2 s; when its turn comes the first has 1.5 s left, enough for two."""
+    bench = Bench(curve={1: 1.0, 4: 2.0})
+    bench.submit("running")
+    bench.turn()
+    bench.submit("a", deadline_s=bench.loop.now_s + 2.6)
+    bench.submit("b", "c", "d")
+    bench.loop.advance(1.1)
+    bench.finish(3)
+    assert bench.runner.started == [["running"], ["a", "b"], ["c", "d"]]
 
 
 # --- giving up ----------------------------------------------------------------------------------------------------
