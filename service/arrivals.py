@@ -59,6 +59,8 @@ class Arrivals:
 
     def worth_waiting_until(self, rows: int, max_rows: int, now: float) -> float:
         """When to stop waiting with the `rows` rows that are there; `now` or earlier: not worth waiting at all."""
+        if now - self._finished_s > self._windows_s[-1]:
+            return -math.inf
         best_rate = _LEAST_GAIN * rows / self._curve.seconds(rows)
         best_s = -math.inf
         for window_s, usual, count in zip(self._windows_s, self._usual, self._counts, strict=True):

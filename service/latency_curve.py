@@ -27,7 +27,7 @@ _MOST_FACTOR = 8.0
 _SLACK = 4.0
 # A batch is worth its size when its rows per second are within this share of the best that the queue allows: below it
 # is measurement noise, and a smaller batch answers its callers sooner.
-_WORTH_SHARE = 0.96
+_WORTH_SHARE = 0.985
 # How often another size is tried than the one believed best: twice the rows costs their callers a little latency, half
 # of them costs throughput, about a hundredth of it when it is wrong.
 _LARGER_EVERY = 16

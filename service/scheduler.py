@@ -21,7 +21,7 @@ import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from service.arrivals import Arrivals
 from service.errors import DeadlineExceeded, ModelNotReady, QueueFull
@@ -51,8 +51,7 @@ class Timers(Protocol):
     def call_at(self, when: float, callback: Callable[[], object]) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOutcome(Generic[ResultT]):
+class BatchOutcome(NamedTuple, Generic[ResultT]):
     """What became of a batch: one result an item, in order, or the error. Times in seconds: making one array of the
     items, the model's run, and taking the answer apart."""
 
@@ -102,8 +101,7 @@ class Ticket(Generic[ItemT, ResultT]):
                 log.exception("a request's answer could not be delivered")
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
+class BatchRecord(NamedTuple):
     """One batch that ran, for the statistics. Sums over its requests, in seconds; `failed` requests are in none."""
 
     requests: int
@@ -439,13 +437,14 @@ class Scheduler(Generic[ItemT, ResultT]):
             half = len(tickets) // 2
             run.pieces += [tickets[half:], tickets[:half]]
         else:
-            self._record(run, outcome, now)
+            # Callers first: what is counted below is nothing that they wait for.
             if outcome.error is not None:
                 tickets[0].settle(outcome.error)
             else:
                 assert outcome.results is not None
                 for ticket, result in zip(tickets, outcome.results, strict=True):
                     ticket.settle(result)
+            self._record(run, outcome, now)
         if run.is_starting:
             # Finished before the runner returned, so it is `_advance` that called it, and that goes on.
             run.is_starting = False

@@ -45,7 +45,6 @@ class Case:
 
 CASES = (
     Case("no-such-route", 404, ("/v3/nothing",), method="GET", path="/v3/nothing"),
-    Case("root", 404, (), method="GET", path="/"),
     Case("no-such-model", 404, ("unicorn",), path="/v2/models/unicorn/infer", body=body(tensor())),
     Case("no-such-model-metadata", 404, ("unicorn",), method="GET", path="/v2/models/unicorn"),
     Case("no-such-version", 404, ("99",), path=f"/v2/models/{DIGITS}/versions/99/infer", body=body(tensor())),
@@ -72,7 +71,6 @@ CASES = (
     Case("huge-dimension", 400, (), body=body(tensor(shape=[2**62, 2**62, 8, 8]))),
     Case("words-as-numbers", 400, ("image",), body=body(tensor(data=["ink"] * 64))),
     Case("out-of-range", 400, ("1e+300", "FP32"), body=body(tensor(data=[1e300] + [0.0] * 63))),
-    Case("no-rows", 400, (), body=body(tensor(shape=[0, 1, 8, 8], data=[]))),
     Case("header-length-is-no-number", 400, ("many",), body=body(tensor()), headers={HEADER_BYTES: "many"}),
     Case("header-length-past-the-body", 400, ("9999",), body=body(tensor()), headers={HEADER_BYTES: "9999"}),
     Case("header-length-negative", 400, ("-5",), body=body(tensor()), headers={HEADER_BYTES: "-5"}),

@@ -30,7 +30,7 @@ def batch(**changes: Any) -> BatchRecord:
     record = BatchRecord(
         requests=2, rows=3, failed=0, queue_s=0.003, total_s=0.010, input_s=0.0005, infer_s=0.002, output_s=0.0001
     )
-    return dataclasses.replace(record, **changes)
+    return record._replace(**changes)
 
 
 def failed(requests: int, total_s: float) -> BatchRecord:

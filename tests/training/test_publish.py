@@ -455,8 +455,9 @@ def test_a_tensor_the_service_cannot_serve_is_refused_by_name() -> None:
 
 
 def test_datatype_names_are_the_services() -> None:
-    """DATATYPE_NAMES repeats service/datatypes.py, which publish may not import: the two tables agree."""
+    """DATATYPE_NAMES repeats service/datatypes.py, which publish may not import: the two tables agree, but for BF16, of
+    which an .npz cannot hold golden samples."""
     for onnx_type, name in DATATYPE_NAMES.items():
         row = DATATYPES[name]
         assert row.dtype == (np.dtype(object) if name == "BYTES" else onnx_type.numpy())
-    assert set(DATATYPE_NAMES.values()) == set(DATATYPES)
+    assert set(DATATYPE_NAMES.values()) == set(DATATYPES) - {"BF16"}
