@@ -25,6 +25,7 @@ from typing import NamedTuple
 from service.binary_tensors import check_size, tensor_from_bytes
 from service.datatypes import DATATYPES, Datatype
 from service.errors import MalformedRequest, quoted
+from service.json_forms import decode_known_form, learn_form
 from service.json_members import (
     INPUT_PARAMETERS,
     OUTPUT_PARAMETERS,
@@ -99,14 +100,28 @@ def _decode(view: memoryview, header_bytes: int | None, regions: SharedMemory | 
         header_bytes = len(view)
     elif not 0 < header_bytes <= len(view):
         raise MalformedRequest(f"{HEADER_LENGTH} is {header_bytes}, but the body has {len(view)} bytes")
+    if header_bytes == len(view):
+        return _decode_json(view, regions)
     areas = regions.for_request() if regions else NO_AREAS
-    # A body that is all JSON is hardly ever the same twice.
-    if header_bytes == len(view) or header_bytes > _REMEMBERED_BYTES:
+    if header_bytes > _REMEMBERED_BYTES:
         description = _describe(view[:header_bytes], areas)
     else:
         text = bytes(view[:header_bytes])
         description = _REMEMBERED.get(text) or _describe_once(text, areas)
     return description.request_with(_BinaryPart(view, header_bytes), areas)
+
+
+def _decode_json(view: memoryview, regions: SharedMemory | None) -> InferenceRequest:
+    """A body that is all JSON is hardly ever the same twice, but often the same around its numbers."""
+    text = bytes(view)
+    if (known := decode_known_form(text)) is not None:
+        return known
+    areas = regions.for_request() if regions else NO_AREAS
+    description = _describe(view, areas)
+    request = description.request_with(_BinaryPart(view, len(view)), areas)
+    if not description.is_in_shared_memory:
+        learn_form(text, request)
+    return request
 
 
 # --- what the JSON says -------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ class _Filler(asyncio.BufferedProtocol):
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
 
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def get_buffer(self, _: int) -> memoryview:
         return self._lane.unfilled()
 
     def buffer_updated(self, nbytes: int) -> None:
