@@ -38,6 +38,8 @@ _HELD_BYTES = 64 * 1024
 _ALIGNMENT = 64
 # Where at least so much of a body is still to come, it is read into its place.
 _READ_IN_PLACE_BYTES = 64 * 1024
+# Where a body goes that nobody wants.
+_THROWN_AWAY = memoryview(bytearray(256 * 1024))
 # One write call instead of two costs a copy of the body; below this the copy is cheaper.
 _ONE_WRITE_BYTES = 64 * 1024
 
@@ -162,19 +164,24 @@ class _Filler(asyncio.BufferedProtocol):
 
 BeginInfer = Callable[[InferHead, Any, Callable[[Answer], object]], Cancel | None]
 """`begin_infer` with its registry."""
+RefuseEarly = Callable[[InferHead, bytes], Answer | None]
+"""`refuse_early` with its registry."""
 
 
 class Lane(Connection):
     """One connection. uvicorn makes it for each accepted socket, through a partial with the first two arguments."""
 
-    def __init__(self, begin: BeginInfer, heads: HeadMemory, **from_uvicorn: Any) -> None:
+    def __init__(self, begin: BeginInfer, refuse_early: RefuseEarly, heads: HeadMemory, **from_uvicorn: Any) -> None:
         super().__init__(**from_uvicorn)
         self._begin = begin
+        self._refuse_early = refuse_early
         self._heads = heads
         self._lane_head: LaneHead | None = None
         """Of the request that the lane has taken and not answered yet."""
         self._body: memoryview | None = None
         self._body_filled = 0
+        self._unwanted_bytes = 0
+        """Of a body whose request has been refused before it came whole."""
         self._cancel: Cancel | None = None
         self._held = bytearray()
         self._closes_after_answer = False
@@ -187,6 +194,10 @@ class Lane(Connection):
     # --- bytes in ---
 
     def data_received(self, data: bytes) -> None:
+        if self._unwanted_bytes:
+            data = self._throw_away(data)
+        if not data:
+            return
         if self._body is not None:
             self._collect(data)
         elif self._lane_head is not None or self._held:
@@ -213,13 +224,31 @@ class Lane(Connection):
                 self._hold(data[stop:])
             self._await(Phase.NOTHING)
             self._infer(memoryview(data)[start:stop])
-        else:
-            self._body = _aligned_buffer(head)
-            self._body_filled = 0
+        elif stop - len(data) < _READ_IN_PLACE_BYTES:
+            self._body, self._body_filled = _aligned_buffer(head), 0
             self._collect(data[start:])
-            if head.body_bytes - self._body_filled >= _READ_IN_PLACE_BYTES:
-                self._switch_to(_Filler(self))
+        else:
+            self._begin_large(head, data, start)
         return True
+
+    def _begin_large(self, head: LaneHead, data: bytes, start: int) -> None:
+        """A body of which much is still to come; unless its request will be refused: then it need not be kept."""
+        come_bytes = len(data) - start
+        json_text = data[start : start + head.json_bytes] if head.json_bytes <= come_bytes else b""
+        if (refusal := self._refuse_early(head.infer, json_text)) is not None:
+            self._unwanted_bytes = head.body_bytes - come_bytes
+            self._answer(refusal)
+        else:
+            self._body, self._body_filled = _aligned_buffer(head), 0
+            self._collect(data[start:])
+        self._switch_to(_Filler(self))
+
+    def _throw_away(self, data: bytes) -> bytes:
+        """Returns what belongs to the next request."""
+        rest = data[self._unwanted_bytes :]
+        self._unwanted_bytes -= len(data) - len(rest)
+        self._await(Phase.BODY if self._unwanted_bytes else Phase.REQUEST)
+        return rest
 
     def _switch_to(self, protocol: asyncio.BaseProtocol) -> None:
         """Event loops choose how to read when they begin to."""
@@ -229,11 +258,19 @@ class Lane(Connection):
 
     def unfilled(self) -> memoryview:
         """Where the rest of the body belongs."""
+        if self._unwanted_bytes:
+            return _THROWN_AWAY[: self._unwanted_bytes]
         assert self._body is not None
         return self._body[self._body_filled :]
 
     def filled(self, size_bytes: int) -> None:
         """The next `size_bytes` of `unfilled` have come."""
+        if self._unwanted_bytes:
+            self._unwanted_bytes -= size_bytes
+            self._await(Phase.BODY if self._unwanted_bytes else Phase.REQUEST)
+            if not self._unwanted_bytes:
+                self._switch_to(self)
+            return
         assert self._body is not None
         self._body_filled += size_bytes
         if self._body_filled < len(self._body):
@@ -299,7 +336,7 @@ class Lane(Connection):
         if closes:
             self.transport.close()
             return
-        self._await(Phase.REQUEST)
+        self._await(Phase.BODY if self._unwanted_bytes else Phase.REQUEST)
         if self._held:
             self._go_on_soon()
 
@@ -330,8 +367,15 @@ class Lane(Connection):
         if self._cancel is not None:
             self._cancel()
         self._lane_head = self._cancel = self._body = None
+        self._unwanted_bytes = 0
         self._held.clear()
         super().connection_lost(exc)
+
+    def _give_up(self, phase: Phase, limit_s: float) -> None:
+        if self._unwanted_bytes:
+            self.transport.close()  # it has had its answer
+        else:
+            super()._give_up(phase, limit_s)
 
     def shutdown(self) -> None:
         if self._lane_head is not None:

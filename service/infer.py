@@ -19,7 +19,7 @@ from typing import Any
 
 from service.answers import Answer, answer_error, make_answer
 from service.compression import MOST_EXPANDED_BYTES, compress, expand
-from service.decode import HEADER_LENGTH
+from service.decode import HEADER_LENGTH, Urgency, peek
 from service.encode import encode_response
 from service.errors import ServiceError, quoted
 from service.protocol import InferenceResponse
@@ -91,6 +91,23 @@ def begin_infer(
     if head.content_encoding and len(body) > _EXPANDED_HERE_BYTES:
         return _begin_expanded(begin, head, body, reply, max_body_bytes)
     return begin(head, body)
+
+
+def refuse_early(registry: Registry, head: InferHead, json_text: bytes) -> Answer | None:
+    """The refusal of a request whose body is still coming: no such model, a full queue, a timeout that cannot be kept.
+    None when nothing is certain yet; errors in the request itself are told when it has come whole.
+
+    json_text: the JSON in front of the binary tensors, b"" when there is none or it is not known yet.
+    """
+    try:
+        model = registry.get(head.model_name, head.version)
+        urgency = peek(json_text) if json_text and not head.content_encoding else None
+        if urgency is None:
+            urgency = Urgency(1, {})
+        model.check_admission(urgency.rows, urgency.parameters, time.monotonic())
+    except ServiceError as error:
+        return refusal(head, error)
+    return None
 
 
 def _begin_expanded(

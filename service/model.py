@@ -18,7 +18,7 @@ from service.errors import InferenceFailed, RequestMismatch, Unavailable
 from service.instances import Instances
 from service.latency_curve import LatencyCurve
 from service.load_version import LoadedVersion
-from service.protocol import Array, InferenceRequest, InferenceResponse, OutputTensor, RequestedOutput
+from service.protocol import Array, InferenceRequest, InferenceResponse, OutputTensor, Parameters, RequestedOutput
 from service.scheduler import BatchOutcome, Scheduler, Ticket
 from service.statistics import ModelStatistics
 from service.timers import RunningLoop
@@ -112,6 +112,17 @@ class Model:
             self._note(error, came_s)
             raise
         return lambda: self._give_up(ticket, came_s)
+
+    def check_admission(self, rows: int, parameters: Parameters, arrived_s: float) -> None:
+        """Raises QueueFull, DeadlineExceeded or ModelNotReady if a request would meet that now; for one whose body is
+        still coming, and need not be waited for then."""
+        try:
+            self._scheduler.check_admission(
+                rows if self.max_batch_size else 1, self._urgency.deadline_s(parameters, arrived_s)
+            )
+        except Unavailable as error:
+            self._note(error, arrived_s)
+            raise
 
     async def infer(self, request: InferenceRequest) -> InferenceResponse:
         """As `begin`, for a caller that waits; cancelling the call gives the request up."""

@@ -238,6 +238,11 @@ class Scheduler(Generic[ItemT, ResultT]):
 
     # --- admission ---
 
+    def check_admission(self, rows: int, deadline_s: float) -> None:
+        """Raises what `submit` would raise now, of a request of `rows` rows that has not come whole yet."""
+        if rows <= self.max_batch_rows:
+            self._admit(rows, self._timers.time(), deadline_s)
+
     def _admit(self, rows: int, now: float, deadline_s: float) -> None:
         if self._closed:
             raise self._closed_error()

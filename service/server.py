@@ -92,14 +92,14 @@ def run(settings: Settings) -> int:
 def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> Any:
     """What uvicorn makes for each connection: the lane where it fits the installed uvicorn, otherwise uvicorn's own."""
     from service.http_lane import HeadMemory, Lane, why_unfit
-    from service.infer import begin_infer
+    from service.infer import begin_infer, refuse_early
 
     if misfit := why_unfit():
         log.warning("requests take the slower way, through the application: %s; install the pinned uvicorn", misfit)
         return "httptools"
     begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
     heads = HeadMemory(settings.max_body_bytes, Lane.limits.head_bytes)
-    return functools.partial(Lane, begin, heads)
+    return functools.partial(Lane, begin, functools.partial(refuse_early, registry), heads)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -6,8 +6,16 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from service.errors import ModelNotReady, NotFound
-from service.protocol import PLATFORM, InferenceRequest, InferenceResponse, ModelMetadata, OutputTensor, TensorMetadata
+from service.errors import ModelNotReady, NotFound, Unavailable
+from service.protocol import (
+    PLATFORM,
+    InferenceRequest,
+    InferenceResponse,
+    ModelMetadata,
+    OutputTensor,
+    Parameters,
+    TensorMetadata,
+)
 from service.registry import ModelState, ModelStatus, Registry
 
 _TENSOR = TensorMetadata("x", "FP32", (-1, 2))
@@ -22,6 +30,10 @@ class EchoModel:
         self.metadata = ECHO_METADATA
         self.max_batch_size = 8
         self.requests: list[InferenceRequest] = []
+
+    def check_admission(self, rows: int, parameters: Parameters, arrived_s: float) -> None:
+        if isinstance(self._error, Unavailable):
+            raise self._error
 
     def begin(
         self,

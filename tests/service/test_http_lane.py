@@ -17,14 +17,20 @@ from service.app import build_app
 from service.connection import Connection, Limits
 from service.errors import InferenceFailed, QueueFull
 from service.http_lane import HeadMemory, Lane, LaneHead, read_lane_head, why_unfit
-from service.infer import InferHead, begin_infer
+from service.infer import InferHead, begin_infer, refuse_early
 from service.registry import Registry
 from tests.service.fakes import EchoModel, fake_registry
 
-MAX_BODY_BYTES = 1000
+MAX_BODY_BYTES = 600_000
 GOOD = b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[0.5]}]}'
 BINARY = b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}]}'
 TENSOR = b"\x00\x00\x00\x3f"
+LARGE_HEAD = (
+    b'{"inputs":[{"name":"x","shape":[100000],"datatype":"FP32","parameters":{"binary_data_size":400000}}],'
+    b'"parameters":{"binary_data_output":true}}'
+)
+LARGE_HEAD_BYTES = len(LARGE_HEAD)
+LARGE = LARGE_HEAD + bytes(range(256)) * 1562 + bytes(128)
 
 
 def post(body: bytes, *headers: bytes, path: bytes = b"/v2/models/echo/infer", version: bytes = b"1.1") -> bytes:
@@ -95,7 +101,9 @@ class Door:
 
 def lane() -> Door:
     heads = HeadMemory(MAX_BODY_BYTES, Lane.limits.head_bytes)
-    return Door(functools.partial(Lane, functools.partial(begin_infer, registry()), heads))
+    models = registry()
+    begin, early = functools.partial(begin_infer, models), functools.partial(refuse_early, models)
+    return Door(functools.partial(Lane, begin, early, heads))
 
 
 REFERENCE = Door(Connection)
@@ -159,6 +167,25 @@ CASES: dict[str, tuple[bytes, ...]] = {
     "same-head-other-path": (post(GOOD), post(GOOD, path=b"/v2/models/echa/infer")),
     "blank-line-before": (b"\r\n" + post(GOOD),),
     "get": (b"GET /v2/models/echo/infer HTTP/1.1\r\nHost: h\r\n\r\n",),
+    "large-body": (post(LARGE, b"Inference-Header-Content-Length: %d" % LARGE_HEAD_BYTES),),
+    "large-body-in-pieces": tuple(
+        post(LARGE, b"Inference-Header-Content-Length: %d" % LARGE_HEAD_BYTES)[start : start + 50_000]
+        for start in range(0, len(LARGE) + 200, 50_000)
+    ),
+    "large-body-and-the-next-request": (
+        post(LARGE, b"Inference-Header-Content-Length: %d" % LARGE_HEAD_BYTES)[:1000],
+        post(LARGE, b"Inference-Header-Content-Length: %d" % LARGE_HEAD_BYTES)[1000:] + post(b"{") + post(GOOD),
+    ),
+    "large-body-for-a-full-queue": tuple(
+        post(LARGE, b"Inference-Header-Content-Length: %d" % LARGE_HEAD_BYTES, path=b"/v2/models/busy/infer")[
+            at : at + 90_000
+        ]
+        for at in range(0, len(LARGE) + 200, 90_000)
+    ),
+    "large-body-for-nobody": (
+        post(LARGE, path=b"/v2/models/other/infer")[:100_000],
+        post(LARGE, path=b"/v2/models/other/infer")[100_000:] + post(GOOD),
+    ),
     "truncated-body": (post(GOOD)[:-10],),
     "nothing": (),
 }

@@ -39,7 +39,8 @@ class Choice:
     def best(self) -> Chosen:
         prices = PRICES[self.profile]
         order = self._order()
-        upright, predicted = self._guarded(Policy(order, clamps=False, without=self.without))
+        left = frozenset(tag for tag in order if prices.is_better_left(self.problem.lift(tag).node))
+        upright, predicted = self._guarded(Policy(order, clamps=False, without=self.without | left))
         if prices.clamps:
             return Chosen(*self._generic(upright))
         reasons = dict(predicted)

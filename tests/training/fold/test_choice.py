@@ -212,3 +212,31 @@ def test_two_with_the_same_numbers_both_fold():
     )
 
     assert judge(graph, Profile.GENERIC).report.count(Verdict.FOLDED) == 2
+
+
+RESIDUAL = """
+[conv] h = Conv (x, w) [relu] p = Relu (h) {bn} [add] s = Add (q, x) [conv2] y = Conv (s, w)
+"""
+
+
+@pytest.mark.parametrize(
+    ("profile", "kept"), [(Profile.GENERIC, False), (Profile.ORT_CPU, True), (Profile.ORT_CUDA, False)]
+)
+def test_a_batchnorm_between_a_relu_and_an_add_stays_where_it_carries_the_add(profile, kept):
+    """Its scale could go through the Add: x is free to be stored otherwise, because the first BN is behind it."""
+    nodes = f"{bn('f', 'x', 'e')} " + RESIDUAL.format(bn=bn("n", "p", "q")).replace("(x,", "(e,").replace("q, x", "q, e")
+    graph = model(nodes, **numbers("f"), **numbers("n", (1, 2, 0.5), (0, 0, 0), (0, 0, 0)))
+
+    judged = judge(graph, profile)
+
+    names = [entry.name for entry in judged.report.batchnorms if entry.verdict is Verdict.KEPT]
+    assert ("n" in names) is kept
+    if kept:
+        assert judged.report.batchnorms[1].reason == "slower on ort-cpu"
+
+
+@pytest.mark.parametrize("behind", ["s = Add (q, x) y = Mul (s, q)", "s = Mul (q, x) y = Relu (s)"])
+def test_a_batchnorm_that_carries_no_add_alone_folds_as_before(behind):
+    nodes = f"[conv] h = Conv (x, w) {bn('n', 'h', 'p')} [relu] q = Relu (p) {behind}"
+
+    assert judge(model(nodes, **numbers("n")), Profile.ORT_CPU).report.batchnorms[0].verdict is Verdict.FOLDED
