@@ -77,21 +77,21 @@ def decode_request(
         return _decode(memoryview(body), header_bytes, regions)
 
 
-class Urgency(NamedTuple):
+class Preview(NamedTuple):
     """What the JSON in front of binary tensors says about a request's place in a queue."""
 
     rows: int
     parameters: dict[str, Json]
 
 
-def peek(text: bytes) -> Urgency | None:
+def peek(text: bytes) -> Preview | None:
     """For a request of which only its JSON has come. None when that is not a request, and for the whole to tell."""
     try:
         description = _REMEMBERED.get(text) or _describe_once(text, NO_AREAS)
     except MalformedRequest:
         return None
     shapes = [tensor.shape if isinstance(tensor, _Binary) else tensor.data.shape for tensor in description.inputs[:1]]
-    return Urgency(shapes[0][0] if shapes and shapes[0] else 1, description.parameters)
+    return Preview(shapes[0][0] if shapes and shapes[0] else 1, description.parameters)
 
 
 LARGE_BODY_BYTES = 2**20

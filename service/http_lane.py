@@ -241,7 +241,8 @@ class Lane(Connection):
         else:
             self._body, self._body_filled = _aligned_buffer(head), 0
             self._collect(data[start:])
-        self._switch_to(_Filler(self))
+        if not self.transport.is_closing():
+            self._switch_to(_Filler(self))
 
     def _throw_away(self, data: bytes) -> bytes:
         """Returns what belongs to the next request."""

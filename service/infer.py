@@ -19,7 +19,7 @@ from typing import Any
 
 from service.answers import Answer, answer_error, make_answer
 from service.compression import MOST_EXPANDED_BYTES, compress, expand
-from service.decode import HEADER_LENGTH, Urgency, peek
+from service.decode import HEADER_LENGTH, Preview, peek
 from service.encode import encode_response
 from service.errors import ServiceError, quoted
 from service.protocol import InferenceResponse
@@ -101,10 +101,10 @@ def refuse_early(registry: Registry, head: InferHead, json_text: bytes) -> Answe
     """
     try:
         model = registry.get(head.model_name, head.version)
-        urgency = peek(json_text) if json_text and not head.content_encoding else None
-        if urgency is None:
-            urgency = Urgency(1, {})
-        model.check_admission(urgency.rows, urgency.parameters, time.monotonic())
+        preview = peek(json_text) if json_text and not head.content_encoding else None
+        if preview is None:
+            preview = Preview(1, {})
+        model.check_admission(preview.rows, preview.parameters, time.monotonic())
     except ServiceError as error:
         return refusal(head, error)
     return None

@@ -224,8 +224,8 @@ RESIDUAL = """
 )
 def test_a_batchnorm_between_a_relu_and_an_add_stays_where_it_carries_the_add(profile, kept):
     """Its scale could go through the Add: x is free to be stored otherwise, because the first BN is behind it."""
-    nodes = f"{bn('f', 'x', 'e')} " + RESIDUAL.format(bn=bn("n", "p", "q")).replace("(x,", "(e,").replace("q, x", "q, e")
-    graph = model(nodes, **numbers("f"), **numbers("n", (1, 2, 0.5), (0, 0, 0), (0, 0, 0)))
+    block = RESIDUAL.format(bn=bn("n", "p", "q")).replace("(x,", "(e,").replace("q, x", "q, e")
+    graph = model(f"{bn('f', 'x', 'e')} {block}", **numbers("f"), **numbers("n", (1, 2, 0.5), (0, 0, 0), (0, 0, 0)))
 
     judged = judge(graph, profile)
 
