@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from service.batch import join, split
+from service.batch import JoinSpace, join, split
 from service.batch_invariance import pad, padded_rows
 from service.classification import classify
 from service.errors import InferenceFailed, RequestMismatch, Unavailable
@@ -49,6 +50,7 @@ class Model:
         self.statistics = statistics or ModelStatistics()
         self.curve = LatencyCurve(loaded.report.latency_s or {1: _UNKNOWN_S})
         self._session = loaded.session
+        self._spaces = threading.local()
         self._batch_rows = loaded.batch_rows
         self._known_good = loaded.known_good
         self._urgency = Urgency(scheduling)
@@ -217,7 +219,7 @@ class Model:
     def _run_rows(self, items: Sequence[Inputs]) -> BatchOutcome[Outputs]:
         began = time.monotonic()
         rows = [len(next(iter(item.values()))) for item in items]
-        joined = join(items)
+        joined = join(items, self._join_space())
         total = sum(rows)
         padding = padded_rows(total, self._batch_rows) - total if self._batch_rows else 0
         if padding:
@@ -229,6 +231,14 @@ class Model:
         return BatchOutcome(
             results, input_s=joined_at - began, infer_s=ran_at - joined_at, output_s=time.monotonic() - ran_at
         )
+
+    def _join_space(self) -> JoinSpace:
+        """One for each thread that batches run on."""
+        try:
+            space: JoinSpace = self._spaces.join
+        except AttributeError:
+            space = self._spaces.join = JoinSpace()
+        return space
 
     def _whose_fault(self, error: Exception) -> Exception:
         """The runtime's words do not tell a bad index from a defect of the server's side. So inputs that have been

@@ -436,46 +436,51 @@ class Scheduler(Generic[ItemT, ResultT]):
 
     def _finished(self, run: _Run[ItemT, ResultT], outcome: BatchOutcome[ResultT]) -> None:
         now = self._timers.time()
-        tickets = run.tickets
-        if outcome.error is not None and len(tickets) > 1:
+        tickets, started_s, was_inline = run.tickets, run.started_s, run.is_starting
+        is_told = outcome.error is None or len(tickets) == 1
+        if not is_told:
             # One of them is guilty: halves, the front one next.
             half = len(tickets) // 2
             run.pieces += [tickets[half:], tickets[:half]]
-        else:
-            # Callers first: what is counted below is nothing that they wait for.
-            if outcome.error is not None:
-                tickets[0].settle(outcome.error)
-            else:
-                assert outcome.results is not None
-                for ticket, result in zip(tickets, outcome.results, strict=True):
-                    ticket.settle(result)
-            self._record(run, outcome, now)
-        if run.is_starting:
+        if was_inline:
             # Finished before the runner returned, so it is `_advance` that called it, and that goes on.
             run.is_starting = False
-            return
-        self._arrivals.finished(now)
-        self._advance(run)
-        self._dispatch_soon()
+        else:
+            # The instance first: it computes the next batch while the answers to this one are written.
+            self._arrivals.finished(now)
+            self._advance(run)
+            self._dispatch()
+        if is_told:
+            _tell(tickets, outcome)
+            # Callers before counting: they do not wait for it.
+            self._record(tickets, outcome, started_s, now, was_inline=was_inline)
 
-    def _record(self, run: _Run[ItemT, ResultT], outcome: BatchOutcome[ResultT], now: float) -> None:
-        rows = sum(ticket.rows for ticket in run.tickets)
+    def _record(
+        self,
+        tickets: Sequence[Ticket[ItemT, ResultT]],
+        outcome: BatchOutcome[ResultT],
+        started_s: float,
+        now: float,
+        *,
+        was_inline: bool,
+    ) -> None:
+        rows = sum([ticket.rows for ticket in tickets])
         failed = outcome.error is not None
         if not failed:
             self._batches += 1
             # Small batches run on this thread, many thousands a second: a sample of them keeps the curve true.
-            if not run.is_starting or self._batches % _SAMPLED_EVERY == 0:
-                self.curve.observe(rows, now - run.started_s)
+            if not was_inline or self._batches % _SAMPLED_EVERY == 0:
+                self.curve.observe(rows, now - started_s)
         if self._on_batch is None:
             return
-        submitted_s = sum(ticket.submitted_s for ticket in run.tickets)
-        requests = len(run.tickets)
+        submitted_s = sum([ticket.submitted_s for ticket in tickets])
+        requests = len(tickets)
         self._on_batch(
             BatchRecord(
                 requests=0 if failed else requests,
                 rows=0 if failed else rows,
                 failed=requests if failed else 0,
-                queue_s=requests * run.started_s - submitted_s,
+                queue_s=requests * started_s - submitted_s,
                 total_s=requests * now - submitted_s,
                 input_s=outcome.input_s,
                 infer_s=outcome.infer_s,
@@ -485,3 +490,12 @@ class Scheduler(Generic[ItemT, ResultT]):
 
     def _closed_error(self) -> ModelNotReady:
         return ModelNotReady(f"{self._name} is UNLOADING and takes no more requests")
+
+
+def _tell(tickets: Sequence[Ticket[ItemT, ResultT]], outcome: BatchOutcome[ResultT]) -> None:
+    if outcome.error is not None:
+        tickets[0].settle(outcome.error)
+        return
+    assert outcome.results is not None
+    for ticket, result in zip(tickets, outcome.results, strict=True):
+        ticket.settle(result)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from service.batch import join, split
+from service.batch import JoinSpace, join, split
 from service.datatypes import DATATYPES
 from service.errors import InferenceFailed
 
@@ -90,3 +90,23 @@ def test_parts_with_different_names_are_refused(names: str) -> None:
 def test_dtypes_are_never_promoted() -> None:
     with pytest.raises(TypeError, match="cast"):
         join([{"x": np.ones(1, np.float32)}, {"x": np.ones(1, np.float64)}])
+
+
+def test_memory_that_is_joined_in_again_changes_no_result() -> None:
+    space = JoinSpace()
+    for rows in (3, 2, 5, 1, 4):
+        parts = [{"x": np.full((rows, 300, 50), 10 * rows + number, np.float32)} for number in range(3)]
+        joined = join(parts, space)
+        np.testing.assert_array_equal(joined["x"], np.concatenate([part["x"] for part in parts]), strict=True)
+
+
+def test_memory_for_large_batches_is_used_again() -> None:
+    space = JoinSpace()
+    first, second = (join([{"x": np.zeros((1, 50_000), np.float32)}] * 2, space)["x"] for _ in range(2))
+    assert first.ctypes.data == second.ctypes.data
+
+
+def test_joining_in_memory_refuses_what_joining_refuses() -> None:
+    parts = [{"x": np.zeros((1, 50_000), np.float32)}, {"x": np.zeros((1, 50_000), np.float64)}]
+    with pytest.raises(TypeError):
+        join(parts, JoinSpace())
