@@ -85,12 +85,14 @@ def begin_infer(
     max_body_bytes: what a compressed body may grow to. regions: of shared memory, which the request may name.
     Never raises. Returns None when `reply` has been called already.
     """
-    begin = functools.partial(
-        _begin, registry, reply=reply, max_body_bytes=max_body_bytes, regions=regions, arrived_s=time.monotonic()
-    )
-    if head.content_encoding and len(body) > _EXPANDED_HERE_BYTES:
-        return _begin_expanded(begin, head, body, reply, max_body_bytes)
-    return begin(head, body)
+    arrived_s = time.monotonic()
+    if not head.content_encoding or len(body) <= _EXPANDED_HERE_BYTES:
+        return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
+
+    def begin(head: InferHead, body: Body) -> Cancel | None:
+        return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
+
+    return _begin_expanded(begin, head, body, reply, max_body_bytes)
 
 
 def refuse_early(registry: Registry, head: InferHead, json_text: bytes) -> Answer | None:
@@ -154,7 +156,6 @@ def _begin(
     registry: Registry,
     head: InferHead,
     body: Body,
-    *,
     reply: Callable[[Answer], object],
     max_body_bytes: int,
     regions: SharedMemory | None,

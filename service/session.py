@@ -104,6 +104,8 @@ class Session:
             )
         self.inputs = tuple(_tensor("input", node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor("output", node) for node in self._session.get_outputs())
+        self._output_names = [tensor.name for tensor in self.outputs]
+        self._gives_text = any(tensor.datatype == "BYTES" for tensor in self.outputs)
         self._shapes_are_free = _free_sizes(self.inputs) > 1
         self._holds_bf16 = any(tensor.datatype == "BF16" for tensor in (*self.inputs, *self.outputs))
         if self._holds_bf16:
@@ -120,15 +122,14 @@ class Session:
             name: _to_text(name, array) if array.dtype == object else _aligned(array) for name, array in inputs.items()
         }
         try:
-            values = self._run_with_bf16(feed) if self._holds_bf16 else self._session.run(None, feed)
+            values = self._run_with_bf16(feed) if self._holds_bf16 else self._session.run(self._output_names, feed)
         except Exception as error:  # as above; also UnicodeDecodeError for an output string that is not text
             if self._is_the_callers(error):
                 raise RequestMismatch(f"the model cannot take these inputs: {_first_line(error)}") from error
             raise InferenceFailed(f"ONNX Runtime: {_first_line(error)}") from error
-        return {
-            tensor.name: _to_bytes(value) if tensor.datatype == "BYTES" else value
-            for tensor, value in zip(self.outputs, values, strict=True)
-        }
+        if self._gives_text:
+            values = [_to_bytes(value) if value.dtype == object else value for value in values]
+        return dict(zip(self._output_names, values, strict=True))
 
     def _run_with_bf16(self, feed: Mapping[str, Array]) -> list[Array]:
         """As ONNX Runtime's `run`, which has no NumPy dtype for bfloat16: bit patterns go in and come out."""
