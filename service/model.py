@@ -218,16 +218,12 @@ class Model:
 
     def _run_rows(self, items: Sequence[Inputs]) -> BatchOutcome[Outputs]:
         began = time.monotonic()
-        if len(items) == 1 and not self._batch_rows:
-            outputs = self._session.run(items[0])
-            ran_at = time.monotonic()
-            results = split(outputs, [len(next(iter(items[0].values())))])
-            return BatchOutcome(results, infer_s=ran_at - began, output_s=time.monotonic() - ran_at)
         rows = [len(next(iter(item.values()))) for item in items]
-        joined = join(items, self._join_space())
-        total = sum(rows)
-        padding = padded_rows(total, self._batch_rows) - total if self._batch_rows else 0
-        if padding:
+        joined = join(items, self._join_space()) if len(items) > 1 else items[0]
+        padding = 0
+        if self._batch_rows:
+            total = sum(rows)
+            padding = padded_rows(total, self._batch_rows) - total
             joined = pad(joined, total + padding)
         joined_at = time.monotonic()
         outputs = self._session.run(joined)

@@ -32,15 +32,26 @@ class Prices:
 
     def is_better_left(self, node: ir.Node) -> bool:
         """Is this BatchNormalization, with what stands around it, faster than without it?"""
-        if not self.carries_adds or node.op_type != "BatchNormalization" or node.inputs[0] is None:
+        if not self.carries_adds or node.op_type != "BatchNormalization":
             return False
-        before = node.inputs[0].producer()
+        before = _producer(node)
         behind = [use.node.op_type for use in node.outputs[0].uses()]
-        return before is not None and before.op_type == "Relu" and behind == ["Add"]
+        # As measured: the ReLU is a convolution's.
+        return _op_type(before) == "Relu" and _op_type(_producer(before)) == "Conv" and behind == ["Add"]
 
     def veto(self, rank: int | None) -> str:
         """Why a BatchNormalization on a tensor of this rank stays, no more than was measured. None: it is none."""
         return _UNMEASURED if rank is None else self.measured.get(rank, _UNMEASURED)
+
+
+def _producer(node: ir.Node | None) -> ir.Node | None:
+    """Of a node's first input."""
+    value = node.inputs[0] if node is not None and node.inputs else None
+    return value.producer() if value is not None else None
+
+
+def _op_type(node: ir.Node | None) -> str:
+    return node.op_type if node is not None else ""
 
 
 _UNMEASURED = "not measured to be faster"
