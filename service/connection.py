@@ -32,7 +32,7 @@ class Limits:
     body_stall_s: float = 30.0
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Raised inside the parser's callbacks, where it ends the parsing."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
@@ -107,11 +107,11 @@ class Connection(HttpToolsProtocol):
             # A header line without end is kept by the parser, which says nothing until it is complete.
             self._silent_bytes = 0 if self._reported else self._silent_bytes + len(data)
             self._refuse_a_long_head(self._silent_bytes)
-        except _Refused as refusal:
+        except Refused as refusal:
             self._refuse(refusal)
         except httptools.HttpParserError as error:
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, _Refused) else _Refused(HTTPStatus.BAD_REQUEST, _NOT_HTTP))
+            self._refuse(cause if isinstance(cause, Refused) else Refused(HTTPStatus.BAD_REQUEST, _NOT_HTTP))
         return rest
 
     # --- what the parser reports ---
@@ -134,7 +134,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
-            raise _Refused(
+            raise Refused(
                 HTTPStatus.BAD_REQUEST, f"an HTTP/1.1 request has one Host header (RFC 9112, 3.2), this one has {hosts}"
             )
         self._reported = True
@@ -168,7 +168,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_a_long_head(self, size_bytes: int) -> None:
         if size_bytes > self.limits.head_bytes:
-            raise _Refused(
+            raise Refused(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 f"the request line and the headers together take more than {self.limits.head_bytes} bytes",
             )
@@ -224,16 +224,16 @@ class Connection(HttpToolsProtocol):
         elif self.flow.read_paused or (phase is Phase.HEAD and self._unanswered):
             self._await(phase)  # it is us who do not read, or the peer is waiting for answers
         else:
-            self._refuse(_Refused(HTTPStatus.REQUEST_TIMEOUT, f"{phase.value} did not come within {limit_s:g} s"))
+            self._refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, f"{phase.value} did not come within {limit_s:g} s"))
 
     # --- refusals ---
 
-    def _refuse(self, refusal: _Refused) -> None:
+    def _refuse(self, refusal: Refused) -> None:
         """Answers what came before, then refuses, then closes."""
         self._refused = True
         broken = self.cycle if self._phase is Phase.BODY else None
         self._await(Phase.NOTHING)
-        words = _refusal_bytes(refusal)
+        words = refusal_bytes(refusal)
         if broken is not None and not broken.response_complete:
             if self.pipeline and self.pipeline[0][0] is broken:
                 self.pipeline.popleft()  # uvicorn puts new ones on the left
@@ -255,7 +255,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
 
-def _refusal_bytes(refusal: _Refused) -> bytes:
+def refusal_bytes(refusal: Refused) -> bytes:
     encoded = encode_error(str(refusal))
     return (b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b") % (
         refusal.status,

@@ -86,6 +86,8 @@ class Preview(NamedTuple):
 
 def peek(text: bytes) -> Preview | None:
     """For a request of which only its JSON has come. None when that is not a request, and for the whole to tell."""
+    if len(text) > _REMEMBERED_BYTES:
+        return None
     try:
         description = _REMEMBERED.get(text) or _describe_once(text, NO_AREAS)
     except MalformedRequest:

@@ -27,7 +27,7 @@ import numpy as np
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.answers import Answer
-from service.connection import Connection, Phase
+from service.connection import Connection, Phase, Refused, refusal_bytes
 from service.infer import Cancel, InferHead, read_head
 
 _INFER_PATH = re.compile(rb"/v2/models/([^/?%]+)(?:/versions/([^/?%]+))?/infer")
@@ -99,7 +99,8 @@ def read_lane_head(head: bytes, max_body_bytes: int, max_head_bytes: int) -> Lan
         return None
     known = dict(reader.headers)
     length = known[b"content-length"]
-    if not length.isdigit() or len(length) > 18 or int(length) > max_body_bytes:
+    # An empty body is complete with its head, and then the parser has forgotten what the head said of the connection.
+    if not length.isdigit() or len(length) > 18 or not 0 < int(length) <= max_body_bytes:
         return None
     model_name, version = path.groups()
     infer = read_head(model_name.decode("ascii"), None if version is None else version.decode("ascii"), reader.headers)
@@ -337,7 +338,8 @@ class Lane(Connection):
         if closes:
             self.transport.close()
             return
-        self._await(Phase.BODY if self._unwanted_bytes else Phase.REQUEST)
+        # While requests that came early wait for this answer to be read, it is not the peer's turn.
+        self._await(Phase.BODY if self._unwanted_bytes else Phase.NOTHING if self._held else Phase.REQUEST)
         if self._held:
             self._go_on_soon()
 
@@ -354,6 +356,7 @@ class Lane(Connection):
             return
         held, self._held = bytes(self._held), bytearray()
         self.flow.resume_reading()
+        self._await(Phase.REQUEST)
         if held:
             self.data_received(held)
 
@@ -377,6 +380,16 @@ class Lane(Connection):
             self.transport.close()  # it has had its answer
         else:
             super()._give_up(phase, limit_s)
+
+    def _refuse(self, refusal: Refused) -> None:
+        if self._body is None:
+            super()._refuse(refusal)
+            return
+        # A body of the lane's own: uvicorn's cycle, if there is one, is that of an earlier request.
+        self._lane_head = self._body = None
+        self._refused = True
+        self._await(Phase.NOTHING)
+        self._say_and_close(refusal_bytes(refusal))
 
     def shutdown(self) -> None:
         if self._lane_head is not None:

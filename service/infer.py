@@ -109,6 +109,9 @@ def refuse_early(registry: Registry, head: InferHead, json_text: bytes) -> Answe
         model.check_admission(preview.rows, preview.parameters, time.monotonic())
     except ServiceError as error:
         return refusal(head, error)
+    except Exception:
+        # A defect of ours, told with the request's answer, when it has come whole.
+        log.exception("a request to model %s could not be looked at early", quoted(head.model_name))
     return None
 
 

@@ -21,7 +21,7 @@ import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from service.arrivals import Arrivals
 from service.errors import DeadlineExceeded, ModelNotReady, QueueFull
@@ -81,7 +81,8 @@ class Ticket(Generic[ItemT, ResultT]):
         submitted_s: float,
         deadline_s: float,
     ) -> None:
-        self.item = item
+        self.item: ItemT | None = item
+        """None when it is over: heaps may hold the ticket for longer."""
         self.rows = rows
         self.group = group
         self.done: Callable[[ResultT | Exception], object] | None = done
@@ -93,6 +94,7 @@ class Ticket(Generic[ItemT, ResultT]):
 
     def settle(self, outcome: ResultT | Exception) -> None:
         done, self.done = self.done, None
+        self.item = None
         if done is not None:
             try:
                 done(outcome)
@@ -167,6 +169,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         self._waiting_rows = 0
         self._queue: list[_Entry[ItemT, ResultT]] = []
         self._groups: dict[Hashable, list[_Entry[ItemT, ResultT]]] = {}
+        self._waiting_in: dict[Hashable, int] = {}
         self._deadlines: list[tuple[float, int, Ticket[ItemT, ResultT]]] = []
         self._deadline_timer: Any = None
         self._company_timer: Any = None
@@ -209,6 +212,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         entry = (priority, self._sequence, ticket)
         heapq.heappush(self._queue, entry)
         heapq.heappush(self._groups.setdefault(group, []), entry)
+        self._waiting_in[group] = self._waiting_in.get(group, 0) + 1
         self._waiting_requests += 1
         self._waiting_rows += rows
         self._arrivals.arrived(rows, now)
@@ -222,7 +226,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         """The caller has given up: a waiting ticket never runs, one that runs is finished for nobody."""
         ticket.done = None
         if ticket.is_waiting:
-            self._leave_queue(ticket)
+            self._drop(ticket)
             self._sweep()
 
     def close(self, on_idle: Callable[[], object], *, drain: bool = True) -> None:
@@ -232,7 +236,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         if not drain:
             for _, _, ticket in list(self._queue):
                 if ticket.is_waiting:
-                    self._leave_queue(ticket)
+                    self._drop(ticket)
                     ticket.settle(self._closed_error())
         self._dispatch_soon()
 
@@ -257,10 +261,19 @@ class Scheduler(Generic[ItemT, ResultT]):
                 f"{self._max_queue_size}; try again in about {retry_after_s:.1g} s",
                 retry_after_s=retry_after_s,
             )
-        if deadline_s < _FOREVER and now + _MARGIN * (expected_s := self.expected_s(rows, now)) > deadline_s:
+        if deadline_s <= now:
+            raise DeadlineExceeded(
+                f"{self._name}: the request's timeout passed before it was complete; it was not run",
+                retry_after_s=self.expected_s(rows, now),
+            )
+        # An idle instance has nothing to lose, and expectations that are wrong are only corrected by what runs.
+        if deadline_s == _FOREVER or (not self._waiting_requests and len(self._runs) < self._instances):
+            return
+        expected_s = _MARGIN * self.expected_s(rows, now)
+        if now + expected_s > deadline_s:
             allowed_s = max(deadline_s - now, 0.0)
             raise DeadlineExceeded(
-                f"{self._name} would answer in about {expected_s:.2g} s, the request allows {allowed_s:.2g} s; "
+                f"{self._name} would answer within about {expected_s:.2g} s, the request allows {allowed_s:.2g} s; "
                 f"it was not run",
                 retry_after_s=expected_s - allowed_s,
             )
@@ -281,10 +294,21 @@ class Scheduler(Generic[ItemT, ResultT]):
     # --- leaving the queue ---
 
     def _leave_queue(self, ticket: Ticket[ItemT, ResultT]) -> None:
-        """Its entries in the heaps stay until they come up."""
+        """Its entries in the heaps stay until they come up; a group goes with the last that waits in it."""
         ticket.is_waiting = False
         self._waiting_requests -= 1
         self._waiting_rows -= ticket.rows
+        left = self._waiting_in[ticket.group] - 1
+        if left:
+            self._waiting_in[ticket.group] = left
+        else:
+            del self._waiting_in[ticket.group]
+            del self._groups[ticket.group]
+
+    def _drop(self, ticket: Ticket[ItemT, ResultT]) -> None:
+        """Leaves the queue without running; what is left of it in the heaps must not hold on to a request's body."""
+        self._leave_queue(ticket)
+        ticket.item = None
 
     def _sweep(self) -> None:
         if len(self._queue) > 2 * self._waiting_requests + _DEAD_ENTRIES:
@@ -316,7 +340,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].is_waiting):
             _, _, ticket = heapq.heappop(self._deadlines)
             if ticket.is_waiting:
-                self._leave_queue(ticket)
+                self._drop(ticket)
                 ticket.settle(self._too_late(ticket, now))
         self._watch_deadlines()
         self._sweep()
@@ -400,8 +424,6 @@ class Scheduler(Generic[ItemT, ResultT]):
                 rows += ticket.rows
                 self._leave_queue(ticket)
             heapq.heappop(members)
-        if not members:
-            del self._groups[group]
         return batch
 
     # --- running ---
@@ -416,7 +438,11 @@ class Scheduler(Generic[ItemT, ResultT]):
             run.started_s = self._timers.time()
             run.expected_s = self.curve.seconds(rows)
             run.is_starting = True
-            self._run_batch([ticket.item for ticket in run.tickets], rows, lambda outcome: self._finished(run, outcome))
+            self._run_batch(
+                [cast("ItemT", ticket.item) for ticket in run.tickets],
+                rows,
+                lambda outcome: self._finished(run, outcome),
+            )
             if run.is_starting:
                 run.is_starting = False
                 return
@@ -428,7 +454,9 @@ class Scheduler(Generic[ItemT, ResultT]):
         for ticket in tickets:
             if ticket.done is None:
                 continue
-            if ticket.deadline_s < _FOREVER and now + self.curve.seconds(ticket.rows) > ticket.deadline_s:
+            # As at admission: a request that nobody else waits behind is tried while its time has not passed.
+            needs_s = self.curve.seconds(ticket.rows) if len(tickets) > 1 or self._waiting_requests else 0.0
+            if ticket.deadline_s < _FOREVER and now + needs_s >= ticket.deadline_s:
                 ticket.settle(self._too_late(ticket, now))
             else:
                 wanted.append(ticket)

@@ -12,6 +12,9 @@ import math
 from service.model_knobs import SchedulerConfig
 from service.protocol import Parameters
 
+# Some 300 years; JSON may hold longer numbers than a float.
+_LONGEST_US = 10**16
+
 
 class Urgency:
     """The rules of one model."""
@@ -32,5 +35,5 @@ class Urgency:
         timeout_us = self._default_timeout_us
         asked = parameters.get("timeout", 0)
         if self._may_override and isinstance(asked, int) and asked > 0:
-            timeout_us = min(asked, timeout_us) if timeout_us else asked
+            timeout_us = min(asked, timeout_us or _LONGEST_US)
         return arrived_s + timeout_us / 1e6 if timeout_us else math.inf

@@ -123,6 +123,8 @@ CASES: dict[str, tuple[bytes, ...]] = {
     ),
     "bad-json": (post(b"{"),),
     "empty": (post(b""),),
+    "empty-and-close": (post(b"", LAST),),
+    "stalls-in-its-body-behind-another-route": (b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n", post(GOOD)[:-10]),
     "unknown-model": (post(GOOD, path=b"/v2/models/other/infer"),),
     "percent-encoded-name": (post(GOOD, path=b"/v2/models/%65cho/infer"),),
     "query": (post(GOOD, path=b"/v2/models/echo/infer?a=1"),),
@@ -192,7 +194,7 @@ CASES: dict[str, tuple[bytes, ...]] = {
 
 
 # Behind these nothing more is sent: the body would never be whole, or what was sent could not be told from a reset.
-FINAL = frozenset({"nothing", "truncated-body", "pipelined-then-nonsense"})
+FINAL = frozenset({"nothing", "truncated-body", "stalls-in-its-body-behind-another-route", "pipelined-then-nonsense"})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -224,11 +226,14 @@ def test_a_plain_head_says_all_that_its_answer_depends_on() -> None:
     assert read_lane_head(head, 1000, 1000) == LaneHead(InferHead("m", "3", b"91"), 95, 91)
 
 
+HEAD = post(GOOD)[: -len(GOOD)]
+
+
 def test_a_head_is_read_once_and_known_by_all_its_bytes() -> None:
     heads = HeadMemory(1000, 1000, entries=2)
-    first = heads.read(post(b"")[:])
-    assert heads.read(post(b"")) is first
-    other = heads.read(post(b"", path=b"/v2/models/other/infer"))
+    first = heads.read(HEAD)
+    assert heads.read(HEAD) is first
+    other = heads.read(HEAD.replace(b"echo", b"other"))
     assert other is not None
     assert other.infer.model_name == "other"
 

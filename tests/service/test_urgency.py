@@ -33,6 +33,7 @@ def test_priority_is_a_level_of_the_model_or_its_default(
         pytest.param({}, {}, math.inf, id="none"),
         pytest.param({}, {"timeout": 0}, math.inf, id="zero-is-none"),
         pytest.param({}, {"timeout": 250_000}, 0.25, id="asked"),
+        pytest.param({}, {"timeout": 10**400}, 1e10, id="longer-than-a-float"),
         pytest.param({"default_timeout_us": 100_000}, {}, 0.1, id="default"),
         pytest.param({"default_timeout_us": 100_000}, {"timeout": 50_000}, 0.05, id="shorter-than-default"),
         pytest.param({"default_timeout_us": 100_000}, {"timeout": 200_000}, 0.1, id="never-longer-than-default"),
