@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Response
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
 from service.answers import Answer, answer_error
-from service.errors import ModelNotReady, PayloadTooLarge, status_of
+from service.errors import MalformedRequest, ModelNotReady, PayloadTooLarge, status_of
 from service.infer import Cancel, Headers, InferHead, begin_infer, read_head
+from service.json_tensors import kind_of, parse_json
 from service.openapi import TAG
 from service.protocol import (
     SERVER_EXTENSIONS,
@@ -121,6 +122,28 @@ async def read_body(headers: Headers, receive: Receive, max_body_bytes: int) -> 
         collected += chunk
         if is_last:
             return collected
+
+
+async def read_object(
+    request: Request, max_body_bytes: int, *, too_large: str, expected: str, may_be_empty: bool = False
+) -> dict[str, Any]:
+    """The body of a control route as a JSON object, where allowed {} for no body; no Content-Type is needed.
+
+    too_large, expected: what a caller whose body is longer, or no object, is told. Raises MalformedRequest and
+    PayloadTooLarge.
+    """
+    try:
+        body = await read_body(request.scope["headers"], request.receive, max_body_bytes)
+    except PayloadTooLarge as error:
+        raise PayloadTooLarge(too_large) from error
+    except ClientDisconnect as error:
+        raise MalformedRequest("the client has gone before the end of its body") from error
+    if may_be_empty and not body.strip():
+        return {}
+    members = parse_json(memoryview(body))
+    if type(members) is not dict:
+        raise MalformedRequest(f"the request is {kind_of(members)}, expected {expected}")
+    return members
 
 
 def _too_large(found: str, max_body_bytes: int) -> PayloadTooLarge:

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
-from starlette.requests import ClientDisconnect
 
-from service.errors import MalformedRequest, NotFound, NotSupported, PayloadTooLarge, quoted
-from service.http_api import read_body
+from service.errors import MalformedRequest, NotFound, NotSupported, quoted
+from service.http_api import read_object
 from service.json_members import optional
-from service.json_tensors import kind_of, parse_json
 from service.protocol import ErrorResponse, RepositoryIndexRow
 from service.registry import ModelState, Registry
 
@@ -165,22 +163,14 @@ async def _read_parameters(request: Request) -> dict[str, Any]:
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object, an empty one for no body; no Content-Type is needed."""
-    try:
-        body = await read_body(request.scope["headers"], request.receive, _MAX_BODY_BYTES)
-    except PayloadTooLarge as error:
-        raise PayloadTooLarge(
-            f"the body is longer than the {_MAX_BODY_BYTES} bytes that this route takes; put files into the model "
-            f"repository, then load the model"
-        ) from error
-    except ClientDisconnect as error:
-        raise MalformedRequest("the client has gone before the end of its body") from error
-    if not body.strip():
-        return {}
-    members = parse_json(memoryview(body))
-    if type(members) is not dict:
-        raise MalformedRequest(f"the request is {kind_of(members)}, expected an object or no body at all")
-    return members
+    return await read_object(
+        request,
+        _MAX_BODY_BYTES,
+        too_large=f"the body is longer than the {_MAX_BODY_BYTES} bytes that this route takes; put files into the "
+        f"model repository, then load the model",
+        expected="an object or no body at all",
+        may_be_empty=True,
+    )
 
 
 def _refuse_others(parameters: dict[str, Any], known: str, action: str) -> None:

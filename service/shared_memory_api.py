@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
-from starlette.requests import ClientDisconnect
 
-from service.errors import MalformedRequest, NotFound, NotSupported, PayloadTooLarge, quoted
-from service.http_api import read_body
-from service.json_tensors import KINDS, kind_of, parse_json
+from service.errors import MalformedRequest, NotFound, NotSupported, quoted
+from service.http_api import read_object
+from service.json_tensors import KINDS, kind_of
 from service.protocol import ErrorResponse
 from service.shared_memory import RegionStatus, SharedMemory
 
@@ -137,19 +136,12 @@ _REGISTER_BODY: dict[str, Any] = {
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object; no Content-Type is needed."""
-    try:
-        body = await read_body(request.scope["headers"], request.receive, _MAX_BODY_BYTES)
-    except PayloadTooLarge as error:
-        raise PayloadTooLarge(
-            f"the body is longer than the {_MAX_BODY_BYTES} bytes that a registration takes"
-        ) from error
-    except ClientDisconnect as error:
-        raise MalformedRequest("the client has gone before the end of its body") from error
-    members = parse_json(memoryview(body))
-    if type(members) is not dict:
-        raise MalformedRequest(f"the request is {kind_of(members)}, expected an object with 'key' and 'byte_size'")
-    return members
+    return await read_object(
+        request,
+        _MAX_BODY_BYTES,
+        too_large=f"the body is longer than the {_MAX_BODY_BYTES} bytes that a registration takes",
+        expected="an object with 'key' and 'byte_size'",
+    )
 
 
 def _member(members: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
