@@ -5,6 +5,7 @@ Knows the operator's history (opsets 1, 6, 7, 9, 14, 15), not what comes before 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,10 +46,24 @@ def read_batchnorm(node: ir.Node, opset: int, constants: Constants) -> BatchNorm
         return mode
     operands = list(node.inputs) + [None] * (5 - len(node.inputs))
     x, *parameters = operands[:5]
+    if x is None:
+        return Refusal(f"{describe(node)} lacks its operand X")
+    epsilon = float(np.float32(node.attributes.get_float("epsilon", 1e-5)))  # as the attribute stores it
+    key = (node, *parameters, epsilon)
+    if key not in constants.notes:  # one pass asks some nine times
+        constants.notes[key] = _map(node, parameters, epsilon, constants)
+    found: tuple[Affine, Float64s] | Refusal = constants.notes[key]
+    return found if isinstance(found, Refusal) else BatchNorm(node, x, node.outputs[0], *found, epsilon)
+
+
+def _map(
+    node: ir.Node, parameters: Sequence[ir.Value | None], epsilon: float, constants: Constants
+) -> tuple[Affine, Float64s] | Refusal:
+    """The affine map, and variance + epsilon."""
     vectors: list[Array] = []
     for name, value in zip(_PARAMETERS, parameters, strict=True):
-        if x is None or value is None:
-            return Refusal(f"{describe(node)} lacks its operand {'X' if x is None else name}")
+        if value is None:
+            return Refusal(f"{describe(node)} lacks its operand {name}")
         vector = constants.exact(value)
         if isinstance(vector, Refusal):
             return Refusal(f"{name} is not constant: {vector.reason}")
@@ -57,12 +72,10 @@ def read_batchnorm(node: ir.Node, opset: int, constants: Constants) -> BatchNorm
             return Refusal(f"{name} '{value.name}' has shape {list(vector.shape)}, expected {expected}")
         vectors.append(vector)
     gamma, beta, mean, variance = vectors
-    epsilon = float(np.float32(node.attributes.get_float("epsilon", 1e-5)))  # as the attribute stores it
     affine = from_batchnorm(gamma, beta, mean, variance, epsilon)
     if isinstance(affine, Refusal):
         return affine
-    assert x is not None
-    return BatchNorm(node, x, node.outputs[0], affine, np.asarray(variance, dtype=np.float64) + epsilon, epsilon)
+    return affine, np.asarray(variance, dtype=np.float64) + epsilon
 
 
 def _refuse_mode(node: ir.Node, opset: int) -> Refusal | None:

@@ -15,8 +15,9 @@ function there, in constant_reference.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -52,6 +53,7 @@ class Constants:
         self._on_the_way: dict[ir.Value, Numbers] = {}  # that are not remembered, until the question is answered
         self._room = _REMEMBERED_BYTES
         self._spent = 0
+        self.notes: dict[Hashable, Any] = {}  # what others made of constants, for the next time that they ask
 
     def of(self, value: ir.Value) -> Array | Refusal:
         """The value's numbers in its own dtype, or why they are not constant ("'w' is computed by Relu 'r'")."""

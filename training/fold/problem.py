@@ -96,10 +96,11 @@ def pose(reached: Reached, known: Known) -> Problem:
     lifts = tuple(tag for tag, s in enumerate(reached.statements) if isinstance(s.law, Lift))
     numbers = steady(reached.statements, variables.total, variables.of)
     ignored = unread(reached.statements, numbers, class_of, variables.of)
+    is_ignored = ignored >= 0
     relations = [
         relation
         for tag, statement in enumerate(reached.statements)
-        for relation in _relations(tag, statement, variables, class_of, ignored >= 0)
+        for relation in _relations(tag, statement, variables, class_of, is_ignored)
     ]
     classes = int(class_of.max()) + 1 if variables.total else 0
     bundles = bundle(classes, relations)

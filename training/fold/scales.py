@@ -28,37 +28,47 @@ class Scales:
 
     def __init__(self, places: int, width: int) -> None:
         self._width = width
-        self._one, self._undecided = np.ones(width), np.zeros(width, dtype=np.int8)
+        # Most ratios are 1 and most signs not decided, or all positive: these three are told by `is`, without a look.
+        self._one, self._undecided, self._positive = (
+            np.ones(width),
+            np.zeros(width, dtype=np.int8),
+            np.ones(width, dtype=np.int8),
+        )
         self._parent: dict[int, int] = {}
         self._ratio: dict[int, Float64s] = {}  # A_i = ratio * A_parent
         self._size: dict[int, int] = dict.fromkeys(range(places), 1) | {self.GROUND: 1 << 60}  # GROUND stays a root
-        self._sign: dict[int, Signs] = {self.GROUND: np.ones(width, dtype=np.int8)}  # of a root; 0: undecided
+        self._sign: dict[int, Signs] = {self.GROUND: self._positive}  # of a root; 0: undecided
         self._dead: set[int] = set()  # roots
         self._needs: Counter[int] = Counter({self.GROUND: 1})  # by root: how many want its numbers
         self._undo: list[Callable[[], None]] = []
 
     def find(self, place: int) -> tuple[int, Float64s]:
         """The root of `place`, and the ratio to it."""
-        ratio = self._one
+        ratio, one = self._one, self._one
         while place in self._parent:
-            ratio = ratio * self._ratio[place]
+            step = self._ratio[place]
+            if step is not one:
+                ratio = step if ratio is one else ratio * step
             place = self._parent[place]
         return place, ratio
 
-    def tie(self, i: int, j: int, ratio: Float64s | float = 1.0) -> bool:
-        """Let `A_i = ratio * A_j` (ratio finite, not 0); False, and nothing said, where that contradicts."""
+    def tie(self, i: int, j: int, ratio: Float64s | float | None = None) -> bool:
+        """Let `A_i = ratio * A_j` (ratio finite, not 0; None: 1); False, and nothing said, where that contradicts."""
         root_i, to_i = self.find(i)
         root_j, to_j = self.find(j)
-        wanted = ratio * to_j / to_i  # A_root_i = wanted * A_root_j
+        one = self._one
+        wanted = to_j if ratio is None else ratio * to_j  # A_root_i = wanted * A_root_j
+        if to_i is not one:
+            wanted = wanted / to_i
         if root_i == root_j:
-            return root_i in self._dead or bool((np.abs(wanted - 1.0) <= _SAME).all())
+            return wanted is one or root_i in self._dead or bool((np.abs(wanted - 1.0) <= _SAME).all())
         if self._size[root_i] > self._size[root_j]:
-            root_i, root_j, wanted = root_j, root_i, 1.0 / wanted
-        sign = self._merged_sign(root_j, self._sign_of(root_i) * np.sign(wanted).astype(np.int8))
+            root_i, root_j, wanted = root_j, root_i, one if wanted is one else 1.0 / wanted
+        sign = self._merged_sign(root_j, self._turned(self._sign_of(root_i), wanted))
         dead = root_i in self._dead or root_j in self._dead
         if (
             sign is None
-            or not (np.isfinite(wanted).all() and wanted.all())
+            or not (wanted is one or (np.isfinite(wanted).all() and wanted.all()))
             or (dead and (self._needs[root_i] or self._needs[root_j]))
         ):
             return False
@@ -99,9 +109,11 @@ class Scales:
     def positive(self, place: int) -> bool:
         """Let `A > 0`; False, and nothing said, where that contradicts."""
         root, ratio = self.find(place)
-        sign = self._merged_sign(root, np.sign(ratio).astype(np.int8))
+        sign = self._merged_sign(root, self._turned(self._positive, ratio))
         if sign is None:
             return False
+        if sign is self._sign.get(root):
+            return True
         self._undo.append(partial(self._put_sign, root, self._sign.get(root)))
         self._sign[root] = sign
         return True
@@ -153,11 +165,24 @@ class Scales:
         """Of needs. They are taken back last in, first out, so that the root is the same then."""
         if more:
             self._needs[root] += more
-            self._undo.append(partial(self._needs.subtract, {root: more}))
+            self._undo.append(partial(self._uncount, root, more))
+
+    def _uncount(self, root: int, more: int) -> None:
+        self._needs[root] -= more
 
     def _sign_of(self, root: int) -> Signs:
         return self._sign.get(root, self._undecided)
 
+    def _turned(self, sign: Signs, ratio: Float64s) -> Signs:
+        """The sign of `ratio` times what has this sign."""
+        if ratio is self._one or sign is self._undecided:
+            return sign
+        return np.asarray(sign * np.sign(ratio), dtype=np.int8)
+
     def _merged_sign(self, root: int, other: Signs) -> Signs | None:
         mine = self._sign_of(root)
+        if mine is other or other is self._undecided:
+            return mine
+        if mine is self._undecided:
+            return other
         return None if (mine * other < 0).any() else np.where(mine != 0, mine, other).astype(np.int8)

@@ -60,9 +60,9 @@ class Shifts:
         pivot = self._pivot(form)
         if pivot is None:
             return False
-        scale = -1.0 / np.asarray(form.terms[pivot])
+        scale = -1.0 / form.terms[pivot]
         others: dict[int, Coefficient] = {place: c * scale for place, c in form.terms.items() if place != pivot}
-        self._determine(pivot, _Form(others, form.constant * scale, form.size * np.abs(scale)))
+        self._determine(pivot, _Form(others, form.constant * scale, form.size * _magnitude(scale)))
         return True
 
     def zero(self, place: int) -> bool:
@@ -110,17 +110,23 @@ class Shifts:
             for free, inner in form.terms.items():
                 _add(total, grown, free, c * inner)
             constant = constant + c * form.constant
-            size = np.maximum(size, np.abs(c) * form.size)
+            size = np.maximum(size, _magnitude(c) * form.size)
         for place, made_of in grown.items():
-            if not (np.abs(total[place]) > _NOTHING * np.asarray(made_of)).any():
+            if not np.any(_magnitude(total[place]) > _NOTHING * made_of):
                 del total[place]
         return _Form(total, constant, size)
 
     def _pivot(self, form: _Form) -> int | None:
         """The place in the fewest relations whose coefficient is large enough in every strand."""
-        sizes = {place: np.abs(c) for place, c in form.terms.items()}
-        largest = functools.reduce(np.maximum, sizes.values())
-        fit = [place for place, size in sizes.items() if np.all(size > _PIVOT * largest)]
+        numbers = {place: abs(c) for place, c in form.terms.items() if isinstance(c, float)}
+        if len(numbers) == len(form.terms):  # the same in every strand, as most are
+            fit = [place for place, size in numbers.items() if size > _PIVOT * max(numbers.values())]
+        else:
+            sizes = {place: np.abs(c) for place, c in form.terms.items()}
+            largest = functools.reduce(np.maximum, sizes.values())
+            fit = [place for place, size in sizes.items() if np.all(size > _PIVOT * largest)]
+        if len(fit) == 1:
+            return fit[0]
         degree = self._degree
         return min(
             fit,
@@ -148,12 +154,16 @@ class Shifts:
                 self._users.setdefault(free, set()).add(place)
 
 
+def _magnitude(c: Coefficient) -> Coefficient:
+    return abs(c) if isinstance(c, float) else np.abs(c)
+
+
 def _add(total: dict[int, Coefficient], grown: dict[int, Coefficient], place: int, c: Coefficient) -> None:
     mine = total.get(place)
     if mine is not None:
-        grown[place] = grown.get(place, np.abs(mine)) + np.abs(c)
+        grown[place] = grown.get(place, _magnitude(mine)) + _magnitude(c)
         total[place] = mine + c
-    elif np.any(c):
+    elif c != 0 if isinstance(c, float) else c.any():
         total[place] = c
 
 

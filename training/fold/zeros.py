@@ -23,6 +23,8 @@ _MOVES = frozenset(
 def holds_zeros(value: ir.Value, known: Known) -> bool:
     """Is every element zero? Answers are kept in `known.notes`, also for what the value is made of."""
     answers: dict[ir.Value, bool] = known.notes.setdefault(holds_zeros, {})
+    if value in answers:
+        return answers[value]
     waiting = [value]
     while waiting and value not in answers:
         parts = _made_of(waiting[-1], known)

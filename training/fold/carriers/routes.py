@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -228,16 +229,17 @@ def _equal(node: ir.Node, a: Port, b: Port, links: tuple[Link, ...], known: Know
     ends = _End(a, known.dims(a.value) or ()), _End(b, known.dims(b.value) or ())
     a_index = b_index = np.zeros(1, dtype=np.int64)
     for link in links:
+        if ends[0].wide.isdisjoint(link.source_axes) and ends[1].wide.isdisjoint(link.target_axes):
+            continue  # it does not matter to them
         part = _meeting(link, *ends)
-        if part is not None and not isinstance(part, Refusal) and len(part[0]) * len(a_index) > MAX_PAIRS:
+        if not isinstance(part, Refusal) and len(part[0]) * len(a_index) > MAX_PAIRS:
             part = Refusal(f"more than {MAX_PAIRS} pairs of entries meet")
         if isinstance(part, Refusal):
             where = f"'{a.value.name}' {shown(ends[0].dims)} along {a.axes}, '{b.value.name}' {shown(ends[1].dims)}"
             return Refusal(f"{describe(node)}: {where} along {b.axes}: {part.reason}")
-        if part is not None:
-            a_index = np.add.outer(a_index, part[0]).reshape(-1)
-            b_index = np.add.outer(b_index, part[1]).reshape(-1)
-    if all(np.array_equal(index, np.arange(end.count)) for index, end in zip((a_index, b_index), ends, strict=True)):
+        a_index = np.add.outer(a_index, part[0]).reshape(-1)
+        b_index = np.add.outer(b_index, part[1]).reshape(-1)
+    if len(a_index) == ends[0].count == ends[1].count and (np.arange(len(a_index)) == (a_index, b_index)).all():
         return Equal(a, b)
     return Equal(a, b, a_index, b_index)
 
@@ -248,6 +250,11 @@ class _End:
 
     port: Port
     dims: Dims
+
+    @cached_property
+    def wide(self) -> frozenset[int]:
+        """The axes that it lies along with more than one entry."""
+        return frozenset(axis for axis in self.port.axes if self.dims[axis] != 1)
 
     def size(self, axis: int) -> int:
         size = self.dims[axis]
@@ -260,15 +267,17 @@ class _End:
 
     def touches(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         """Those of `axes` that the port lies along with more than one entry."""
-        return tuple(axis for axis in axes if axis in self.port.axes and self.dims[axis] != 1)
+        return tuple(axis for axis in axes if axis in self.wide)
 
     def stride(self, axis: int) -> int:
         return math.prod(self.size(later) for later in self.port.axes if later > axis)
 
     def offsets(self, axes: tuple[int, ...], flat: Index) -> Index:
         """What the entries `flat` of `axes` add to an entry's place in the port."""
-        places = np.zeros(len(flat), dtype=np.int64)
         mine = self.touches(axes)
+        if len(axes) == 1 and mine:
+            return flat * self.stride(axes[0])
+        places = np.zeros(len(flat), dtype=np.int64)
         if mine:
             along = np.unravel_index(flat, [self.size(axis) for axis in axes])
             for axis, coordinate in zip(axes, along, strict=True):
@@ -282,14 +291,12 @@ def coordinates(port: Port, dims: Dims) -> dict[int, Index]:
     return dict(zip(port.axes, np.indices(sizes, dtype=np.int64).reshape(len(sizes), -1), strict=True))
 
 
-def _meeting(link: Link, a: _End, b: _End) -> tuple[Index, Index] | Refusal | None:
-    """Which places of the two ports meet in this link; None where it does not matter to them.
+def _meeting(link: Link, a: _End, b: _End) -> tuple[Index, Index] | Refusal:
+    """Which places of the two ports meet in this link, which one of them touches.
 
     Where one port does not tell the link's entries apart, all entries of the other meet it.
     """
     mine, others = a.touches(link.source_axes), b.touches(link.target_axes)
-    if not mine and not others:
-        return None
     known = _is_enumerable(link, a.dims, b.dims)
     if mine and others and not known:
         return Refusal("sizes that are not known leave unproved how these meet")

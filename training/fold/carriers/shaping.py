@@ -229,7 +229,7 @@ _join = routed(_concat)
 
 def _concatenated(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
     """Parts that are nothing but zeros take no shift where they come to lie, and are stored as they like."""
-    gaps = [place for place, part in enumerate(node.inputs) if part is not None and _are_zeros(part, known)]
+    gaps = _gaps(node, known)
     if gaps and port.value in [node.inputs[place] for place in gaps]:
         return ()
     laws = _join(node, port, known)
@@ -240,6 +240,16 @@ def _concatenated(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | 
     if isinstance(index, Refusal):
         return index
     return (*laws, NoShift(out, f"{describe(node)} puts zeros into '{out.value.name}'", index))
+
+
+def _gaps(node: ir.Node, known: Known) -> list[int]:
+    """Which operands are nothing but zeros; asked for from each of them."""
+    note = (_gaps, node)
+    if note not in known.notes:
+        parts = enumerate(node.inputs)
+        known.notes[note] = [place for place, part in parts if part is not None and _are_zeros(part, known)]
+    gaps: list[int] = known.notes[note]
+    return gaps
 
 
 def _within(node: ir.Node, gaps: Sequence[int], out: Port, known: Known) -> Index | Refusal | None:
