@@ -23,8 +23,9 @@ from service.answers import Answer, answer_error, make_answer
 from service.encode import encode_error
 from service.errors import ServiceError
 from service.http_api import INFER_PATHS, add_routes
+from service.model_states import ModelState
 from service.openapi import describe_infer
-from service.registry import ModelState, Registry
+from service.registry import Registry
 from service.repository_api import add_repository_routes
 from service.settings import Settings
 from service.shared_memory import SharedMemory

@@ -41,6 +41,20 @@ _SMALLEST_BYTES = 64 * 1024
 _LARGEST_BYTES = 64 * 1024 * 1024
 
 
+# What a Python bytes object takes beside its text; the array itself holds the pointers.
+_OBJECT_BYTES = 33
+
+
+def size_bytes(arrays: Iterable[Array]) -> int:
+    """What `arrays` hold in memory, about."""
+    size = 0
+    for array in arrays:
+        size += array.nbytes
+        if array.dtype == object:
+            size += sum([len(text) + _OBJECT_BYTES for text in array.flat])
+    return size
+
+
 def join(parts: Sequence[Mapping[str, Array]], space: JoinSpace | None = None) -> dict[str, Array]:
     """One mapping whose tensors hold the rows of all parts, in order. A single part passes through uncopied.
 

@@ -13,7 +13,7 @@ from itertools import chain
 
 import numpy as np
 
-from service.datatypes import DATATYPES, Datatype
+from service.datatypes import DATATYPES, Datatype, widened_bf16
 from service.errors import RequestMismatch
 from service.json_tensors import numbers_to_text
 from service.protocol import Array
@@ -59,7 +59,7 @@ def classify(array: Array, datatype: str, classes: int, labels: Sequence[str], w
 
 def _numbers(array: Array, datatype: Datatype) -> Array:
     if datatype.name == "BF16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return widened_bf16(array)
     return np.ascontiguousarray(array)
 
 

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
+from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.encode import encode_error
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one connection may cost before an application sees its request. A sender that drips bytes just often enough
-    is not stopped by them."""
+    """What one connection may cost beyond the work of the application. A peer that drips bytes just often enough, or
+    takes them so, is not stopped by them."""
 
     # As much as common proxies pass on, several times over. What one read brings may exceed it once.
     head_bytes: int = 64 * 1024
@@ -30,6 +33,10 @@ class Limits:
     head_s: float = 20.0
     # Without a single byte; a line that recovers from a loss does so earlier.
     body_stall_s: float = 30.0
+    # While an answer waits and the peer takes not a byte of it; a slow reader takes some.
+    answer_stall_s: float = 60.0
+    # Behind a refusal: a round trip on a bad line, and what the peer had sent before it could know.
+    farewell_s: float = 2.0
 
 
 class Refused(Exception):
@@ -53,6 +60,7 @@ class Phase(Enum):
     HEAD = "the rest of a head"
     BODY = "the rest of a body"
     NOTHING = "nothing: it is our turn"
+    CLOSE = "that it closes, having been refused"
 
 
 class Connection(HttpToolsProtocol):
@@ -62,16 +70,19 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _end_when_nothing_is_taken(transport, self.limits.answer_stall_s)
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = math.inf
         self._limits_s = {
             Phase.REQUEST: float(self.timeout_keep_alive),
             Phase.HEAD: self.limits.head_s,
             Phase.BODY: self.limits.body_stall_s,
+            Phase.CLOSE: self.limits.farewell_s,
         }
         self._reported_bytes = self._silent_bytes = self._unanswered = 0
         self._reported = self._refused = False
         self._last_words = b""
+        self._running: RequestResponseCycle | None = None
         self._await(Phase.REQUEST)
 
     @property
@@ -83,7 +94,17 @@ class Connection(HttpToolsProtocol):
         self._await(Phase.NOTHING)
         if self._timer is not None:
             self._timer.cancel()
+        # uvicorn tells only the request that came last, though the one that runs may be another.
+        if self._running is not None and not self._running.response_complete:
+            _tell_that_it_is_over(self._running)
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """The peer sends no more: it is taken to have left, and None lets the transport close.
+
+        It may only have closed its sending half and still read, but `close()` looks the same from here until something
+        is written to it. An answer for those few would cost the work of every caller who hung up while queued.
+        """
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -140,9 +161,14 @@ class Connection(HttpToolsProtocol):
         self._reported = True
         if self._offers_upgrade():
             return
+        # Raises where the target has no path, such as http://host: then nothing has begun that would be answered.
+        super().on_headers_complete()
         self._unanswered += 1
         self._await(Phase.BODY)
-        super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._reported = True
@@ -159,7 +185,7 @@ class Connection(HttpToolsProtocol):
             self._await(Phase.REQUEST)
         super().on_response_complete()
         if self._last_words and not self._unanswered:
-            self._say_and_close(self._last_words)
+            self._part(self._last_words)
 
     def _count(self, size_bytes: int) -> None:
         self._reported = True
@@ -219,7 +245,7 @@ class Connection(HttpToolsProtocol):
             self._give_up(self._phase, self._limits_s[self._phase])
 
     def _give_up(self, phase: Phase, limit_s: float) -> None:
-        if phase is Phase.REQUEST:
+        if phase in (Phase.REQUEST, Phase.CLOSE):
             self.transport.close()
         elif self.flow.read_paused or (phase is Phase.HEAD and self._unanswered):
             self._await(phase)  # it is us who do not read, or the peer is waiting for answers
@@ -239,20 +265,45 @@ class Connection(HttpToolsProtocol):
                 self.pipeline.popleft()  # uvicorn puts new ones on the left
                 self._unanswered -= 1
             else:
-                self._say_and_close(b"" if broken.response_started else words)
+                _tell_that_it_is_over(broken)  # nothing may be written behind the last words
+                self._part(b"" if broken.response_started else words)
                 return
         elif broken is not None:
             words = b""  # it has had its answer
         if self._unanswered:
             self._last_words = words
         else:
-            self._say_and_close(words)
+            self._part(words)
 
-    def _say_and_close(self, words: bytes) -> None:
-        if not self.transport.is_closing():
-            if words:
-                self.transport.write(words)
-            self.transport.close()
+    def _part(self, words: bytes) -> None:
+        """Closes behind its last words, but only the sending half: what the peer still sends is read and thrown away,
+        for closing would reset the connection, and the peer might never read this answer nor those before (RFC 9112,
+        9.6)."""
+        if self.transport.is_closing():
+            return
+        if words:
+            self.transport.write(words)
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._await(Phase.CLOSE)
+
+
+def _tell_that_it_is_over(cycle: RequestResponseCycle) -> None:
+    """To the application; what it still sends goes nowhere."""
+    cycle.disconnected, cycle.waiting_for_100_continue = True, False
+    cycle.message_event.set()
+
+
+def _end_when_nothing_is_taken(transport: asyncio.BaseTransport, limit_s: float) -> None:
+    """Lets the kernel end the connection when bytes wait and none can be sent or is acknowledged for `limit_s`.
+
+    Otherwise a peer that never reads would keep its answer in memory for ever: closing waits until all is written. Only
+    the kernel sees every byte that leaves, and its clock needs nothing of ours per request. Elsewhere than on Linux
+    such a peer is not ended.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(limit_s * 1000))
 
 
 def refusal_bytes(refusal: Refused) -> bytes:

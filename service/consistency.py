@@ -130,9 +130,11 @@ def _agreed(
             raise ModelRejected(
                 f"{kind} {tensor.name!r}: {config_file} says {wanted.datatype}, the model file {tensor.datatype}"
             )
-        if not _is_narrower(wanted.shape, tensor):
+        shape = wanted.shape if wanted.reshape is None else wanted.reshape
+        if not _is_narrower(shape, tensor):
             raise ModelRejected(
-                f"{kind} {tensor.name!r}: {config_file} says shape {list(wanted.shape)}, "
+                f"{kind} {tensor.name!r}: {config_file} says {'shape' if wanted.reshape is None else 'reshape'} "
+                f"{list(shape)}, "
                 f"the model file {list(tensor.shape)}"
             )
     return tuple(TensorMetadata(tensor.name, tensor.datatype, tuple(by_name[tensor.name].shape)) for tensor in actual)

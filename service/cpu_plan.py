@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from service import cgroups
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,51 +61,17 @@ def _affinity_cores() -> int:
 
 def _quotas_v2(root: Path) -> Iterator[float]:
     """cgroup v2: `cpu.max` holds "<quota_us|max> <period_us>" (kernel: admin-guide/cgroup-v2, CPU interface files)."""
-    for path in _own_cgroups(root, controller=""):
-        # In hybrid hierarchies version 2 is mounted one level down.
-        for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
-            for folder in _self_and_ancestors(root / mount, path):
-                words = _words(folder / "cpu.max")
-                if len(words) == 2:
-                    yield from _quota(words[0], words[1])
+    for folder in cgroups.folders_v2(root):
+        yield from _quota(cgroups.words(folder / "cpu.max"))
 
 
 def _quotas_v1(root: Path) -> Iterator[float]:
     """cgroup v1: `cpu.cfs_quota_us` is -1 when unlimited (kernel: scheduler/sched-bwc)."""
-    for path in _own_cgroups(root, controller="cpu"):
-        for mount in ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
-            for folder in _self_and_ancestors(root / mount, path):
-                words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
-                if len(words) == 2:
-                    yield from _quota(words[0], words[1])
+    for folder in cgroups.folders_v1(root, "cpu", "cpu", "cpu,cpuacct"):
+        yield from _quota(cgroups.words(folder / "cpu.cfs_quota_us") + cgroups.words(folder / "cpu.cfs_period_us"))
 
 
-def _own_cgroups(root: Path, controller: str) -> Iterator[PurePosixPath]:
-    """Paths of this process's cgroups for a controller; `/proc/self/cgroup` lines are "id:controllers:path"."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controller in controllers.split(","):
-            yield PurePosixPath(path.lstrip("/"))
-
-
-def _self_and_ancestors(mount: Path, path: PurePosixPath) -> Iterator[Path]:
-    """A quota on any ancestor binds. Seen from inside a container the path may be the host's: then only the mount's
-    root exists, and it is the container's own cgroup."""
-    for ancestor in (path, *path.parents):
-        yield mount / ancestor
-
-
-def _quota(quota_us: str, period_us: str) -> Iterator[float]:
-    if quota_us.isdecimal() and period_us.isdecimal() and int(quota_us) > 0 and int(period_us) > 0:
-        yield int(quota_us) / int(period_us)
-
-
-def _words(path: Path) -> list[str]:
-    return [word for line in _lines(path) for word in line.split()]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []
+def _quota(quota_and_period_us: list[str]) -> Iterator[float]:
+    if len(quota_and_period_us) == 2 and all(word.isdecimal() and int(word) > 0 for word in quota_and_period_us):
+        quota_us, period_us = map(int, quota_and_period_us)
+        yield quota_us / period_us

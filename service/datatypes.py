@@ -56,6 +56,11 @@ DATATYPES: dict[str, Datatype] = {
 BY_ORT_TYPE: dict[str, Datatype] = {row.ort_type: row for row in DATATYPES.values()}
 
 
+def widened_bf16(bits: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Bit patterns of BF16 as the float32 that they are the upper half of: the same numbers."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 _LENGTH = struct.Struct("<I")
 
 

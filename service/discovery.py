@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from service.settings import Settings
 from service.single_model import locate, name_of_file, name_of_folder
 
 log = logging.getLogger(__name__)
+
+_STEP_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,31 @@ def names_on_disk(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in model_names(repository) if _holds_a_model(repository / name))
 
 
+class Listing:
+    """The models that the repository holds, by name, whether loaded or not. Its folder is read anew only when it has
+    changed, so that each request for a name that is not served can look here. Never raises: loading tells what is
+    wrong."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._repository = None if _is_single(settings) else settings.model_repository
+        self._names: frozenset[str] = frozenset()
+        self._read_ns = self._changed_ns = -1
+
+    def __contains__(self, name: str) -> bool:
+        if self._repository is None:
+            return False
+        with contextlib.suppress(ModelRejected, OSError):
+            self._refresh(self._repository)
+        return name in self._names and _holds_a_model(self._repository / name)
+
+    def _refresh(self, repository: Path) -> None:
+        changed_ns = repository.stat().st_mtime_ns
+        # File systems count in steps: what was read so soon after a change may miss another one of the same step.
+        if changed_ns != self._changed_ns or self._read_ns - changed_ns < _STEP_NS:
+            self._read_ns = time.time_ns()
+            self._names, self._changed_ns = frozenset(model_names(repository)), changed_ns
+
+
 def _holds_a_model(folder: Path) -> bool:
     try:
         return has_config(folder) or bool(versions(folder))
@@ -103,6 +131,10 @@ def _discover_folder(folder: Path, providers: Sequence[str], config: ModelConfig
         return [Found(folder.name, None, None, str(error).replace(f"{folder.parent}/", ""))]
     except OSError as error:
         return [_unreadable(folder.name, error)]
+    except Exception as error:
+        # As in loader.py: a defect of ours must not take the other models down, nor hide.
+        log.exception("model %s cannot be read", folder.name)
+        return [Found(folder.name, None, None, f"internal error: {type(error).__name__}: {error}")]
     return _versions_of(folder, config)
 
 

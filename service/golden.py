@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
-from service.datatypes import DATATYPES
+from service.datatypes import DATATYPES, widened_bf16
 from service.errors import InferenceFailed, ModelRejected, RequestMismatch
 from service.protocol import Array, TensorMetadata
 from service.repository import (
@@ -32,6 +32,8 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 # exactly. These are judgements, not bounds: rounding of a deep network lies far below, a wrong weight far above. A
 # report's tolerance, measured at publishing, always goes first.
 RELATIVE_TOLERANCE = {"FP16": 1e-2, "FP32": 1e-4, "FP64": 1e-9}
+BF16_RELATIVE_TOLERANCE = 8e-2
+"""As many of its last places as FP16's. Apart, because NumPy does not know the datatype: here it travels as float32."""
 _SMALLEST_SCALE = 0.01
 
 # A report's tolerance may be at most this part of the largest golden answer: beyond it, an output of nothing but zeros
@@ -42,16 +44,35 @@ LARGEST_RELATIVE_TOLERANCE = 0.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GoldenSamples:
-    """inputs, outputs: by tensor name, samples along axis 0. tolerance: by output name, absolute."""
+    """inputs, outputs: by tensor name, samples along axis 0. tolerance: by output name, absolute.
+
+    bf16: names of the outputs that are BF16, in `outputs` as the same numbers in float32.
+    """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     tolerance: Mapping[str, float]
+    bf16: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> int:
         """Length of axis 0, 1 when an input has none."""
         return min(len(array) if array.ndim else 1 for array in self.inputs.values())
+
+
+def bf16_names(tensors: Sequence[TensorMetadata]) -> frozenset[str]:
+    return frozenset(tensor.name for tensor in tensors if tensor.datatype == "BF16")
+
+
+def widening(run: Run, bf16: Collection[str]) -> Run:
+    """`run`, but outputs in `bf16` come as the same numbers in float32, so that their differences mean something."""
+    if not bf16:
+        return run
+
+    def run_widening(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: widened_bf16(array) if name in bf16 else array for name, array in run(inputs).items()}
+
+    return run_widening
 
 
 def read_golden(
@@ -71,14 +92,17 @@ def read_golden(
     if not version.golden_path.is_file():  # opening a named pipe would wait for a writer, for ever
         raise ModelRejected(f"{GOLDEN_FILE} is not a regular file")
     arrays = _read_arrays(version)
+    bf16 = bf16_names(outputs)
+    answers = {
+        tensor.name: _array(arrays, GOLDEN_OUTPUT_PREFIX, tensor)
+        for tensor in outputs
+        if GOLDEN_OUTPUT_PREFIX + tensor.name in arrays
+    }
     samples = GoldenSamples(
         inputs={tensor.name: _array(arrays, GOLDEN_INPUT_PREFIX, tensor) for tensor in inputs},
-        outputs={
-            tensor.name: _array(arrays, GOLDEN_OUTPUT_PREFIX, tensor)
-            for tensor in outputs
-            if GOLDEN_OUTPUT_PREFIX + tensor.name in arrays
-        },
+        outputs={name: widened_bf16(array) if name in bf16 else array for name, array in answers.items()},
         tolerance=record.tolerance if record else {},
+        bf16=bf16,
     )
     known = {GOLDEN_INPUT_PREFIX + name for name in samples.inputs} | {
         GOLDEN_OUTPUT_PREFIX + name for name in samples.outputs
@@ -106,6 +130,7 @@ def check_golden(samples: GoldenSamples, run: Run, rows_at_once: int) -> str:
 
     Raises ModelRejected, naming output, sample, difference and tolerance, when they are not reproduced.
     """
+    run = widening(run, samples.bf16)
     answers = []
     for start in range(0, samples.rows, rows_at_once):
         piece = {name: array[start : start + rows_at_once] if array.ndim else array
@@ -118,7 +143,7 @@ def check_golden(samples: GoldenSamples, run: Run, rows_at_once: int) -> str:
     for name, expected in samples.outputs.items():
         actual = _rejoined([answer[name] for answer in answers])
         difference = difference_of(actual, expected)
-        tolerance = samples.tolerance.get(name, default_tolerance(expected))
+        tolerance = samples.tolerance.get(name, default_tolerance(expected, is_bf16=name in samples.bf16))
         # Written so that a NaN on either side is a failure.
         if not float(np.max(difference, initial=0.0)) <= tolerance:
             raise ModelRejected(_told(name, actual, expected, difference, tolerance))
@@ -139,13 +164,19 @@ def difference_of(actual: Array, expected: Array) -> Array:
     return np.where(np.isnan(difference), np.inf, difference)
 
 
-def default_tolerance(expected: Array) -> float:
+def default_tolerance(expected: Array, *, is_bf16: bool = False) -> float:
     """The absolute tolerance for an output that no report speaks about. Zero unless it is floating point."""
     if expected.dtype.kind != "f":
         return 0.0
     values = np.abs(expected[np.isfinite(expected)].astype(np.float64))
-    relative = next(RELATIVE_TOLERANCE[name] for name in RELATIVE_TOLERANCE if DATATYPES[name].dtype == expected.dtype)
-    return relative * float(np.max(values, initial=_SMALLEST_SCALE))
+    return relative_tolerance(expected, is_bf16=is_bf16) * float(np.max(values, initial=_SMALLEST_SCALE))
+
+
+def relative_tolerance(values: Array, *, is_bf16: bool = False) -> float:
+    """Zero unless they are floating point."""
+    if is_bf16:
+        return BF16_RELATIVE_TOLERANCE
+    return next((part for name, part in RELATIVE_TOLERANCE.items() if DATATYPES[name].dtype == values.dtype), 0.0)
 
 
 def _check_record(record: GoldenRecord, samples: GoldenSamples) -> None:
@@ -161,7 +192,8 @@ def _check_record(record: GoldenRecord, samples: GoldenSamples) -> None:
                 f"{', '.join(sorted(samples.outputs))}"
             )
         expected = samples.outputs[name]
-        most = max(LARGEST_RELATIVE_TOLERANCE * _largest(expected), default_tolerance(expected))
+        default = default_tolerance(expected, is_bf16=name in samples.bf16)
+        most = max(LARGEST_RELATIVE_TOLERANCE * _largest(expected), default)
         if not 0 <= tolerance <= most:  # written so that NaN fails
             raise ModelRejected(
                 f"report.json: golden tolerance of output {name!r} is {tolerance:.3g}, at most {most:.3g} is believed: "

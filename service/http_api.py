@@ -23,6 +23,7 @@ from service.answers import Answer, answer_error
 from service.errors import MalformedRequest, ModelNotReady, PayloadTooLarge, status_of
 from service.infer import Cancel, Headers, InferHead, begin_infer, read_head
 from service.json_tensors import kind_of, parse_json
+from service.model_states import ModelState
 from service.openapi import TAG
 from service.protocol import (
     SERVER_EXTENSIONS,
@@ -35,7 +36,7 @@ from service.protocol import (
     ServerReady,
     Statistics,
 )
-from service.registry import ModelState, Registry
+from service.registry import Registry
 from service.shared_memory import SharedMemory
 
 INFER_PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer")
@@ -238,8 +239,10 @@ def _why_not_ready(registry: Registry) -> str:
         for status in registry.states()
         if status.state is not ModelState.READY
     ]
+    if not registry.is_scanned():
+        return "the server is not ready: it is LOADING, the first scan of the model repository is not finished"
     if not reasons:
-        return "the server is not ready: no model has been found (yet)"
+        return "the server is not ready: no model has been found"
     more = f"; and {len(reasons) - _REASONS_SHOWN} more" if len(reasons) > _REASONS_SHOWN else ""
     return f"the server is not ready: {'; '.join(reasons[:_REASONS_SHOWN])}{more}"
 

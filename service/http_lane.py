@@ -1,36 +1,31 @@
 """The fast door for `POST .../infer`: from the socket to the scheduler and back, without a task or a framework.
 
-It takes a request only when nothing about its head is unusual: HTTP/1.1, kept alive, a Content-Length, the whole head
-in one read, and nothing before it on the connection is unanswered. Then the body is collected here, and the answer is
-written straight from the completion of its batch. Every other request goes on to uvicorn's own path and the ASGI route,
-which decides the unusual cases for both: chunked bodies, HTTP/1.0, `Connection: close`, `Expect`, upgrades, bodies over
-the limit, slow heads. Both doors answer through `begin_infer`, and byte for byte alike.
-
-Clients repeat themselves: on a kept-alive connection the head of the next request is usually the same bytes. What a
-head means is a pure function of its bytes, so it is remembered (`HeadMemory`), and the parser only sees new ones.
+It takes a request only when nothing about its head is unusual (lane_heads.py), the head came whole in one read, and
+nothing before it on the connection is unanswered. Then the body is collected here, and the answer is written straight
+from the completion of its batch. Every other request goes on to uvicorn's own path and the ASGI route, which decides
+the unusual cases for both: chunked bodies, HTTP/1.0, `Connection: close`, `Expect`, upgrades, bodies over the limit,
+slow heads. Both doors answer through `begin_infer`, and byte for byte alike.
 
 Requests on one connection are answered in order because the next is not looked at before the last is answered: what
 comes early waits as bytes, and beyond `_HELD_BYTES` the socket is not read. Depends on uvicorn's internals, as its base
-class does; `why_unfit` compares what both rely on with the installed uvicorn.
+class does (uvicorn_fit.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import httptools
 import numpy as np
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.answers import Answer
+from service.busy_poll import BusyPoll
 from service.connection import Connection, Phase, Refused, refusal_bytes
-from service.infer import Cancel, InferHead, read_head
+from service.infer import Cancel, InferHead
+from service.lane_heads import HeadMemory, LaneHead
 
-_INFER_PATH = re.compile(rb"/v2/models/([^/?%]+)(?:/versions/([^/?%]+))?/infer")
 _HEAD_END = b"\r\n\r\n"
 # Requests that a client sends ahead (pipelining) wait as bytes up to here; then its socket is not read.
 _HELD_BYTES = 64 * 1024
@@ -42,94 +37,6 @@ _READ_IN_PLACE_BYTES = 64 * 1024
 _THROWN_AWAY = memoryview(bytearray(256 * 1024))
 # One write call instead of two costs a copy of the body; below this the copy is cheaper.
 _ONE_WRITE_BYTES = 64 * 1024
-
-
-# --- heads --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class LaneHead:
-    """The head of a request that the lane takes."""
-
-    infer: InferHead
-    body_bytes: int
-    json_bytes: int
-    """Bytes in front of the first binary tensor."""
-
-
-class _Reader:
-    """Collects what httptools reports about one head."""
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.is_complete = False
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self.is_complete = True
-
-
-# Each of them changes how the request is framed or how long its connection lives: the reference door's affair.
-_UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"trailer", b"te"})
-
-
-def read_lane_head(head: bytes, max_body_bytes: int, max_head_bytes: int) -> LaneHead | None:
-    """What `head` (request line and headers, with the empty line) asks for; None when it is not for the lane."""
-    if len(head) > max_head_bytes:
-        return None
-    reader = _Reader()
-    parser = httptools.HttpRequestParser(reader)
-    try:
-        parser.feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return None
-    path = _INFER_PATH.fullmatch(reader.url)
-    if not reader.is_complete or path is None or parser.get_method() != b"POST":
-        return None
-    if parser.get_http_version() != "1.1" or not parser.should_keep_alive() or parser.should_upgrade():
-        return None
-    names = [name for name, _ in reader.headers]
-    if names.count(b"host") != 1 or names.count(b"content-length") != 1 or not _UNUSUAL.isdisjoint(names):
-        return None
-    known = dict(reader.headers)
-    length = known[b"content-length"]
-    # An empty body is complete with its head, and then the parser has forgotten what the head said of the connection.
-    if not length.isdigit() or len(length) > 18 or not 0 < int(length) <= max_body_bytes:
-        return None
-    model_name, version = path.groups()
-    infer = read_head(model_name.decode("ascii"), None if version is None else version.decode("ascii"), reader.headers)
-    declared = infer.header_length or b""
-    json_bytes = int(declared) if declared.isdigit() and len(declared) <= 18 else 0
-    return LaneHead(infer, int(length), json_bytes)
-
-
-class HeadMemory:
-    """Heads that were read, by their bytes. Bounded: a client whose heads never repeat costs their reading, no more."""
-
-    def __init__(
-        self, max_body_bytes: int, max_head_bytes: int, *, entries: int = 1024, entry_bytes: int = 2048
-    ) -> None:
-        self._limits = (max_body_bytes, max_head_bytes)
-        self._entries = entries
-        self._entry_bytes = entry_bytes
-        self._known: dict[bytes, LaneHead | None] = {}
-
-    def read(self, head: bytes) -> LaneHead | None:
-        try:
-            return self._known[head]
-        except KeyError:
-            meaning = read_lane_head(head, *self._limits)
-        if len(head) <= self._entry_bytes:
-            if len(self._known) >= self._entries:
-                self._known.clear()
-            self._known[head] = meaning
-        return meaning
 
 
 # --- large bodies -------------------------------------------------------------------------------------------------
@@ -170,13 +77,16 @@ RefuseEarly = Callable[[InferHead, bytes], Answer | None]
 
 
 class Lane(Connection):
-    """One connection. uvicorn makes it for each accepted socket, through a partial with the first two arguments."""
+    """One connection. uvicorn makes it for each accepted socket, through a partial that gives the first arguments."""
 
-    def __init__(self, begin: BeginInfer, refuse_early: RefuseEarly, heads: HeadMemory, **from_uvicorn: Any) -> None:
+    def __init__(
+        self, begin: BeginInfer, refuse_early: RefuseEarly, heads: HeadMemory, poll: BusyPoll, **from_uvicorn: Any
+    ) -> None:
         super().__init__(**from_uvicorn)
         self._begin = begin
         self._refuse_early = refuse_early
         self._heads = heads
+        self._poll = poll
         self._lane_head: LaneHead | None = None
         """Of the request that the lane has taken and not answered yet."""
         self._body: memoryview | None = None
@@ -218,6 +128,7 @@ class Lane(Connection):
         if head is None:
             return False
         self._unset_keepalive_if_required()
+        self._poll.received()
         self._lane_head = head
         stop = start + head.body_bytes
         if len(data) >= stop:
@@ -342,6 +253,8 @@ class Lane(Connection):
         self._await(Phase.BODY if self._unwanted_bytes else Phase.NOTHING if self._held else Phase.REQUEST)
         if self._held:
             self._go_on_soon()
+        else:
+            self._poll.answered()
 
     def _go_on_soon(self) -> None:
         """With what came early; not at once, or a thousand refusals would be a thousand calls deep."""
@@ -388,8 +301,8 @@ class Lane(Connection):
         # A body of the lane's own: uvicorn's cycle, if there is one, is that of an earlier request.
         self._lane_head = self._body = None
         self._refused = True
-        self._await(Phase.NOTHING)
-        self._say_and_close(refusal_bytes(refusal))
+        self._switch_to(self)
+        self._part(refusal_bytes(refusal))
 
     def shutdown(self) -> None:
         if self._lane_head is not None:
@@ -404,42 +317,3 @@ def _aligned_buffer(head: LaneHead) -> memoryview:
     raw = np.empty(head.body_bytes + _ALIGNMENT, dtype=np.uint8)
     offset = -(raw.ctypes.data + head.json_bytes) % _ALIGNMENT
     return raw.data[offset : offset + head.body_bytes]
-
-
-# --- does it fit the installed uvicorn? -----------------------------------------------------------------------------
-
-_METHODS = (
-    "connection_made",
-    "connection_lost",
-    "data_received",
-    "on_message_begin",
-    "on_url",
-    "on_header",
-    "on_headers_complete",
-    "on_body",
-    "on_message_complete",
-    "on_response_complete",
-    "resume_writing",
-    "shutdown",
-    "_unset_keepalive_if_required",
-)
-_ATTRIBUTES = (
-    "config",
-    "loop",
-    "parser",
-    "server_state",
-    "transport",
-    "flow",
-    "pipeline",
-    "headers",
-    "cycle",
-    "timeout_keep_alive",
-)
-
-
-def why_unfit(protocol: type = HttpToolsProtocol) -> str:
-    """What uvicorn's protocol class lacks of what this file and its base rely on; empty when nothing."""
-    missing = [name for name in _METHODS if not callable(getattr(protocol, name, None))]
-    # Attributes that its constructor sets, found among the names that its code mentions.
-    missing += [name for name in _ATTRIBUTES if name not in protocol.__init__.__code__.co_names]  # type: ignore[misc]
-    return f"uvicorn's {protocol.__name__} has no {', '.join(missing)}" if missing else ""

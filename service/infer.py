@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.answers import Answer, answer_error, make_answer
-from service.compression import MOST_EXPANDED_BYTES, compress, expand
+from service.compression import MOST_EXPANDED_BYTES, PACKED_AT_ONCE_BYTES, compress, expand, takes_long
 from service.decode import HEADER_LENGTH, Preview, peek
-from service.encode import encode_response
+from service.encode import EncodedResponse, encode_response
 from service.errors import ServiceError, quoted
 from service.protocol import InferenceResponse
 from service.registry import Registry
@@ -35,7 +35,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 Cancel = Callable[[], object]
 
 # Longer compressed bodies are expanded in a thread; a shorter one cannot grow to more than some four megabytes.
-_EXPANDED_HERE_BYTES = 4096
+EXPANDED_AT_ONCE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +80,20 @@ def begin_infer(
     max_body_bytes: int = MOST_EXPANDED_BYTES,
     regions: SharedMemory | None = None,
 ) -> Cancel | None:
-    """Begins to answer `POST .../infer`. Calls `reply` once, unless what is returned is called before.
+    """Begins to answer `POST .../infer`. Calls `reply` once, unless what is returned is called before: it
+    comes too late for an answer that is being packed, which is told all the same.
 
     max_body_bytes: what a compressed body may grow to. regions: of shared memory, which the request may name.
     Never raises. Returns None when `reply` has been called already.
     """
     arrived_s = time.monotonic()
-    if not head.content_encoding or len(body) <= _EXPANDED_HERE_BYTES:
+    if not head.content_encoding or len(body) <= EXPANDED_AT_ONCE_BYTES:
         return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
 
     def begin(head: InferHead, body: Body) -> Cancel | None:
         return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
 
-    return _begin_expanded(begin, head, body, reply, max_body_bytes)
+    return begin_expanded(begin, head, body, reply, max_body_bytes)
 
 
 def refuse_early(registry: Registry, head: InferHead, json_text: bytes) -> Answer | None:
@@ -115,7 +116,7 @@ def refuse_early(registry: Registry, head: InferHead, json_text: bytes) -> Answe
     return None
 
 
-def _begin_expanded(
+def begin_expanded(
     begin: Callable[[InferHead, Body], Cancel | None],
     head: InferHead,
     body: Body,
@@ -176,19 +177,49 @@ def _begin(
             content_type=head.content_type,
             content_encoding=head.content_encoding,
         )
-        return model.begin(request, lambda outcome: reply(_answer(head, outcome)), arrived_s)
+        return model.begin(request, lambda outcome: answer_with(encode_response, head, outcome, reply), arrived_s)
     except Exception as error:
         reply(refusal(head, error))
         return None
 
 
-def _answer(head: InferHead, outcome: InferenceResponse | Exception) -> Answer:
+def answer_with(
+    encode: Callable[[InferenceResponse], EncodedResponse],
+    head: InferHead,
+    outcome: InferenceResponse | Exception,
+    reply: Callable[[Answer], object],
+) -> None:
+    """Calls `reply` with the outcome as `encode` writes it, packed as `head` asks; later when packing takes long."""
     if isinstance(outcome, Exception):
-        return refusal(head, outcome)
+        reply(refusal(head, outcome))
+        return
     try:
-        return make_answer(200, compress(encode_response(outcome), head.accept_encoding))
+        encoded = encode(outcome)
+        if len(encoded.body) > PACKED_AT_ONCE_BYTES and takes_long(encoded, head.accept_encoding):
+            _answer_packed(encoded, head, reply)
+            return
+        answer = make_answer(200, compress(encoded, head.accept_encoding))
     except Exception as error:
-        return refusal(head, error)
+        answer = refusal(head, error)
+    reply(answer)
+
+
+def _answer_packed(encoded: EncodedResponse, head: InferHead, reply: Callable[[Answer], object]) -> None:
+    """From a thread: zlib lets go of the interpreter while it packs."""
+
+    def finish(packing: asyncio.Future[EncodedResponse]) -> None:
+        error = packing.exception()
+        assert error is None or isinstance(error, Exception)
+        reply(make_answer(200, packing.result()) if error is None else refusal(head, error))
+
+    packing = asyncio.get_running_loop().run_in_executor(_packer(), compress, encoded, head.accept_encoding)
+    packing.add_done_callback(finish)
+
+
+@functools.cache
+def _packer() -> ThreadPoolExecutor:
+    """Another than `_expander`: an answer must not wait behind a bomb."""
+    return ThreadPoolExecutor(1, thread_name_prefix="pack")
 
 
 def refusal(head: InferHead, error: Exception) -> Answer:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from service.latency_curve import LatencyCurve
-from service.scheduler import BatchOutcome
+from service.ticket import BatchOutcome
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

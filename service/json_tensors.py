@@ -6,16 +6,19 @@ fit their datatype exactly or are refused, BYTES as UTF-8 strings. Knows no requ
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import math
 import struct
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NoReturn
 
 import numpy as np
 import orjson
 
-from service.datatypes import Datatype
+from service.datatypes import DATATYPES, Datatype
 from service.errors import MalformedRequest, RequestMismatch, excerpt, quoted
 from service.protocol import Array
 
@@ -105,6 +108,36 @@ def elements_from_json(values: list[Json], datatype: Datatype, shape: tuple[int,
         return np.ndarray(shape, datatype.dtype, _packed(values, datatype))
     except (OverflowError, struct.error):
         _refuse_element(values, _first_misfit(values, datatype), datatype, where)
+
+
+BASE64 = "b64"
+"""TensorFlow Serving's REST API: an object with this key alone stands for bytes."""
+
+
+def is_base64(value: Json) -> bool:
+    return type(value) is dict and len(value) == 1 and BASE64 in value
+
+
+def bytes_from_json(values: list[Json], shape: tuple[int, ...], where: str) -> Array:
+    """As `elements_from_json` for BYTES, where an object with the one key b64 stands for the bytes that it encodes."""
+    flat, types = _flatten(values, shape, where)
+    if dict not in types:
+        return elements_from_json(flat, DATATYPES["BYTES"], shape, where)
+    texts = ["" if is_base64(value) else value for value in flat]
+    elements = elements_from_json(texts, DATATYPES["BYTES"], shape, where).reshape(-1)
+    for index, value in enumerate(flat):
+        if type(value) is dict:
+            elements[index] = _from_base64(value[BASE64], f"{where}: element {index} of data")
+    return elements.reshape(shape)
+
+
+def _from_base64(text: Json, where: str) -> bytes:
+    if type(text) is not str:
+        raise MalformedRequest(f"{where}: {BASE64!r} is {kind_of(text)}, expected a string")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedRequest(f"{where}: {BASE64!r} is no base64 (RFC 4648, section 4): {error}") from error
 
 
 def _flatten(values: list[Json], shape: tuple[int, ...], where: str) -> tuple[list[Json], set[type]]:
@@ -219,13 +252,15 @@ def numbers_to_text(array: Array) -> bytes:
     return _with_bare_words(text, array.reshape(-1)) if b"null" in text else text
 
 
-def nested_to_text(array: Array, datatype: Datatype, where: str) -> bytes:
-    """As `elements_to_json`, but nested like the array's shape; a single value where it has no dimensions."""
+def nested_to_text(array: Array, datatype: Datatype, where: str, *, as_base64: bool = False) -> bytes:
+    """As `elements_to_json`, but nested like the array's shape; a single value where it has no dimensions. BYTES that
+    are not UTF-8, or all of them with `as_base64`, become objects with the one key b64."""
+    if datatype.name == "BYTES":
+        values = np.empty(array.size, dtype=object)
+        values[:] = [_text_or_base64(element, as_base64=as_base64) for element in array.reshape(-1)]
+        return orjson.dumps(values.reshape(array.shape).tolist())
     if array.ndim == 1 or not datatype.in_json:
         return elements_to_json(array, datatype, where)
-    if datatype.name == "BYTES":
-        texts = np.array([_to_text(element, index, where) for index, element in enumerate(array.reshape(-1))], object)
-        return orjson.dumps(texts.reshape(array.shape).tolist())
     numbers = np.ascontiguousarray(array, dtype=datatype.dtype)  # of one dimension at least
     text = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
     text = _with_bare_words(text, numbers.reshape(-1)) if b"null" in text else text
@@ -240,6 +275,13 @@ def _to_text(element: bytes, index: int, where: str) -> str:
         return element.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestMismatch(f"{where}: element {index} is not UTF-8; {_ASK_FOR_BINARY}") from error
+
+
+def _text_or_base64(element: bytes, *, as_base64: bool) -> Json:
+    if not as_base64:
+        with suppress(UnicodeDecodeError):
+            return element.decode("utf-8")
+    return {BASE64: base64.b64encode(element).decode("ascii")}
 
 
 def _with_bare_words(text: bytes, flat: Array) -> bytes:

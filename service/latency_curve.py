@@ -19,8 +19,11 @@ from collections.abc import Mapping
 _SPEED_WEIGHT = 0.2
 # Shape: about the last thirty of that size, so that a disturbance of a few batches does not change which size looks
 # best; and the mean of all as long as there are fewer, where the measurement at load counts as so many.
-_SHAPE_WEIGHT = 0.03
+_MOST_COUNTS = 30
 _MEASURED_COUNTS = 3
+# What is known of a size is forgotten while others run: after two hundred batches it counts for a third. So one
+# that was last run in a bad moment is believed again after a few tries.
+_KEPT_SHARE = 0.995
 # A single observation (a page fault, a process that took the core) counts as no further off than this.
 _MOST_FACTOR = 8.0
 # More rows never take less. Rows that fall out of a cache may take longer each, but not by more than this.
@@ -46,7 +49,7 @@ class LatencyCurve:
             raise ValueError(f"a latency curve needs rows and seconds above zero, not {dict(measured_s)}")
         self._rows = sorted(measured_s)
         self._shape = [measured_s[rows] for rows in self._rows]
-        self._seen = [_MEASURED_COUNTS for _ in self._rows]
+        self._seen = [float(_MEASURED_COUNTS) for _ in self._rows]
         self._speed = 1.0
         self._last_rows = 0
         self._worth: dict[int, int] = {}
@@ -82,12 +85,12 @@ class LatencyCurve:
             self._worth[rows] = worth
         return worth
 
-    def rows_to_run(self, rows: int) -> int:
+    def rows_to_run(self, rows: int, *, larger: bool = False) -> int:
         """As `rows_worth_running`, but now and then a neighbouring size, so that what was measured in a bad moment, or
-        has changed since, is found out."""
+        has changed since, is found out. `larger`: now it is the larger one's turn."""
         worth = self.rows_worth_running(rows)
         self._chosen += 1
-        if worth < rows and self._chosen % _LARGER_EVERY == 0:
+        if worth < rows and (larger or self._chosen % _LARGER_EVERY == 0):
             return min(2 * worth, rows)
         if worth > 1 and self._chosen % _SMALLER_EVERY == 0:
             return worth // 2
@@ -113,12 +116,15 @@ class LatencyCurve:
     def _learn(self, index: int, ratio: float) -> None:
         """Of one size again and again nobody can tell a slow machine from a slow size: that is the machine's speed. A
         size that differs from the one before is seen against a speed just known: that is its shape, mostly."""
+        for other, seen in enumerate(self._seen):
+            if other != index:
+                self._seen[other] = max(_KEPT_SHARE * seen, _MEASURED_COUNTS)
         if self._last_rows in (0, self._rows[index]):
             self._speed *= ratio**_SPEED_WEIGHT
         else:
-            self._seen[index] += 1
+            self._seen[index] = min(self._seen[index] + 1, _MOST_COUNTS)
             self._speed *= ratio ** (_SPEED_WEIGHT / 2)
-            self._shape[index] *= ratio ** max(_SHAPE_WEIGHT, 1 / self._seen[index])
+            self._shape[index] *= ratio ** (1 / self._seen[index])
         self._last_rows = self._rows[index]
 
     def _index_of(self, rows: int) -> int | None:

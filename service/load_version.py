@@ -29,10 +29,11 @@ from dataclasses import dataclass
 from service.batch_invariance import probe_invariance
 from service.consistency import check_files, derive_metadata, read_labels
 from service.errors import InferenceFailed, ModelRejected, RequestMismatch
-from service.golden import GoldenSamples, check_golden, read_golden
+from service.golden import GoldenSamples, bf16_names, check_golden, read_golden, widening
 from service.model_knobs import SchedulerConfig
 from service.protocol import Array, ModelMetadata
 from service.repository import ModelConfig, VersionDirectory, VersionReport, read_report
+from service.reshape import open_session
 from service.row_independence import Rows, probe_rows
 from service.session import Session
 from service.warm_up import Feed, find_feed, golden_feed, measure_curve, shapes_leave_no_guess
@@ -91,18 +92,19 @@ def load_version(
     started = clock()
     files = read_report(version) or VersionReport()
     check_files(version, files)
-    session = Session(version.model_path, providers=providers, intra_op_threads=intra_op_threads)
+    session = open_session(version.model_path, config, providers=providers, intra_op_threads=intra_op_threads)
     metadata = derive_metadata(version, config, session)
     labels = read_labels(version, config)
     golden = read_golden(version, files.golden, metadata.inputs, metadata.outputs)
     obstacle = batching_obstacle(config, session, metadata)
     feed, skipped = _choose_feed(session, metadata, golden, rows_are_free=not obstacle)
-    max_batch_size, batching = _settle_batching(config, obstacle, session, feed, golden)
+    bf16 = bf16_names(metadata.outputs)
+    max_batch_size, batching = _settle_batching(config, obstacle, session, feed, golden, bf16)
     latency_s = _warm_up(session, feed, max_batch_size, clock) if feed else {}
     batch_rows: tuple[int, ...] = ()
     if feed and max_batch_size > 1:
         known = golden.inputs if golden else feed(_KNOWN_ROWS)
-        seen = probe_invariance(known, session.run, tuple(latency_s), clock)
+        seen = probe_invariance(known, widening(session.run, bf16), tuple(latency_s), clock)
         if config.scheduler.exact_batches:
             batch_rows, max_batch_size = seen.identical_rows, max(seen.identical_rows)
             batching += f", padded to {', '.join(map(str, batch_rows))} rows"
@@ -177,7 +179,12 @@ def _choose_feed(
 
 
 def _settle_batching(
-    config: ModelConfig, obstacle: str, session: Session, feed: Feed | None, golden: GoldenSamples | None
+    config: ModelConfig,
+    obstacle: str,
+    session: Session,
+    feed: Feed | None,
+    golden: GoldenSamples | None,
+    bf16: frozenset[str],
 ) -> tuple[int, str]:
     """max_batch_size in rows, and why. Rows together are compared with one by one before we believe in rows.
 
@@ -191,7 +198,8 @@ def _settle_batching(
         return (asked, "as configured, not probed") if asked else (0, "no input known to probe it with")
     if asked == 1:
         return 1, "as configured"
-    verdict = probe_rows(golden.inputs if golden else feed(2), session.run, min(asked or 3, 3))
+    known = golden.inputs if golden else feed(2)
+    verdict = probe_rows(known, session.run, min(asked or 3, 3), bf16=bf16)
     if verdict.rows is Rows.INTERFERE and asked:
         raise ModelRejected(
             f"{config.file_name} sets max_batch_size to {asked}, but rows are not independent: {verdict.reason}"

@@ -21,10 +21,15 @@ from service.load_version import load_version
 from service.model import Model
 from service.settings import Settings
 from service.statistics import ModelStatistics
+from service.waiting import QueueSpace
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Of the memory that is there at the start. The models, bodies that are still coming, the batches that run and their
+# answers need the rest.
+_QUEUE_SHARE = 1 / 8
 
 
 class Loader:
@@ -35,6 +40,8 @@ class Loader:
         """Calls that have begun and not ended, given up ones included: their threads cannot be interrupted."""
         self.cpu = cpu_plan.read_plan()
         self._settings = settings
+        # Requests that wait hold their tensors: of all models together, so much and no more.
+        self._queue_space = QueueSpace(memory.available_bytes() * _QUEUE_SHARE)
         self._statistics: dict[tuple[str, int], ModelStatistics] = {}
         # Loading is mostly ONNX Runtime optimising graphs, outside the interpreter lock.
         self._threads = ThreadPoolExecutor(self.cpu.cores, thread_name_prefix="load")
@@ -87,15 +94,30 @@ class Loader:
         assert found.version is not None
         assert found.config is not None
         try:
+            refuse_pointer(found.version.model_path)
             loaded = load_version(
                 found.version,
                 found.config,
                 providers=self._settings.providers,
                 intra_op_threads=self._settings.intra_op_threads or self.cpu.cores,
             )
-            return Model(loaded, self._statistics.setdefault((found.name, found.version.version), ModelStatistics()))
+            statistics = self._statistics.setdefault((found.name, found.version.version), ModelStatistics())
+            return Model(loaded, statistics, self._queue_space)
         except OSError as error:  # a folder that may not be entered, a name too long: anything but a missing file
             raise ModelRejected(f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
+
+
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md, "The Pointer".
+_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+
+
+def refuse_pointer(path: Path) -> None:
+    """A clone without Git LFS has, in place of a large file, a few lines about it: nothing that any other message about
+    hashes or formats would explain. Raises ModelRejected."""
+    if path.is_file():  # a pipe would wait
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise ModelRejected(f"{path.name} is a Git LFS pointer, not the model itself; run `git lfs pull`")
 
 
 def _release(model: Model) -> None:

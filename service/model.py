@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from service.batch import JoinSpace, join, split
+from service.batch import JoinSpace, join, size_bytes, split
 from service.batch_invariance import pad, padded_rows
 from service.classification import classify
 from service.errors import InferenceFailed, RequestMismatch, Unavailable
@@ -20,11 +20,13 @@ from service.instances import Instances
 from service.latency_curve import LatencyCurve
 from service.load_version import LoadedVersion
 from service.protocol import Array, InferenceRequest, InferenceResponse, OutputTensor, Parameters, RequestedOutput
-from service.scheduler import BatchOutcome, Scheduler, Ticket
+from service.scheduler import Scheduler
 from service.statistics import ModelStatistics
+from service.ticket import BatchOutcome, Ticket
 from service.timers import RunningLoop
 from service.urgency import Urgency
 from service.validate import empty_outputs, validate_request
+from service.waiting import QueueSpace
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,13 @@ Outputs = Mapping[str, Array]
 class Model:
     """One version that is ready to answer. Used on one event loop, ended by `close`."""
 
-    def __init__(self, loaded: LoadedVersion, statistics: ModelStatistics | None = None) -> None:
-        """`statistics`: those of an earlier loading of the same version, which count on where it stopped."""
+    def __init__(
+        self, loaded: LoadedVersion, statistics: ModelStatistics | None = None, space: QueueSpace | None = None
+    ) -> None:
+        """
+        statistics: those of an earlier loading of the same version, which count on where it stopped.
+        space: for the tensors of waiting requests, shared with other models; without it there is no bound on them.
+        """
         scheduling = loaded.scheduling
         self.name = loaded.metadata.name
         self.version = loaded.version
@@ -70,6 +77,7 @@ class Model:
             # A model that is not batchable counts each request as one row (see validate_request).
             max_batch_rows=max(1, self.max_batch_size),
             max_queue_size=scheduling.max_queue_size,
+            space=space,
             instances=scheduling.instances,
             max_queue_delay_s=math.inf if (delay_us := scheduling.max_queue_delay_us) is None else delay_us / 1e6,
             on_batch=self.statistics.record_batch,
@@ -106,6 +114,7 @@ class Model:
                 inputs,
                 answer,
                 rows=rows,
+                size_bytes=size_bytes(inputs.values()),
                 group=tuple([inputs[tensor.name].shape[1:] for tensor in self.metadata.inputs]),
                 priority=self._urgency.priority(request.parameters),
                 deadline_s=self._urgency.deadline_s(request.parameters, came_s),

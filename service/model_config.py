@@ -23,9 +23,10 @@ from service.protocol import (
     SpecificVersions,
     TensorConfiguration,
     TensorMetadata,
+    TensorReshape,
     VersionPolicyConfiguration,
 )
-from service.repository import MODEL_FILE, ModelConfig
+from service.repository import MODEL_FILE, InputConfig, ModelConfig, OutputConfig
 from service.triton_config import GPU_PROVIDERS
 
 # Triton's own names for ONNX models that ONNX Runtime runs; the metadata's platform is the protocol's.
@@ -43,7 +44,7 @@ def describe_configuration(
 ) -> ModelConfiguration:
     """max_batch_size and providers: as settled at load, where config.json may have said nothing."""
     skipped = 1 if max_batch_size else 0
-    labels = {output.name: output.labels for output in config.outputs}
+    inputs, outputs = ({tensor.name: tensor for tensor in tensors} for tensors in (config.inputs, config.outputs))
     kind = "KIND_CPU" if GPU_PROVIDERS.isdisjoint(providers) else "KIND_GPU"
     return ModelConfiguration(
         name=metadata.name,
@@ -51,8 +52,8 @@ def describe_configuration(
         backend=_BACKEND,
         version_policy=_version_policy(config.version_policy),
         max_batch_size=max_batch_size,
-        input=tuple(_tensor(tensor, skipped) for tensor in metadata.inputs),
-        output=tuple(_tensor(tensor, skipped, labels.get(tensor.name)) for tensor in metadata.outputs),
+        input=tuple(_tensor(tensor, skipped, inputs.get(tensor.name)) for tensor in metadata.inputs),
+        output=tuple(_tensor(tensor, skipped, outputs.get(tensor.name)) for tensor in metadata.outputs),
         instance_group=(InstanceGroup(f"{metadata.name}_0", kind, config.scheduler.instances),),
         default_model_filename=model_file,
         # One row a batch is no batching.
@@ -81,8 +82,15 @@ def _batching(scheduler: SchedulerConfig) -> DynamicBatching:
     )
 
 
-def _tensor(tensor: TensorMetadata, skipped: int, labels: str | None = None) -> TensorConfiguration:
-    return TensorConfiguration(tensor.name, data_type(tensor.datatype), tensor.shape[skipped:], labels)
+def _tensor(tensor: TensorMetadata, skipped: int, said: InputConfig | OutputConfig | None) -> TensorConfiguration:
+    """said: what the configuration says of it, if anything."""
+    return TensorConfiguration(
+        tensor.name,
+        data_type(tensor.datatype),
+        tensor.shape[skipped:],
+        said.labels if isinstance(said, OutputConfig) else None,
+        TensorReshape(said.reshape[skipped:]) if said and said.reshape is not None else None,
+    )
 
 
 def data_type(datatype: str) -> str:

@@ -10,8 +10,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from service.compression import ACCEPTED
 from service.datatypes import DATATYPES, Datatype
 from service.decode import HEADER_LENGTH
+from service.npy import MEDIA_TYPE
 from service.protocol import ModelMetadata, TensorMetadata
 
 Schema = dict[str, Any]
@@ -114,12 +116,13 @@ def _operation(path: str, models: Sequence[ModelMetadata]) -> Schema:
         "summary": "Run one version of a model" if has_version else "Run a model",
         "description": _DESCRIPTION,
         "operationId": "version_infer" if has_version else "model_infer",
-        "parameters": [_MODEL_NAME, *([_VERSION] if has_version else []), _REQUEST_HEADER_LENGTH],
+        "parameters": [_MODEL_NAME, *([_VERSION] if has_version else []), *_REQUEST_HEADERS],
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {"schema": _reference("InferenceRequest"), "examples": _examples(models)},
                 "application/octet-stream": _BINARY,
+                MEDIA_TYPE.decode("ascii"): _NPY,
             },
         },
         "responses": _RESPONSES,
@@ -142,22 +145,55 @@ def _path_parameter(name: str, description: str) -> Schema:
 
 _MODEL_NAME = _path_parameter("model_name", "The model's name.")
 _VERSION = _path_parameter("version", "A version: a positive integer.")
-_REQUEST_HEADER_LENGTH: Schema = {
-    "name": HEADER_LENGTH,
-    "in": "header",
-    "required": False,
-    "description": "Length of the JSON part in bytes. Only with binary tensors; leave it out otherwise.",
-    "schema": {"type": "integer", "minimum": 1},
-}
+
+
+def _header(name: str, description: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+
+
+_CODINGS = ACCEPTED.split(", ")
+_REQUEST_HEADERS = (
+    _header(
+        HEADER_LENGTH,
+        "With binary tensors behind the JSON: the length of the JSON in bytes, before any Content-Encoding. 0: the "
+        "body is the raw bytes of the model's only input. Leave it out when the body is all JSON, or a .npy file.",
+        {"type": "integer", "minimum": 0},
+    ),
+    _header("Content-Encoding", "What the body is packed in, one coding.", {"type": "string", "enum": _CODINGS}),
+    _header(
+        "Accept-Encoding",
+        f"What the answer may be packed in ({ACCEPTED}), with weights if need be. Short answers, and those that would "
+        "hardly shrink, come as they are.",
+        {"type": "string"},
+    ),
+)
 _ANSWER_HEADER_LENGTH: Schema = {
     "description": "Length of the JSON part in bytes. Only with binary outputs.",
     "schema": {"type": "integer"},
 }
-_BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
+_ANSWER_CODING: Schema = {
+    "description": "What the body is packed in; absent when it is not.",
+    "schema": {"type": "string", "enum": [coding for coding in _CODINGS if coding != "identity"]},
+}
+_BINARY: Schema = {
+    "schema": {
+        "type": "string",
+        "format": "binary",
+        "description": f"JSON, then binary tensors. In a request also one raw tensor, with {HEADER_LENGTH}: 0.",
+    }
+}
+_NPY: Schema = {
+    "schema": {
+        "type": "string",
+        "format": "binary",
+        "description": "The model's only input as numpy.save writes it; a single row may lack its batch dimension.",
+    }
+}
 
 _DESCRIPTION = """Tensors travel as JSON, or behind the JSON in binary (little-endian, row-major, without gaps): then
 an input has `parameters.binary_data_size` instead of `data`, and the header says how long the JSON is. Outputs come in
 binary when asked for, with `parameters.binary_data` on an output or `parameters.binary_data_output` on the request.
+A model with one input also takes its raw bytes alone (one row, answered in binary), or a .npy file (answered as JSON).
 No Content-Type is needed."""
 
 _ERRORS = {
@@ -172,7 +208,7 @@ _ERRORS = {
 _RESPONSES: Schema = {
     "200": {
         "description": "The outputs. With binary outputs: JSON, then the tensors, and the header says where.",
-        "headers": {HEADER_LENGTH: _ANSWER_HEADER_LENGTH},
+        "headers": {HEADER_LENGTH: _ANSWER_HEADER_LENGTH, "Content-Encoding": _ANSWER_CODING},
         "content": {
             "application/json": {"schema": _reference("InferenceResponse")},
             "application/octet-stream": _BINARY,

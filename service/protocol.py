@@ -223,13 +223,20 @@ class RepositoryIndexRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorReshape:
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorConfiguration:
-    """One input or output. `label_filename`: an output's labels, a file in the version's folder."""
+    """One input or output. `label_filename`: an output's labels, a file in the version's folder. `reshape`: its shape
+    in the model file, where it is another."""
 
     name: str
     data_type: str
     dims: tuple[int, ...]
     label_filename: str | None = None
+    reshape: TensorReshape | None = None
 
 
 @dataclass(frozen=True, slots=True)

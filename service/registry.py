@@ -1,8 +1,4 @@
-"""Which versions are loaded, in which state; picks the version that answers; loads and unloads while others answer.
-
-    (found on disk) -> LOADING -> READY -> UNLOADING -> UNAVAILABLE "unloaded", or gone when another took its place
-                          |
-                          +--> UNAVAILABLE (with a reason)
+"""Which versions are loaded, in which state (model_states.py); picks the one that answers; loads and unloads.
 
 `load` finds a model anew. What served before serves on meanwhile, and is replaced when every version that was found is
 READY: then the next request meets the new one, and the old one answers what it has taken, and ends. `load` and
@@ -20,15 +16,14 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from weakref import WeakValueDictionary
 
-from service.discovery import Found, discover, discover_model, names_on_disk
+from service.discovery import Found, Listing, discover, discover_model, names_on_disk
 from service.errors import LoadFailed, ModelNotReady, ModelRejected, NotFound, quoted
 from service.loader import Loader, without_folder
 from service.model import Model
 from service.model_config import describe_configuration
+from service.model_states import UNLOADED, Entry, ModelState, ModelStatus
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.settings import Settings
 from service.triton_json import read_configuration
@@ -38,50 +33,7 @@ log = logging.getLogger(__name__)
 # Names listed in a NotFound; a repository of thousands must not answer a typo with a page.
 _NAMES_SHOWN = 10
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-
-
-class ModelState(Enum):
-    """Triton's words, as in its repository index."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    UNLOADING = "UNLOADING"
-    UNAVAILABLE = "UNAVAILABLE"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """One version's state. `version` None: the model has no version that could be loaded. `reason` empty when READY."""
-
-    name: str
-    version: int | None
-    state: ModelState
-    reason: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """One version's place. `counts`: whether the server's readiness depends on it."""
-
-    found: Found
-    state: ModelState
-    reason: str = ""
-    model: Model | None = None
-    counts: bool = True
-
-    @property
-    def number(self) -> int | None:
-        return self.found.version.version if self.found.version else None
-
-    def status(self) -> ModelStatus:
-        return ModelStatus(self.found.name, self.number, self.state, self.reason)
-
-    def settle(self, outcome: Model | str) -> None:
-        """LOADING has ended with a model, or with why there is none."""
-        if isinstance(outcome, str):
-            self.state, self.reason = ModelState.UNAVAILABLE, outcome
-        else:
-            self.model, self.state, self.reason = outcome, ModelState.READY, ""
+_STARTING = "the first scan of the model repository is not finished"
 
 
 class Registry:
@@ -93,8 +45,9 @@ class Registry:
         folder = settings.model.parent if settings.model else settings.model_repository
         self.repository_name = folder.absolute().name
         self._loader = Loader(settings)
-        self._entries: dict[str, list[_Entry]] = {}
-        self._leaving: list[_Entry] = []
+        self._listing = Listing(settings)
+        self._entries: dict[str, list[Entry]] = {}
+        self._leaving: list[Entry] = []
         # Who answers for a name and a version as requests spell it, None for no version: `get` in two look-ups.
         self._answering: dict[str, dict[str | None, Model]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -112,7 +65,11 @@ class Registry:
         try:
             return self._answering[name][version]
         except KeyError:
-            told = "; ".join(_told(entry) for entry in self._entries_of(name, version))
+            entries = self._entries_of(name, version)
+            told = "; ".join(entry.told() for entry in entries)
+            if not self._closing and all(entry.state is ModelState.UNAVAILABLE for entry in entries):
+                mended = "" if all(entry.reason == UNLOADED for entry in entries) else "when that is mended, "
+                told += f"; {mended}{_how_to_load(name)}"
             raise ModelNotReady(f"model {quoted(name)} is not ready: {told}") from None
 
     def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
@@ -166,7 +123,8 @@ class Registry:
             for status in self.states()
         ]
         fresh = [name for name in names if name not in self._entries]
-        rows += [RepositoryIndexRow(name, None, ModelState.UNAVAILABLE.value, "not loaded") for name in fresh]
+        state, reason = (ModelState.UNAVAILABLE, "not loaded") if self._scanned else (ModelState.LOADING, _STARTING)
+        rows += [RepositoryIndexRow(name, None, state.value, reason) for name in fresh]
         return sorted(rows, key=lambda row: (row.name, int(row.version or 0)))
 
     # --- what the server asks ---
@@ -181,6 +139,10 @@ class Registry:
         if not self._scanned or not any(self._answering.values()):
             return False
         return states <= {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
+
+    def is_scanned(self) -> bool:
+        """Whether it is known what there is to load."""
+        return self._scanned
 
     def is_settled(self) -> bool:
         """Whether everything that was found has been loaded or given up, and nothing is being loaded."""
@@ -206,7 +168,7 @@ class Registry:
         found = await self._loader.call(discover, self._settings)
         for one in found:
             state = ModelState.LOADING if one.config else ModelState.UNAVAILABLE
-            self._entries.setdefault(one.name, []).append(_Entry(one, state, one.reason))
+            self._entries.setdefault(one.name, []).append(Entry(one, state, one.reason))
             if one.reason:
                 log.error("model %s UNAVAILABLE: %s", one.name, one.reason)
         self._scanned = True
@@ -229,7 +191,7 @@ class Registry:
             log.info("model %s: a client asks to load version %s", name, ", ".join(numbers))
             before = self._entries.get(name, [])
             counts = any(entry.counts for entry in before)
-            after = [_Entry(one, ModelState.LOADING, counts=counts) for one in found]
+            after = [Entry(one, ModelState.LOADING, counts=counts) for one in found]
             serves = any(entry.model is not None for entry in before)
             if not serves:
                 self._entries[name] = after
@@ -283,7 +245,7 @@ class Registry:
         if self._closing:
             raise ModelNotReady("the server is stopping; nothing is loaded or unloaded any more")
         if not self._scanned:
-            raise ModelNotReady("the model repository is still being read; try again in a moment")
+            raise ModelNotReady(f"{_STARTING}; try again in a moment")
 
     async def _find(self, name: str, config: str | None) -> Sequence[Found]:
         """The versions of `name` that are to be loaded, at least one. Raises NotFound and LoadFailed."""
@@ -307,12 +269,12 @@ class Registry:
         async with self._lock(name):
             await asyncio.gather(*(self._load_one(entry) for entry in self._entries[name]))
 
-    async def _load_one(self, entry: _Entry) -> None:
+    async def _load_one(self, entry: Entry) -> None:
         if entry.state is ModelState.LOADING:
             entry.settle(await self._loader.load(entry.found))
             self._refresh(entry.found.name)
 
-    def _replace(self, name: str, before: list[_Entry], after: list[_Entry]) -> None:
+    def _replace(self, name: str, before: list[Entry], after: list[Entry]) -> None:
         """From here on `after` answers; what `before` has taken is answered by it, and then it goes."""
         self._entries[name] = after
         self._refresh(name)
@@ -324,16 +286,16 @@ class Registry:
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
 
-    async def _retire(self, entry: _Entry) -> None:
+    async def _retire(self, entry: Entry) -> None:
         """Lets what the entry's model has taken be answered, and gives its memory back."""
         if entry.model is not None:
             await self._loader.end(entry.model)
             entry.model = None
-        entry.state, entry.reason = ModelState.UNAVAILABLE, "unloaded"
+        entry.state, entry.reason = ModelState.UNAVAILABLE, UNLOADED
         if entry in self._leaving:
             self._leaving.remove(entry)
 
-    def _ready(self, name: str) -> list[_Entry]:
+    def _ready(self, name: str) -> list[Entry]:
         """Lowest version first."""
         entries = [entry for entry in self._entries.get(name, []) if entry.state is ModelState.READY]
         return sorted(entries, key=lambda entry: entry.number or 0)
@@ -347,12 +309,14 @@ class Registry:
         else:
             self._answering.pop(name, None)
 
-    def _entries_of(self, name: str, version: str | None) -> list[_Entry]:
+    def _entries_of(self, name: str, version: str | None) -> list[Entry]:
         """The entries a request speaks of, at least one."""
         entries = self._entries.get(name, [])
         if not entries:
             if not self._scanned:
-                raise ModelNotReady(f"model {quoted(name)} is not ready: the model repository is still being read")
+                raise ModelNotReady(f"model {quoted(name)} is not ready: {_STARTING}")
+            if name in self._listing:
+                raise NotFound(f"model {quoted(name)} is in the repository, but not loaded; {_how_to_load(name)}")
             raise NotFound(f"model {quoted(name)} is not in the repository; it holds {_listed(self._entries)}")
         if version is None:
             return entries
@@ -366,9 +330,8 @@ class Registry:
 # --- words --------------------------------------------------------------------------------------------------------
 
 
-def _told(entry: _Entry) -> str:
-    version = f"version {entry.number} is {entry.state.value}" if entry.number else f"it is {entry.state.value}"
-    return f"{version}: {entry.reason}" if entry.reason else version
+def _how_to_load(name: str) -> str:
+    return f"POST /v2/repository/models/{name}/load loads it"
 
 
 def _kept(reason: str, serves: bool) -> str:

@@ -34,6 +34,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from service.datatypes import DATATYPES
 from service.errors import ModelRejected
 from service.model_knobs import SchedulerConfig, Schema, VersionPolicy
+from service.schema_errors import first_problem
 from service.triton_config import translate
 
 log = logging.getLogger(__name__)
@@ -83,11 +84,13 @@ class InputConfig(Schema):
     """One input, as a client sees it. `shape` includes the batch dimension, as -1, when the model is batchable.
 
     `description`, `minimum` and `maximum` tell a client (or a page) what values to send; they are not enforced.
+    `reshape`: the shape in the model file, where it is another (reshape.py).
     """
 
     name: str
     datatype: DatatypeName
     shape: tuple[Dimension, ...]
+    reshape: tuple[Dimension, ...] | None = None
     description: str = ""
     minimum: float | None = None
     maximum: float | None = None
@@ -95,11 +98,12 @@ class InputConfig(Schema):
 
 class OutputConfig(Schema):
     """One output. `labels` names a file with one label a line, in index order of the last axis: beside model.onnx, or
-    one directory up, for all versions."""
+    one directory up, for all versions. `reshape` as of inputs."""
 
     name: str
     datatype: DatatypeName
     shape: tuple[Dimension, ...]
+    reshape: tuple[Dimension, ...] | None = None
     description: str = ""
     labels: PlainFileName | None = None
 
@@ -294,7 +298,7 @@ def _read_triton(path: Path, name: str, providers: Sequence[str]) -> ModelConfig
     try:
         config = ModelConfig.model_validate(translation.values)
     except ValidationError as error:
-        raise _invalid(path, error) from error
+        raise ModelRejected(f"{path}: {first_problem(error, ModelConfig, translation.spell)}") from error
     for warning in translation.warnings:
         log.warning("%s, %s", _told(path), warning)
     config._file_name = TRITON_CONFIG_FILE
@@ -334,7 +338,7 @@ def _read(path: Path, schema: type[SchemaT], largest_bytes: int | None = None) -
     try:
         return schema.model_validate_json(_content(path, largest_bytes))
     except ValidationError as error:
-        raise _invalid(path, error) from error
+        raise ModelRejected(f"{path}: {first_problem(error, schema)}") from error
 
 
 def _content(path: Path, largest_bytes: int | None = None) -> bytes:
@@ -347,9 +351,3 @@ def _content(path: Path, largest_bytes: int | None = None) -> bytes:
     if largest_bytes is not None and len(content) > largest_bytes:
         raise ModelRejected(f"{path} is longer than {largest_bytes} bytes, the most that is read of a configuration")
     return content
-
-
-def _invalid(path: Path, error: ValidationError) -> ModelRejected:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the file"
-    return ModelRejected(f"{path}: {where}: {first['msg']}")

@@ -19,8 +19,9 @@ from fastapi import FastAPI, Path, Request, Response
 from service.errors import MalformedRequest, NotFound, NotSupported, quoted
 from service.http_api import read_object
 from service.json_members import optional
+from service.model_states import ModelState
 from service.protocol import ErrorResponse, RepositoryIndexRow
-from service.registry import ModelState, Registry
+from service.registry import Registry
 
 TAG = "Model repository"
 # Room for a configuration with thousands of tensors; files do not travel here.

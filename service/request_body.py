@@ -6,18 +6,20 @@
     none                              one .npy file                  npy.py
 
 Any of them may be compressed (compression.py); lengths count what is inside. The last two say nothing about names,
-datatypes and batches, so the model's metadata fills that in. Knows no model beyond its metadata, and no connection.
+datatypes and batches, so the model's metadata fills that in. Where the head announces another form than the body has,
+the refusal ends with what the head should have said. Knows no model beyond its metadata, and no connection.
 """
 
 from __future__ import annotations
 
+import json
 import math
 
 from service.binary_tensors import tensor_from_bytes
 from service.compression import MOST_EXPANDED_BYTES, expand
 from service.datatypes import DATATYPES
 from service.decode import HEADER_LENGTH, decode_request, parse_header_bytes
-from service.errors import RequestMismatch
+from service.errors import MalformedRequest, RequestMismatch
 from service.npy import MAGIC, MEDIA_TYPE, read_npy
 from service.protocol import InferenceRequest, InputTensor, ModelMetadata, RequestedOutput, TensorMetadata
 from service.shared_memory import SharedMemory
@@ -42,15 +44,71 @@ def read_request(
     """
     if content_encoding:
         body = expand(body, content_encoding, max_body_bytes)
-    if header_length is None:
-        # JSON cannot begin with the magic bytes, so a .npy file is known without its media type.
-        if body[: len(MAGIC)] == MAGIC or MEDIA_TYPE in content_type:
-            return _npy_request(body, metadata, is_batchable)
-        return decode_request(body, None, regions)
-    header_bytes = parse_header_bytes(header_length)
-    if header_bytes == 0:
-        return _raw_request(body, metadata, is_batchable)
-    return decode_request(body, header_bytes, regions)
+    try:
+        if header_length is None:
+            # JSON cannot begin with the magic bytes, so a .npy file is known without its media type.
+            if body[: len(MAGIC)] == MAGIC or MEDIA_TYPE in content_type:
+                return _npy_request(body, metadata, is_batchable)
+            return decode_request(body, None, regions)
+        header_bytes = parse_header_bytes(header_length)
+        if header_bytes == 0:
+            return _raw_request(body, metadata, is_batchable)
+        return decode_request(body, header_bytes, regions)
+    except (MalformedRequest, RequestMismatch) as error:
+        if next_step := _next_step(memoryview(body), header_length):
+            raise type(error)(f"{error}; {next_step}") from error
+        raise
+
+
+# --- a head that does not fit its body ----------------------------------------------------------------------------
+
+_LONGEST_SEARCH_BYTES = 16 * 1024
+"""JSON in front of binary tensors is shorter, and what pads it too; and a refusal must cost little."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def _next_step(body: memoryview, header_length: bytes | None) -> str:
+    """What the head should have said; empty when it was right, or nobody can tell."""
+    if header_length is not None and not header_length.isdigit():
+        return ""
+    if body[: len(MAGIC)] == MAGIC:
+        media_type = MEDIA_TYPE.decode("ascii")
+        advice = f"the body is a .npy file: send it with Content-Type: {media_type} and without {HEADER_LENGTH}"
+        return "" if header_length is None else advice
+    if (end := _end_of_json(body)) is not None:
+        stop = len(body) if header_length is None else int(header_length[:18])
+        if end <= stop <= len(body) and not bytes(body[end : min(stop, end + _LONGEST_SEARCH_BYTES)]).strip():
+            return ""
+        return f"the JSON ends behind {end} of {len(body)} bytes: send the header {HEADER_LENGTH}: {end}"
+    if header_length is not None or _is_text(bytes(body[:64])):
+        return ""
+    if body[: len(_GZIP_MAGIC)] == _GZIP_MAGIC:
+        return "the body begins like gzip: send the header Content-Encoding: gzip"
+    return (
+        f"for the raw bytes of one tensor send the header {HEADER_LENGTH}: 0; for JSON with binary tensors behind it, "
+        f"the length of the JSON in bytes"
+    )
+
+
+def _end_of_json(body: memoryview) -> int | None:
+    """Where the request in JSON ends that `body` begins with; None when there is none, or it is long."""
+    text = str(body[:_LONGEST_SEARCH_BYTES], "latin-1")  # one character a byte, and JSON's own are all ASCII
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip(" \t\r\n")))
+    except (ValueError, RecursionError):
+        return None
+    return end if isinstance(value, dict) and "inputs" in value else None
+
+
+def _is_text(beginning: bytes) -> bool:
+    try:
+        text = beginning.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(beginning) - 3:  # otherwise a character may have been cut off
+            return False
+        text = beginning[: error.start].decode("utf-8")
+    return all(character.isprintable() or character in "\t\r\n\ufeff" for character in text)
 
 
 # --- one raw tensor -----------------------------------------------------------------------------------------------

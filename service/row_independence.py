@@ -9,15 +9,14 @@ Knows no session: the function that runs the model is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
-from service.datatypes import DATATYPES
 from service.errors import InferenceFailed, RequestMismatch
-from service.golden import RELATIVE_TOLERANCE, Run, difference_of
+from service.golden import Run, difference_of, relative_tolerance, widening
 from service.protocol import Array
 
 # Two kernels may be chosen for two batch sizes, so a row alone and the same row among others need not agree bit for
@@ -25,6 +24,8 @@ from service.protocol import Array
 # common scale would hide a small row's damage behind its large neighbour. Rounding stays far below, interference far
 # above, because a neighbour is a thousand times as large.
 _ROUNDING_SLACK = 10
+_MOST_ROUNDING = 0.25
+"""However coarse the datatype; beyond it a row that has vanished beside its neighbour might pass."""
 # A row's answer counts as no smaller than this part of the ordinary rows' answers: what a tiny row leaves after
 # cancellation is rounding of the larger numbers on the way.
 _SMALLEST_PART = 0.01
@@ -66,12 +67,14 @@ class _Probe:
     answer: Mapping[str, Array]
 
 
-def probe_rows(known: Inputs, run: Run, most_rows: int = 3) -> Verdict:
+def probe_rows(known: Inputs, run: Run, most_rows: int = 3, *, bf16: Collection[str] = ()) -> Verdict:
     """Runs single rows, then batches of at most `most_rows` (at least 2) of them, and compares.
 
     `known`: inputs with rows along axis 0, at least one, of a kind that the model accepts; they need not differ.
+    `bf16`: names of the outputs that are bit patterns of BF16.
     Costs some four runs of one row (a few more when the model refuses values), one of two and two of three.
     """
+    run = widening(run, bf16)
     try:
         first = _row(known, 0)
         one = _Probe(first, run(first))
@@ -86,7 +89,7 @@ def probe_rows(known: Inputs, run: Run, most_rows: int = 3) -> Verdict:
     small = _accepted(_changed(base, _TO_SMALL), one, run, finite=True) or one
     batches = [(one, other), (small, one, large), (large, other, small)]
     for batch in batches:
-        if reason := _interference(batch[:most_rows], (one, other), run):
+        if reason := _interference(batch[:most_rows], (one, other), run, bf16):
             return Verdict(Rows.INTERFERE, reason)
     # Text that no vocabulary knows, say: the inputs differ, but nothing behind the first node does.
     if all(_same(one.answer, probe.answer) for probe in (other, small, large)):
@@ -97,7 +100,7 @@ def probe_rows(known: Inputs, run: Run, most_rows: int = 3) -> Verdict:
 # --- comparing ----------------------------------------------------------------------------------------------------
 
 
-def _interference(batch: Sequence[_Probe], ordinary: Sequence[_Probe], run: Run) -> str:
+def _interference(batch: Sequence[_Probe], ordinary: Sequence[_Probe], run: Run, bf16: Collection[str]) -> str:
     """What differs between the rows of `batch` together and each alone; empty when nothing does."""
     count = {2: "two", 3: "three"}[len(batch)]
     try:
@@ -109,10 +112,11 @@ def _interference(batch: Sequence[_Probe], ordinary: Sequence[_Probe], run: Run)
         if any(piece.shape != (1, *answers.shape[1:]) for piece in alone) or answers.shape[:1] != (len(batch),):
             shapes = " and ".join(str(list(shape)) for shape in dict.fromkeys(piece.shape for piece in alone))
             return f"output {name!r} has shape {list(answers.shape)} for {count} rows, {shapes} for one"
+        allowed_part = min(_ROUNDING_SLACK * relative_tolerance(answers, is_bf16=name in bf16), _MOST_ROUNDING)
         floor = _SMALLEST_PART * min(_scale(row.answer[name]) for row in ordinary)
         for position, row in enumerate(batch):
             difference = _largest_difference(answers[position : position + 1], alone[position])
-            allowed = _allowed_part(alone[position]) * max(_scale(alone[position]), floor)
+            allowed = allowed_part * max(_scale(alone[position]), floor)
             if not difference <= allowed and not _stands_on_an_edge(row, name, difference, run):
                 return (
                     f"output {name!r} of {count} rows together differs from one by one by {difference:.3g} "
@@ -134,11 +138,6 @@ def _scale(answer: Array) -> float:
     if answer.dtype.kind != "f":
         return 0.0
     return float(np.max(np.abs(answer[np.isfinite(answer)].astype(np.float64)), initial=0.0))
-
-
-def _allowed_part(answer: Array) -> float:
-    parts = {DATATYPES[name].dtype: part for name, part in RELATIVE_TOLERANCE.items()}
-    return _ROUNDING_SLACK * parts.get(answer.dtype, 0.0)
 
 
 def _stands_on_an_edge(row: _Probe, output: str, difference: float, run: Run) -> bool:

@@ -16,29 +16,18 @@ nor model nor HTTP: what runs a batch and the loop's clock and timers are passed
 
 from __future__ import annotations
 
-import heapq
-import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, cast
 
+from service.admission import Admission
 from service.arrivals import Arrivals
-from service.errors import DeadlineExceeded, ModelNotReady, QueueFull
 from service.latency_curve import LatencyCurve
-
-log = logging.getLogger(__name__)
-
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
+from service.ticket import BatchOutcome, BatchRecord, ItemT, ResultT, Run, Runner, Ticket
+from service.waiting import QueueSpace, Waiting
 
 _FOREVER = math.inf
-# Heaps and deadlines keep what has left the queue until it comes up; they are swept when this much of it has gathered.
-_DEAD_ENTRIES = 256
 _SAMPLED_EVERY = 16
-# A deadline has to leave so many times the expected time, or the request is refused on arrival: what is admitted should
-# be answered, and expectations are means.
-_MARGIN = 1.25
 
 
 class Timers(Protocol):
@@ -49,86 +38,6 @@ class Timers(Protocol):
     def call_soon(self, callback: Callable[[], object]) -> Any: ...
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Any: ...
-
-
-class BatchOutcome(NamedTuple, Generic[ResultT]):
-    """What became of a batch: one result an item, in order, or the error. Times in seconds: making one array of the
-    items, the model's run, and taking the answer apart."""
-
-    results: Sequence[ResultT] | None
-    error: Exception | None = None
-    input_s: float = 0.0
-    infer_s: float = 0.0
-    output_s: float = 0.0
-
-
-Runner = Callable[[Sequence[ItemT], int, Callable[[BatchOutcome[ResultT]], None]], None]
-"""Runs items, of so many rows together; calls its last argument on the loop's thread: later, or before it returns."""
-
-
-class Ticket(Generic[ItemT, ResultT]):
-    """One request's place: waiting, then running, then done or given up. Compared by identity."""
-
-    __slots__ = ("deadline_s", "done", "group", "is_waiting", "item", "priority", "rows", "submitted_s")
-
-    def __init__(
-        self,
-        item: ItemT,
-        rows: int,
-        group: Hashable,
-        done: Callable[[ResultT | Exception], object],
-        priority: int,
-        submitted_s: float,
-        deadline_s: float,
-    ) -> None:
-        self.item: ItemT | None = item
-        """None when it is over: heaps may hold the ticket for longer."""
-        self.rows = rows
-        self.group = group
-        self.done: Callable[[ResultT | Exception], object] | None = done
-        """None once it has been called, or the caller has given up."""
-        self.priority = priority
-        self.submitted_s = submitted_s
-        self.deadline_s = deadline_s
-        self.is_waiting = True
-
-    def settle(self, outcome: ResultT | Exception) -> None:
-        done, self.done = self.done, None
-        self.item = None
-        if done is not None:
-            try:
-                done(outcome)
-            except Exception:
-                # A defect of the caller's side must not leave the others of the batch without an answer.
-                log.exception("a request's answer could not be delivered")
-
-
-class BatchRecord(NamedTuple):
-    """One batch that ran, for the statistics. Sums over its requests, in seconds; `failed` requests are in none."""
-
-    requests: int
-    rows: int
-    failed: int
-    queue_s: float
-    total_s: float
-    input_s: float
-    infer_s: float
-    output_s: float
-
-
-@dataclass(slots=True, eq=False)
-class _Run(Generic[ItemT, ResultT]):
-    """One busy instance: the batch that runs, and the pieces of a failed one that are still to be tried."""
-
-    pieces: list[list[Ticket[ItemT, ResultT]]]
-    started_s: float = 0.0
-    expected_s: float = 0.0
-    is_starting: bool = False
-    tickets: list[Ticket[ItemT, ResultT]] = field(default_factory=list)
-
-
-_Entry = tuple[int, int, Ticket[ItemT, ResultT]]
-"""Priority, then order of arrival: what heaps sort by."""
 
 
 class Scheduler(Generic[ItemT, ResultT]):
@@ -143,6 +52,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         name: str,
         max_batch_rows: int,
         max_queue_size: int,
+        space: QueueSpace | None = None,
         instances: int = 1,
         max_queue_delay_s: float = _FOREVER,
         on_batch: Callable[[BatchRecord], object] | None = None,
@@ -150,6 +60,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         """
         run_batch: see `Runner`; at most `instances` batches are under way at once.
         name: of what is served, for messages.
+        space: shared by all queues of a server; without it bytes are not bounded.
         max_queue_delay_s: longest time that a request waits for company while an instance is idle; 0 never waits.
         on_batch: told of each batch that has run.
         """
@@ -157,25 +68,27 @@ class Scheduler(Generic[ItemT, ResultT]):
         self.curve = curve
         self._run_batch = run_batch
         self._timers = timers
-        self._name = name
-        self._max_queue_size = max_queue_size
         self._instances = instances
         self._max_queue_delay_s = max_queue_delay_s
         self._on_batch = on_batch
         self._arrivals = Arrivals(curve)
-        self._sequence = 0
         self._batches = 0
-        self._waiting_requests = 0
-        self._waiting_rows = 0
-        self._queue: list[_Entry[ItemT, ResultT]] = []
-        self._groups: dict[Hashable, list[_Entry[ItemT, ResultT]]] = {}
-        self._waiting_in: dict[Hashable, int] = {}
-        self._deadlines: list[tuple[float, int, Ticket[ItemT, ResultT]]] = []
+        space = space or QueueSpace()
+        self._waiting: Waiting[ItemT, ResultT] = Waiting(space)
         self._deadline_timer: Any = None
         self._company_timer: Any = None
-        self._runs: list[_Run[ItemT, ResultT]] = []
+        self._runs: list[Run[ItemT, ResultT]] = []
+        self._admission = Admission(
+            self._waiting,
+            self._runs,
+            curve,
+            space,
+            name=name,
+            max_batch_rows=max_batch_rows,
+            max_queue_size=max_queue_size,
+            instances=instances,
+        )
         self._dispatch_is_due = False
-        self._closed = False
         self._on_idle: list[Callable[[], object]] = []
 
     # --- what callers see ---
@@ -183,11 +96,11 @@ class Scheduler(Generic[ItemT, ResultT]):
     @property
     def queue_size(self) -> int:
         """Requests that wait, without those that run."""
-        return self._waiting_requests
+        return self._waiting.requests
 
     @property
     def is_idle(self) -> bool:
-        return not self._runs and not self._waiting_requests
+        return not self._runs and not self._waiting.requests
 
     def submit(
         self,
@@ -195,29 +108,24 @@ class Scheduler(Generic[ItemT, ResultT]):
         done: Callable[[ResultT | Exception], object],
         *,
         rows: int,
+        size_bytes: int = 0,
         group: Hashable = None,
         priority: int = 0,
         deadline_s: float = _FOREVER,
     ) -> Ticket[ItemT, ResultT]:
         """Queues `item`, which counts `rows` rows (at most `max_batch_rows`); `done` gets its result, or what failed.
 
+        size_bytes: what `item` holds in memory while it waits.
         priority: lower runs first. deadline_s: on the timers' clock; what cannot be answered by then is not run.
         `done` is called once, on the loop, never before this returns, and not after `cancel`.
         Raises QueueFull, DeadlineExceeded, ModelNotReady once closed.
         """
         now = self._timers.time()
-        self._admit(rows, now, deadline_s)
-        ticket: Ticket[ItemT, ResultT] = Ticket(item, rows, group, done, priority, now, deadline_s)
-        self._sequence += 1
-        entry = (priority, self._sequence, ticket)
-        heapq.heappush(self._queue, entry)
-        heapq.heappush(self._groups.setdefault(group, []), entry)
-        self._waiting_in[group] = self._waiting_in.get(group, 0) + 1
-        self._waiting_requests += 1
-        self._waiting_rows += rows
+        self._admission.require(rows, size_bytes, now, deadline_s)
+        ticket: Ticket[ItemT, ResultT] = Ticket(item, rows, size_bytes, group, done, priority, now, deadline_s)
+        self._waiting.add(ticket)
         self._arrivals.arrived(rows, now)
         if deadline_s < _FOREVER:
-            heapq.heappush(self._deadlines, (deadline_s, self._sequence, ticket))
             self._watch_deadlines()
         self._dispatch_soon()
         return ticket
@@ -226,131 +134,43 @@ class Scheduler(Generic[ItemT, ResultT]):
         """The caller has given up: a waiting ticket never runs, one that runs is finished for nobody."""
         ticket.done = None
         if ticket.is_waiting:
-            self._drop(ticket)
-            self._sweep()
+            self._waiting.remove(ticket)
 
     def close(self, on_idle: Callable[[], object], *, drain: bool = True) -> None:
         """Admits nothing more; `on_idle` is called when nothing runs. Waiting requests run first, or are refused."""
-        self._closed = True
+        self._admission.is_closed = True
         self._on_idle.append(on_idle)
         if not drain:
-            for _, _, ticket in list(self._queue):
-                if ticket.is_waiting:
-                    self._drop(ticket)
-                    ticket.settle(self._closed_error())
+            for ticket in self._waiting.everybody:
+                self._waiting.remove(ticket)
+                ticket.settle(self._admission.closed())
         self._dispatch_soon()
-
-    # --- admission ---
 
     def check_admission(self, rows: int, deadline_s: float) -> None:
         """Raises what `submit` would raise now, of a request of `rows` rows that has not come whole yet."""
         if rows <= self.max_batch_rows:
-            self._admit(rows, self._timers.time(), deadline_s)
+            # How many bytes it will hold is not known yet; one at least.
+            self._admission.require(rows, 1, self._timers.time(), deadline_s)
 
-    def _admit(self, rows: int, now: float, deadline_s: float) -> None:
-        if self._closed:
-            raise self._closed_error()
-        if rows > self.max_batch_rows:
-            raise ValueError(f"{rows} rows can never run: a batch holds {self.max_batch_rows}")
-        # Those that idle instances are about to take do not count as waiting.
-        taken = (self._instances - len(self._runs)) * self.max_batch_rows
-        if self._waiting_requests >= self._max_queue_size + taken:
-            retry_after_s = self.expected_s(rows, now)
-            raise QueueFull(
-                f"the queue of {self._name} is full: {self._waiting_requests} requests wait, max_queue_size is "
-                f"{self._max_queue_size}; try again in about {retry_after_s:.1g} s",
-                retry_after_s=retry_after_s,
-            )
-        if deadline_s <= now:
-            raise DeadlineExceeded(
-                f"{self._name}: the request's timeout passed before it was complete; it was not run",
-                retry_after_s=self.expected_s(rows, now),
-            )
-        # An idle instance has nothing to lose, and expectations that are wrong are only corrected by what runs.
-        if deadline_s == _FOREVER or (not self._waiting_requests and len(self._runs) < self._instances):
-            return
-        expected_s = _MARGIN * self.expected_s(rows, now)
-        if now + expected_s > deadline_s:
-            allowed_s = max(deadline_s - now, 0.0)
-            raise DeadlineExceeded(
-                f"{self._name} would answer within about {expected_s:.2g} s, the request allows {allowed_s:.2g} s; "
-                f"it was not run",
-                retry_after_s=expected_s - allowed_s,
-            )
-
-    def expected_s(self, rows: int, now: float) -> float:
-        """How long a request of `rows` rows that came now would take to be answered, behind all that wait already."""
-        own_s = self.curve.seconds(rows)
-        if len(self._runs) < self._instances and not self._waiting_requests:
-            return own_s
-        batch_rows = self.curve.rows_worth_running(min(max(self._waiting_rows + rows, 1), self.max_batch_rows))
-        # Each group needs at least one batch of its own; all instances work off the queue together.
-        batches = max(self._waiting_rows // batch_rows, len(self._groups) - 1)
-        wait_s = batches * self.curve.seconds(batch_rows) / self._instances
-        if len(self._runs) >= self._instances:
-            wait_s += min(max(run.started_s + run.expected_s - now, 0.0) for run in self._runs)
-        return wait_s + own_s
-
-    # --- leaving the queue ---
-
-    def _leave_queue(self, ticket: Ticket[ItemT, ResultT]) -> None:
-        """Its entries in the heaps stay until they come up; a group goes with the last that waits in it."""
-        ticket.is_waiting = False
-        self._waiting_requests -= 1
-        self._waiting_rows -= ticket.rows
-        left = self._waiting_in[ticket.group] - 1
-        if left:
-            self._waiting_in[ticket.group] = left
-        else:
-            del self._waiting_in[ticket.group]
-            del self._groups[ticket.group]
-
-    def _drop(self, ticket: Ticket[ItemT, ResultT]) -> None:
-        """Leaves the queue without running; what is left of it in the heaps must not hold on to a request's body."""
-        self._leave_queue(ticket)
-        ticket.item = None
-
-    def _sweep(self) -> None:
-        if len(self._queue) > 2 * self._waiting_requests + _DEAD_ENTRIES:
-            self._queue = [entry for entry in self._queue if entry[2].is_waiting]
-            heapq.heapify(self._queue)
-            self._groups = {}
-            for entry in self._queue:
-                heapq.heappush(self._groups.setdefault(entry[2].group, []), entry)
-        if len(self._deadlines) > 2 * self._waiting_requests + _DEAD_ENTRIES:
-            self._deadlines = [entry for entry in self._deadlines if entry[2].is_waiting]
-            heapq.heapify(self._deadlines)
+    # --- deadlines ---
 
     def _watch_deadlines(self) -> None:
         """One timer, for the earliest deadline of those that wait."""
-        while self._deadlines and not self._deadlines[0][2].is_waiting:
-            heapq.heappop(self._deadlines)
-        if not self._deadlines:
-            return
-        earliest = self._deadlines[0][0]
-        if self._deadline_timer is None:
-            self._deadline_timer = (earliest, self._timers.call_at(earliest, self._expire))
-        elif self._deadline_timer[0] > earliest:
+        earliest_s = self._waiting.earliest_deadline_s
+        if self._deadline_timer is not None:
+            if self._deadline_timer[0] <= earliest_s:
+                return
             self._deadline_timer[1].cancel()
-            self._deadline_timer = (earliest, self._timers.call_at(earliest, self._expire))
+            self._deadline_timer = None
+        if earliest_s < _FOREVER:
+            self._deadline_timer = (earliest_s, self._timers.call_at(earliest_s, self._expire))
 
     def _expire(self) -> None:
         self._deadline_timer = None
         now = self._timers.time()
-        while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].is_waiting):
-            _, _, ticket = heapq.heappop(self._deadlines)
-            if ticket.is_waiting:
-                self._drop(ticket)
-                ticket.settle(self._too_late(ticket, now))
+        for ticket in self._waiting.remove_expired(now):
+            ticket.settle(self._admission.too_late(ticket, now))
         self._watch_deadlines()
-        self._sweep()
-
-    def _too_late(self, ticket: Ticket[ItemT, ResultT], now: float) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"{self._name}: the request's timeout of {ticket.deadline_s - ticket.submitted_s:.2g} s passed while it "
-            f"waited behind others; it was not run",
-            retry_after_s=self.expected_s(ticket.rows, now),
-        )
 
     # --- dispatch ---
 
@@ -366,69 +186,46 @@ class Scheduler(Generic[ItemT, ResultT]):
             self._company_timer.cancel()
             self._company_timer = None
         for _ in range(self._instances - len(self._runs)):
-            if not self._waiting_requests or self._waits_for_company():
+            if not self._waiting.requests or self._waits_for_company():
                 break
-            run = _Run([self._next_batch()])
+            run = Run([self._next_batch()])
             self._runs.append(run)
             self._advance(run)
         # Batches that ran on this very thread leave instances idle again: the loop first reads what has come meanwhile.
-        if self._waiting_requests and len(self._runs) < self._instances and self._company_timer is None:
+        if self._waiting.requests and len(self._runs) < self._instances and self._company_timer is None:
             self._dispatch_soon()
-        if self._closed and self.is_idle:
+        if self._admission.is_closed and self.is_idle:
             on_idle, self._on_idle = self._on_idle, []
             for callback in on_idle:
                 callback()
 
     def _waits_for_company(self) -> bool:
-        if self._closed or self._max_queue_delay_s <= 0 or self._waiting_rows >= self.max_batch_rows:
+        if self._admission.is_closed or self._max_queue_delay_s <= 0 or self._waiting.rows >= self.max_batch_rows:
             return False
         now = self._timers.time()
-        until_s = self._arrivals.worth_waiting_until(self._waiting_rows, self.max_batch_rows, now)
+        until_s = self._arrivals.worth_waiting_until(self._waiting.rows, self.max_batch_rows, now)
         if until_s <= now:
             return False
-        oldest = self._oldest()
-        until_s = min(until_s, oldest.submitted_s + self._max_queue_delay_s)
-        if self._deadlines:
-            # Twice: once for the batch with company, once more for whatever was not foreseen.
-            until_s = min(until_s, self._deadlines[0][0] - 2 * self.curve.seconds(self.max_batch_rows))
+        until_s = min(until_s, self._waiting.oldest.submitted_s + self._max_queue_delay_s)
+        # Twice: once for the batch with company, once more for whatever was not foreseen.
+        until_s = min(until_s, self._waiting.earliest_deadline_s - 2 * self.curve.seconds(self.max_batch_rows))
         if until_s <= now:
             return False
         self._company_timer = self._timers.call_at(until_s, self._dispatch_soon)
         return True
 
-    def _oldest(self) -> Ticket[ItemT, ResultT]:
-        while not self._queue[0][2].is_waiting:
-            heapq.heappop(self._queue)
-        return self._queue[0][2]
-
     def _next_batch(self) -> list[Ticket[ItemT, ResultT]]:
-        """Takes the best ticket and those of its group that fit behind it, in order. At least one must wait."""
-        group = self._oldest().group
-        members = self._groups[group]
         # Other groups' rows are not this batch's, but usually there is one group, and then this is exact.
-        most_rows = self.curve.rows_to_run(min(self._waiting_rows, self.max_batch_rows))
+        rows = min(self._waiting.rows, self.max_batch_rows)
+        most_rows = self.curve.rows_to_run(rows, larger=self._arrivals.has_tried)
         now = self._timers.time()
-        batch: list[Ticket[ItemT, ResultT]] = []
-        rows, deadline_s = 0, _FOREVER
-        while members:
-            ticket = members[0][2]
-            if ticket.is_waiting:
-                # Also ends at so many requests: requests of zero rows must not make a batch endless.
-                if batch and (rows + ticket.rows > most_rows or len(batch) >= self.max_batch_rows):
-                    break
-                deadline_s = min(deadline_s, ticket.deadline_s)
-                # Company must not make anybody late who would not be so alone.
-                if batch and deadline_s < _FOREVER and now + self.curve.seconds(rows + ticket.rows) > deadline_s:
-                    break
-                batch.append(ticket)
-                rows += ticket.rows
-                self._leave_queue(ticket)
-            heapq.heappop(members)
-        return batch
+        return self._waiting.take(
+            most_rows, self.max_batch_rows, lambda rows, deadline_s: now + self.curve.seconds(rows) <= deadline_s
+        )
 
     # --- running ---
 
-    def _advance(self, run: _Run[ItemT, ResultT]) -> None:
+    def _advance(self, run: Run[ItemT, ResultT]) -> None:
         """Runs the pieces one after the other; goes on in `_finished` when one does not end at once."""
         while run.pieces:
             run.tickets = self._still_wanted(run.pieces.pop())
@@ -455,14 +252,14 @@ class Scheduler(Generic[ItemT, ResultT]):
             if ticket.done is None:
                 continue
             # As at admission: a request that nobody else waits behind is tried while its time has not passed.
-            needs_s = self.curve.seconds(ticket.rows) if len(tickets) > 1 or self._waiting_requests else 0.0
+            needs_s = self.curve.seconds(ticket.rows) if len(tickets) > 1 or self._waiting.requests else 0.0
             if ticket.deadline_s < _FOREVER and now + needs_s >= ticket.deadline_s:
-                ticket.settle(self._too_late(ticket, now))
+                ticket.settle(self._admission.too_late(ticket, now))
             else:
                 wanted.append(ticket)
         return wanted
 
-    def _finished(self, run: _Run[ItemT, ResultT], outcome: BatchOutcome[ResultT]) -> None:
+    def _finished(self, run: Run[ItemT, ResultT], outcome: BatchOutcome[ResultT]) -> None:
         now = self._timers.time()
         tickets, started_s, was_inline = run.tickets, run.started_s, run.is_starting
         is_told = outcome.error is None or len(tickets) == 1
@@ -475,7 +272,7 @@ class Scheduler(Generic[ItemT, ResultT]):
             run.is_starting = False
         else:
             # The instance first: it computes the next batch while the answers to this one are written.
-            self._arrivals.finished(now)
+            self._arrivals.finished(sum([ticket.rows for ticket in tickets]) if is_told else 0, now)
             self._advance(run)
             self._dispatch()
         if is_told:
@@ -515,9 +312,6 @@ class Scheduler(Generic[ItemT, ResultT]):
                 output_s=outcome.output_s,
             )
         )
-
-    def _closed_error(self) -> ModelNotReady:
-        return ModelNotReady(f"{self._name} is UNLOADING and takes no more requests")
 
 
 def _tell(tickets: Sequence[Ticket[ItemT, ResultT]], outcome: BatchOutcome[ResultT]) -> None:

@@ -91,15 +91,23 @@ def run(settings: Settings) -> int:
 
 def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> Any:
     """What uvicorn makes for each connection: the lane where it fits the installed uvicorn, otherwise uvicorn's own."""
-    from service.http_lane import HeadMemory, Lane, why_unfit
-    from service.infer import begin_infer, refuse_early
+    from service.uvicorn_fit import why_unfit
 
     if misfit := why_unfit():
         log.warning("requests take the slower way, through the application: %s; install the pinned uvicorn", misfit)
         return "httptools"
+
+    from service.busy_poll import BusyPoll
+    from service.cpu_plan import read_plan
+    from service.http_lane import Lane
+    from service.infer import begin_infer, refuse_early
+    from service.lane_heads import HeadMemory
+    from service.timers import RunningLoop
+
     begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
     heads = HeadMemory(settings.max_body_bytes, Lane.limits.head_bytes)
-    return functools.partial(Lane, begin, functools.partial(refuse_early, registry), heads)
+    poll = BusyPoll(RunningLoop(), cores=read_plan().cores)
+    return functools.partial(Lane, begin, functools.partial(refuse_early, registry), heads, poll)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from service import __version__
+from service.flags import Once, Switch, shown
 
 PROGRAM = "foldserve"
 VARIABLE_PREFIX = "FOLDSERVE_"
@@ -188,7 +189,7 @@ def readme_table() -> str:
     """Every knob as a Markdown table, for the README."""
     rows = ["| Flag | Variable | Default | Meaning |", "|---|---|---|---|"]
     for knob in fields(Settings):
-        default = f"`{_shown_default(knob)}`" if knob.default not in (None, "") else ""
+        default = f"`{shown(knob.default)}`" if knob.default not in (None, "") else ""
         rows.append(f"| `{_shown_flag(knob)}` | `{_variable(knob.name)}` | {default} | {_help(knob)} |")
     return "\n".join(rows) + "\n"
 
@@ -300,15 +301,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     for knob in fields(Settings):
         # `%` is argparse's own format character.
-        text = f"{_help(knob)} (default: {_shown_default(knob)}) [{_variable(knob.name)}]".replace("%", "%%")
+        text = f"{_help(knob)} (default: {shown(knob.default)}) [{_variable(knob.name)}]".replace("%", "%%")
         if knob.default in (None, ""):
             text = f"{_help(knob)} [{_variable(knob.name)}]".replace("%", "%%")
+        action = Once if knob.name in _WHAT_TO_SERVE else "store"
         if isinstance(knob.default, bool):
-            parser.add_argument(_flag(knob.name), action=argparse.BooleanOptionalAction, default=None, help=text)
+            names = (_flag(knob.name), f"--no-{_flag(knob.name)[2:]}")
+            parser.add_argument(*names, action=Switch, nargs="?", metavar="BOOL", type=_argument_type(knob), help=text)
         else:
-            parser.add_argument(_flag(knob.name), metavar=_metavar(knob), type=_argument_type(knob), help=text)
+            parser.add_argument(
+                _flag(knob.name), action=action, metavar=_metavar(knob), type=_argument_type(knob), help=text
+            )
         for alias in knob.metadata["aliases"]:
-            parser.add_argument(alias, dest=knob.name, type=_argument_type(knob), help=argparse.SUPPRESS)
+            parser.add_argument(alias, action=action, dest=knob.name, type=_argument_type(knob), help=argparse.SUPPRESS)
     return parser
 
 
@@ -339,12 +344,6 @@ def _shown_flag(knob: Field[Any]) -> str:
     if isinstance(knob.default, bool):
         return f"--[no-]{_flag(knob.name)[2:]}"
     return f"{_flag(knob.name)} {_metavar(knob)}"
-
-
-def _shown_default(knob: Field[Any]) -> str:
-    if isinstance(knob.default, bool):
-        return "on" if knob.default else "off"
-    return ",".join(knob.default) if isinstance(knob.default, tuple) else str(knob.default)
 
 
 def _help(knob: Field[Any]) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 
 from service.protocol import BatchStatistics, DurationStatistics, InferenceStatistics, VersionStatistics
-from service.scheduler import BatchRecord
+from service.ticket import BatchRecord
 
 _NONE = DurationStatistics(count=0, ns=0)
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from service.errors import MalformedRequest, ModelRejected, quoted
 from service.json_tensors import kind_of, parse_json
 from service.repository import ModelConfig
+from service.schema_errors import first_problem
 from service.triton_config import translate
 from service.triton_keys import KEYS
 
@@ -49,9 +50,8 @@ def read_configuration(text: str, name: str, providers: Sequence[str]) -> ModelC
     except ModelRejected as error:
         raise ModelRejected(f"the configuration: {_PLACE.sub('', str(error))}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "as a whole"
-        raise ModelRejected(f"the configuration: {where}: {first['msg']}") from error
+        problem = first_problem(error, ModelConfig, lambda place: _PLACE.sub("", translation.spell(place)))
+        raise ModelRejected(f"the configuration: {problem}") from error
     if config.name != name:
         raise ModelRejected(f"the configuration: name is {config.name!r}, but the model is {name!r}; make them agree")
     for warning in translation.warnings:
@@ -74,6 +74,8 @@ def _fields(tree: dict[str, Any], prefix: str, depth: int) -> Iterator[str]:
             values = value if type(value) is list else [] if value is None else [value]
         for one in values:
             yield from _field(name, one, path, depth)
+        if value == [] and path in KEYS and KEYS[path].repeated:
+            yield f"{name}: []"
 
 
 def _field(name: str, value: Any, path: str, depth: int) -> Iterator[str]:

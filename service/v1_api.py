@@ -5,7 +5,9 @@
     GET  /v1/models/{m}[/versions/{v}]           KServe's and TensorFlow Serving's answer in one; 503 when not ready
     GET  /                                       KServe's liveness: {"status": "alive"}
 
-A prediction passes the same limits, checks, queue and cancellation as V2's infer, through the same raw ASGI route.
+What else their users try is refused with the way that leads on: 501 for other verbs (:classify, :regress, :explain),
+404 for .../metadata. A prediction passes the same limits, checks, queue and cancellation as V2's infer, through the
+same raw ASGI route.
 """
 
 from __future__ import annotations
@@ -18,17 +20,20 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Response
+from starlette.requests import Request
 from starlette.routing import Route
 
-from service.answers import Answer, make_answer
-from service.compression import compress, expand
-from service.errors import ModelNotReady, status_of
+from service.answers import Answer
+from service.compression import expand
+from service.errors import ModelNotReady, NotFound, NotSupported, quoted, status_of
 from service.http_api import InferRoute, ModelName, Version
-from service.infer import Cancel, InferHead, refusal
+from service.infer import EXPANDED_AT_ONCE_BYTES, Cancel, InferHead, answer_with, begin_expanded, refusal
+from service.model_states import ModelState, ModelStatus
 from service.openapi import GENERIC_MODEL, can_be_shown, example_request
-from service.protocol import ErrorResponse, InferenceResponse, ModelMetadata
-from service.registry import ModelState, ModelStatus, Registry
-from service.v1_predict import Predict, decode_predict, encode_predictions
+from service.protocol import ErrorResponse, ModelMetadata
+from service.registry import Registry
+from service.request_body import Body
+from service.v1_predict import decode_predict, encode_predictions
 
 TAG = "V1 protocol"
 
@@ -41,31 +46,29 @@ PREDICT_PATHS = ("/v1/models/{model_name}:predict", "/v1/models/{model_name}/ver
 def begin_predict(
     registry: Registry,
     head: InferHead,
-    body: bytes | bytearray | memoryview,
+    body: Body,
     reply: Callable[[Answer], object],
     *,
     max_body_bytes: int,
 ) -> Cancel | None:
     """As `begin_infer`, for `POST ...:predict`. max_body_bytes: what a compressed body may grow to."""
     arrived_s = time.monotonic()
-    try:
-        model = registry.get(head.model_name, head.version)
-        if head.content_encoding:
-            body = expand(body, head.content_encoding, max_body_bytes)
-        predict = decode_predict(body, model.metadata)
-        return model.begin(predict.request, lambda outcome: reply(_answer(head, predict, outcome)), arrived_s)
-    except Exception as error:
-        reply(refusal(head, error))
-        return None
 
+    def begin(head: InferHead, body: Body) -> Cancel | None:
+        try:
+            model = registry.get(head.model_name, head.version)
+            if head.content_encoding:
+                body = expand(body, head.content_encoding, max_body_bytes)
+            predict = decode_predict(body, model.metadata)
+            encode = functools.partial(encode_predictions, predict=predict)
+            return model.begin(predict.request, lambda outcome: answer_with(encode, head, outcome, reply), arrived_s)
+        except Exception as error:
+            reply(refusal(head, error))
+            return None
 
-def _answer(head: InferHead, predict: Predict, outcome: InferenceResponse | Exception) -> Answer:
-    if isinstance(outcome, Exception):
-        return refusal(head, outcome)
-    try:
-        return make_answer(200, compress(encode_predictions(outcome, predict), head.accept_encoding))
-    except Exception as error:
-        return refusal(head, error)
+    if head.content_encoding and len(body) > EXPANDED_AT_ONCE_BYTES:
+        return begin_expanded(begin, head, body, reply, max_body_bytes)
+    return begin(head, body)
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -158,6 +161,30 @@ def _version_state(status: ModelStatus) -> VersionState:
     return VersionState(str(status.version), _STATES[status.state], told)
 
 
+# --- what V1 has elsewhere ----------------------------------------------------------------------------------------
+
+
+async def _refuse_verb(request: Request) -> Response:
+    path, _, verb = request.url.path.rpartition(":")
+    raise NotSupported(
+        f"models here take no {quoted(':' + verb)}; POST {path}:predict answers all of a model's outputs"
+    )
+
+
+async def _refuse_metadata(request: Request) -> Response:
+    path = request.url.path.removesuffix("/metadata").replace("/v1/", "/v2/", 1)
+    raise NotFound(f"there is no metadata in V1 here; GET {path} tells a model's inputs and outputs")
+
+
+_REFUSALS = (
+    (("/v1/models/{model_name}:{verb}", "/v1/models/{model_name}/versions/{version}:{verb}"), _refuse_verb, "POST"),
+    (
+        ("/v1/models/{model_name}/metadata", "/v1/models/{model_name}/versions/{version}/metadata"),
+        _refuse_metadata,
+        "GET",
+    ),
+)
+
 _READS: tuple[tuple[str, str, type, str], ...] = (
     ("/", "v1_live", Alive, "Is the server running?"),
     ("/v1/models", "v1_models", ModelList, "The names of all models"),
@@ -171,6 +198,9 @@ def add_v1_routes(app: FastAPI, registry: Registry, max_body_bytes: int) -> None
     route = InferRoute(registry, max_body_bytes, functools.partial(begin_predict, max_body_bytes=max_body_bytes))
     for path in PREDICT_PATHS:
         app.router.routes.append(Route(path, route, methods=["POST"]))
+    # Behind those, or they would take ":predict" too.
+    for paths, refuse, method in _REFUSALS:
+        app.router.routes += [Route(path, refuse, methods=[method], include_in_schema=False) for path in paths]
     reads = V1Reads(registry)
     for path, handler, answer, summary in _READS:
         app.add_api_route(
@@ -224,7 +254,8 @@ def _operation(has_version: bool, examples: dict[str, Any]) -> dict[str, Any]:
         "tags": [TAG],
         "summary": "Predict with one version of a model" if has_version else "Predict with a model",
         "description": "Either `instances`, one element a row, answered with `predictions`; or `inputs`, whole "
-        "tensors, answered with `outputs`. A model with several inputs takes objects by input name.",
+        "tensors, answered with `outputs`. A model with several inputs takes objects by input name. For BYTES, "
+        '`{"b64": "..."}` stands for bytes in base64; it is also how bytes that are not UTF-8 are answered.',
         "operationId": "v1_version_predict" if has_version else "v1_predict",
         "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names],
         "requestBody": {

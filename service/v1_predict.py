@@ -7,8 +7,10 @@
     {"inputs": {input: tensor, ...}}             the same                  the same
 
 Values are nested as the tensor is, and their nesting is the shape: V1 has no other place for it. So nothing is taken
-flat, and nothing is reshaped. Datatypes are the model's. Sources: TensorFlow Serving's api_rest.md (row and columnar
-format), KServe's V1 protocol. Pure; knows neither HTTP nor a running model.
+flat, and nothing is reshaped. Datatypes are the model's. {"b64": text} stands for bytes, wherever a string may: in
+requests (unless the model has an input of that name), and in answers for what is not UTF-8. Sources: TensorFlow
+Serving's api_rest.md (row and columnar format, binary values), KServe's V1 protocol. Pure; knows neither HTTP nor a
+running model.
 """
 
 from __future__ import annotations
@@ -22,7 +24,16 @@ from service.datatypes import DATATYPES
 from service.decode import LARGE_BODY_BYTES, MAX_RANK, collector_paused
 from service.encode import EncodedResponse
 from service.errors import MalformedRequest, RequestMismatch, quoted
-from service.json_tensors import Json, elements_from_json, kind_of, nested_to_text, parse_json
+from service.json_tensors import (
+    BASE64,
+    Json,
+    bytes_from_json,
+    elements_from_json,
+    is_base64,
+    kind_of,
+    nested_to_text,
+    parse_json,
+)
 from service.protocol import (
     Array,
     InferenceRequest,
@@ -34,6 +45,9 @@ from service.protocol import (
 )
 
 _SIGNATURE = "serving_default"
+
+_BYTES_SUFFIX = "_bytes"
+"""Of BYTES outputs whose every element is answered as b64, text or not, so that clients need not look (as there)."""
 
 ROWS = "instances"
 COLUMNS = "inputs"
@@ -98,13 +112,13 @@ def _by_input_from_rows(instances: Json, model: ModelMetadata) -> dict[str, Json
         raise MalformedRequest(f"{ROWS!r} is {kind_of(instances)}, expected an array with one element a row")
     if not instances:
         raise MalformedRequest(f"{ROWS!r} is empty, expected at least one")
-    kinds = list(map(type, instances))
-    if dict not in kinds:
+    named = [_is_by_name(instance, model) for instance in instances] if dict in set(map(type, instances)) else []
+    if not any(named):
         return {_only_input(model, ROWS).name: instances}
-    if any(kind is not dict for kind in kinds):
-        position = next(at for at, kind in enumerate(kinds) if kind is not kinds[0])
+    if not all(named):
+        position = named.index(not named[0])
         raise MalformedRequest(
-            f"{ROWS}[0] is {kind_of(instances[0])}, {ROWS}[{position}] is {kind_of(instances[position])}; "
+            f"{ROWS}[0] is {_kind_of(instances[0])}, {ROWS}[{position}] is {_kind_of(instances[position])}; "
             f"give all of them as objects with the inputs by name, or none"
         )
     for position, instance in enumerate(instances):
@@ -116,9 +130,16 @@ def _by_input_from_rows(instances: Json, model: ModelMetadata) -> dict[str, Json
 
 
 def _by_input(inputs: Json, model: ModelMetadata) -> dict[str, Json]:
-    if type(inputs) is not dict:
-        return {_only_input(model, COLUMNS).name: inputs}
-    return inputs
+    return inputs if _is_by_name(inputs, model) else {_only_input(model, COLUMNS).name: inputs}
+
+
+def _is_by_name(value: Json, model: ModelMetadata) -> bool:
+    """Whether `value` holds inputs by their names."""
+    return type(value) is dict and not (is_base64(value) and BASE64 not in {tensor.name for tensor in model.inputs})
+
+
+def _kind_of(instance: Json) -> str:
+    return f"bytes as {BASE64!r}" if is_base64(instance) else kind_of(instance)
 
 
 def _only_input(model: ModelMetadata, member: str) -> TensorMetadata:
@@ -135,7 +156,11 @@ def _tensor(expected: TensorMetadata, value: Json) -> InputTensor:
     where = f"input {expected.name!r}"
     shape = _shape_of(value, where)
     datatype = DATATYPES[expected.datatype]
-    flat = elements_from_json(value if shape else [value], datatype, shape, where)
+    values = value if shape else [value]
+    if datatype.name == "BYTES":
+        flat = bytes_from_json(values, shape, where)
+    else:
+        flat = elements_from_json(values, datatype, shape, where)
     return InputTensor(expected.name, datatype.name, flat.reshape(shape))
 
 
@@ -184,4 +209,5 @@ def _object(names: list[str], texts: list[bytes]) -> bytes:
 
 
 def _text(output: OutputTensor, values: Array) -> bytes:
-    return nested_to_text(values, DATATYPES[output.datatype], f"output {output.name!r}")
+    where = f"output {output.name!r}"
+    return nested_to_text(values, DATATYPES[output.datatype], where, as_base64=output.name.endswith(_BYTES_SUFFIX))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from service.errors import ModelNotReady, NotFound, Unavailable
+from service.model_states import ModelState, ModelStatus
 from service.protocol import (
     PLATFORM,
     InferenceRequest,
@@ -16,7 +17,7 @@ from service.protocol import (
     Parameters,
     TensorMetadata,
 )
-from service.registry import ModelState, ModelStatus, Registry
+from service.registry import Registry
 
 _TENSOR = TensorMetadata("x", "FP32", (-1, 2))
 ECHO_METADATA = ModelMetadata("echo", ("1",), PLATFORM, (_TENSOR,), (_TENSOR,))
@@ -88,6 +89,9 @@ class FakeRegistry:
             else ModelStatus(name, 1, ModelState.READY)
             for name, model in self._models.items()
         )
+
+    def is_scanned(self) -> bool:
+        return self._loads
 
     def is_ready(self) -> bool:
         return bool(self._models) and all(isinstance(model, EchoModel) for model in self._models.values())

@@ -12,14 +12,14 @@ LINEAR = {1: 0.08, 8: 0.64}
 
 
 def taught(curve: dict[int, float], *, come_back: int, after_s: float, batches: int = 30) -> tuple[Arrivals, float]:
-    """Arrivals that have seen so many rows come back, so long after each batch; and the time of the last one's end."""
+    """Arrivals that have seen so many rows come back, so long after each batch of 4; and when the last one ended."""
     arrivals = Arrivals(LatencyCurve(curve))
     now = 0.0
     for _ in range(batches):
-        arrivals.finished(now)
+        arrivals.finished(4, now)
         arrivals.arrived(come_back, now + after_s)
         now += 10.0
-    arrivals.finished(now)
+    arrivals.finished(4, now)
     return arrivals, now
 
 
@@ -40,6 +40,36 @@ def test_rows_that_usually_come_are_worth_waiting_for_on_a_flat_curve() -> None:
 def test_waiting_does_not_pay_when(curve: dict[int, float], come_back: int, after_s: float, waiting: int) -> None:
     arrivals, now = taught(curve, come_back=come_back, after_s=after_s)
     assert arrivals.worth_waiting_until(waiting, 64, now) <= now
+
+
+def test_now_and_then_a_wait_is_tried_that_the_curve_does_not_promise_to_pay() -> None:
+    """One of 32, as long as rows are expected; and what came of it may run together whatever the curve says."""
+    arrivals, now = taught(LINEAR, come_back=4, after_s=0.009)
+    tried = []
+    for batch in range(64):
+        arrivals.finished(4, now)
+        waits = arrivals.worth_waiting_until(4, 8, now) > now
+        assert arrivals.has_tried == waits
+        tried += [batch] if waits else []
+        arrivals.arrived(4, now + 0.009)
+        now += 10.0
+    assert len(tried) == 2
+    assert tried[1] - tried[0] == 32
+
+
+def test_of_a_small_batch_fewer_are_expected_than_of_a_large_one() -> None:
+    """Batches of 1 and 3 take turns, and everybody comes back: 3 behind the large one, not 2 behind each."""
+    arrivals = Arrivals(LatencyCurve(FLAT))
+    now = 0.0
+    for batch in range(40):
+        arrivals.finished(rows := 1 + 2 * (batch % 2), now)
+        arrivals.arrived(rows, now + 0.009)
+        now += 10.0
+    arrivals.finished(3, now)
+    arrivals.arrived(2, now + 0.001)
+    assert arrivals.worth_waiting_until(2, 8, now + 0.001) > now + 0.001
+    arrivals.arrived(1, now + 0.002)
+    assert arrivals.worth_waiting_until(3, 8, now + 0.002) == -math.inf
 
 
 def test_those_who_have_come_already_are_not_waited_for() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from service.batch import JoinSpace, join, split
+from service.batch import JoinSpace, join, size_bytes, split
 from service.datatypes import DATATYPES
 from service.errors import InferenceFailed
 
@@ -110,3 +110,10 @@ def test_joining_in_memory_refuses_what_joining_refuses() -> None:
     parts = [{"x": np.zeros((1, 50_000), np.float32)}, {"x": np.zeros((1, 50_000), np.float64)}]
     with pytest.raises(TypeError):
         join(parts, JoinSpace())
+
+
+def test_the_size_of_a_request_counts_what_its_texts_hold_as_well() -> None:
+    numbers = np.zeros((2, 3), np.float32)
+    texts = np.array([b"", b"four"], dtype=object)
+    assert size_bytes([numbers]) == 24
+    assert size_bytes([numbers, texts]) == 24 + 2 * 8 + 2 * 33 + 4

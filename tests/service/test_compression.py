@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.compression import Choice, choose, compress, expand
+from service.compression import PACKED_AT_ONCE_BYTES, Choice, choose, compress, expand, takes_long
 from service.encode import EncodedResponse
 from service.errors import MalformedRequest, PayloadTooLarge, UnsupportedEncoding
 
@@ -219,6 +219,23 @@ def test_answer_that_would_hold_up_everybody_is_packed_only_when_nothing_else_is
     more = EncodedResponse(b"0" * (2**20 + 1))
     assert compress(more, b"gzip") == more._replace(depends_on_accept_encoding=True)
     assert compress(more, b"gzip, identity;q=0").content_encoding == b"gzip"
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "header", "expected"),
+    [
+        pytest.param(PACKED_AT_ONCE_BYTES, b"gzip", False, id="short"),
+        pytest.param(PACKED_AT_ONCE_BYTES, b"gzip, identity;q=0", False, id="short-and-demanded"),
+        pytest.param(PACKED_AT_ONCE_BYTES + 1, b"gzip", True, id="long"),
+        pytest.param(PACKED_AT_ONCE_BYTES + 1, b"deflate", True, id="long-deflate"),
+        pytest.param(PACKED_AT_ONCE_BYTES + 1, b"", False, id="not-asked-for"),
+        pytest.param(PACKED_AT_ONCE_BYTES + 1, b"br", False, id="another-coding"),
+        pytest.param(2**20 + 1, b"gzip", False, id="so-long-that-it-is-not-packed"),
+        pytest.param(2**20 + 1, b"gzip, identity;q=0", True, id="demanded"),
+    ],
+)
+def test_packing_takes_long_only_where_there_is_much_to_pack(size_bytes: int, header: bytes, expected: bool) -> None:
+    assert takes_long(EncodedResponse(bytes(size_bytes)), header) is expected
 
 
 @pytest.mark.parametrize("size", [4_000, 400_000])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import socket
+import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,7 +21,7 @@ OFFER = b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n
 
 
 class Impatient(Connection):
-    limits = Limits(head_s=0.05, body_stall_s=0.05)
+    limits = Limits(head_s=0.05, body_stall_s=0.05, answer_stall_s=0.05, farewell_s=0.05)
 
 
 async def _answer_what_is_read(_: Any, receive: Any, send: Any) -> None:
@@ -27,16 +31,23 @@ async def _answer_what_is_read(_: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _what_comes_back(sent: bytes, keep_alive_s: int) -> bytes:
-    """Everything until the server closes, on a real socket."""
-    config = uvicorn.Config(_answer_what_is_read, timeout_keep_alive=keep_alive_s, ws="none", log_config=None)
+@contextlib.asynccontextmanager
+async def _served(app: Any, keep_alive_s: float = 75) -> AsyncIterator[tuple[Any, ServerState]]:
+    """The address of a server, and what it knows."""
+    config = uvicorn.Config(app, ws="none", log_config=None)
+    config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]  # whole seconds are too long for a test
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(lambda: Impatient(config, state, {}), "127.0.0.1", 0)
-    async with server:
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    async with server, asyncio.timeout(30):
+        yield server.sockets[0].getsockname(), state
+
+
+async def _what_comes_back(sent: bytes, keep_alive_s: float) -> bytes:
+    """Everything until the server closes, on a real socket."""
+    async with _served(_answer_what_is_read, keep_alive_s) as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
         writer.write(sent)
-        async with asyncio.timeout(30):
-            received = await reader.read()
+        received = await reader.read()
         writer.close()
     return received
 
@@ -44,22 +55,111 @@ async def _what_comes_back(sent: bytes, keep_alive_s: int) -> bytes:
 @pytest.mark.parametrize(
     ("sent", "keep_alive_s", "statuses"),
     [
-        pytest.param(b"", 1, [], id="nothing"),
+        pytest.param(b"", 0.2, [], id="nothing"),
         pytest.param(b"GET / HT", 75, [408], id="half-a-head"),
         pytest.param(REQUEST[:-20], 75, [408], id="half-a-body"),
         pytest.param(REQUEST + REQUEST[:-20], 75, [200, 408], id="half-a-body-behind-a-request"),
         pytest.param(REQUEST + b"GET", 75, [200, 408], id="half-a-head-behind-a-request"),
-        pytest.param(REQUEST, 1, [200], id="no-second-request"),
+        pytest.param(REQUEST, 0.2, [200], id="no-second-request"),
     ],
 )
-def test_peer_that_stops_sending_is_told_and_hung_up_on(sent: bytes, keep_alive_s: int, statuses: list[int]) -> None:
+def test_peer_that_stops_sending_is_told_and_hung_up_on(sent: bytes, keep_alive_s: float, statuses: list[int]) -> None:
     received = asyncio.run(_what_comes_back(sent, keep_alive_s))
     assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)] == statuses
     assert (b"did not come within 0.05 s" in received) is (408 in statuses)
 
 
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        pytest.param(b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nnonsense", [400], id="chunk"),
+        pytest.param(
+            b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nnonsense",
+            [400],
+            id="chunk-that-was-to-wait",
+        ),
+        pytest.param(REQUEST + b"nonsense", [200, 400], id="behind-a-request"),
+        pytest.param(b"POST /x HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 70_000, [431], id="long-head"),
+        pytest.param(REQUEST.replace(b"/x", b"http://h"), [400], id="target-without-path"),
+    ],
+)
+def test_refusal_reaches_a_peer_that_goes_on_sending(
+    sent: bytes, statuses: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Were the connection closed with bytes unread, it would be reset, and the peer's kernel would drop the answers."""
+
+    async def send_on() -> bytes:
+        async with _served(_answer_what_is_read) as (address, state):
+            reader, writer = await asyncio.open_connection(*address)
+            for piece in (sent, *[b"more" * 20_000] * 5):
+                writer.write(piece)
+                await writer.drain()
+            received = await reader.read()
+            while state.connections:  # which ends although the peer does not close
+                await asyncio.sleep(0.01)
+            writer.close()
+        return received
+
+    received = asyncio.run(send_on())
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", received)] == statuses
+    assert not caplog.records
+
+
 def test_many_offers_to_upgrade_in_one_packet_are_all_answered() -> None:
     """Each makes the parser stop; what is behind must be taken up in a loop, not in ever deeper calls."""
     many = 1200
-    received = asyncio.run(_what_comes_back(OFFER * many, keep_alive_s=1))
+    received = asyncio.run(_what_comes_back(OFFER * many, keep_alive_s=0.2))
     assert received.count(b"HTTP/1.1 200") == many
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's clock for this is Linux's")
+def test_peer_that_never_reads_its_answer_is_hung_up_on() -> None:
+    """Whether the answer is written at once or piece by piece, and whether the connection would be kept or closed."""
+    too_much = 32 * 2**20  # for all the buffers of both kernels' ends
+
+    async def answer_too_much(scope: Any, _: Any, send: Any) -> None:
+        close = [(b"connection", b"close")] if "close" in scope["path"] else []
+        length = (b"content-length", b"%d" % too_much)
+        await send({"type": "http.response.start", "status": 200, "headers": [length, *close]})
+        parts = 4 if "parts" in scope["path"] else 1
+        for left in reversed(range(parts)):
+            body = bytes(too_much // parts)
+            await send({"type": "http.response.body", "body": body, "more_body": left > 0})
+
+    async def ask_and_never_read() -> None:
+        async with _served(answer_too_much) as (address, state):
+            peers = [socket.create_connection(address) for _ in range(4)]
+            for peer, path in zip(peers, (b"/", b"/close", b"/parts", b"/parts/close"), strict=True):
+                peer.sendall(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % path)
+            while state.total_requests < 2:  # those whose answer is given to the transport whole
+                await asyncio.sleep(0)
+            while state.connections or state.tasks:
+                await asyncio.sleep(0.01)
+            for peer in peers:
+                peer.close()
+
+    asyncio.run(ask_and_never_read())
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_peer_that_closes_its_sending_half_is_taken_to_have_left(requests: int) -> None:
+    """As one that calls close(), from which it cannot be told apart: the request that runs is given up, those behind it
+    are not begun, and there is no answer."""
+    seen: list[str] = []
+
+    async def wait_for_the_peer(_: Any, receive: Any, send: Any) -> None:
+        while seen[-1:] != ["http.disconnect"]:
+            seen.append((await receive())["type"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def ask_and_half_close() -> bytes:
+        async with _served(wait_for_the_peer) as (address, _):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(REQUEST * requests)
+            writer.write_eof()
+            received = await reader.read()
+            writer.close()
+        return received
+
+    assert asyncio.run(ask_and_half_close()) == b""
+    assert seen == ["http.request", "http.disconnect"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.discovery import discover, discover_model, name_of_file, names_on_disk
+from service import discovery
+from service.discovery import Listing, discover, discover_model, name_of_file, names_on_disk
 from service.errors import ModelRejected
 from service.settings import Settings
 from tests.service.handmade import DOUBLE, LINEAR, save_model, save_version
@@ -58,6 +62,42 @@ def test_names_are_those_of_folders_that_hold_a_model(repository: Path) -> None:
 def test_a_name_that_the_repository_does_not_list_leads_nowhere(name: str, repository: Path) -> None:
     save_version(repository.parent, "outside", DOUBLE)
     assert discover_model(Settings(model_repository=repository), name) == []
+
+
+def test_a_name_is_looked_up_among_those_that_the_repository_holds_now(repository: Path) -> None:
+    listing = Listing(Settings(model_repository=repository))
+    names = ("m", "notes", "late", "..", "../models", "m/1", "", "m\0", "x" * 5000)
+    assert [name for name in names if name in listing] == ["m"]
+    save_version(repository, "late", DOUBLE)
+    save_version(repository, "notes", DOUBLE)
+    assert [name for name in names if name in listing] == ["m", "notes", "late"]
+    shutil.rmtree(repository / "m")
+    assert "m" not in listing
+    shutil.rmtree(repository)
+    assert "m" not in listing
+
+
+def test_only_a_repository_that_has_changed_is_listed_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(repository, (1, 1))
+    listing = Listing(Settings(model_repository=repository))
+    assert "m" in listing
+    monkeypatch.setattr(discovery, "model_names", lambda repository: pytest.fail("it was listed again"))
+    assert "n" in listing
+    assert "late" not in listing
+
+
+def test_a_defect_of_ours_in_one_configuration_leaves_the_other_models(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = discovery.read_config
+
+    def break_m(folder: Path, **options: Any) -> Any:
+        return read(folder, **options) if folder.name != "m" else 1 // 0
+
+    monkeypatch.setattr(discovery, "read_config", break_m)
+    reasons = {found.name: found.reason for found in discover(Settings(model_repository=repository))}
+    assert (reasons["m"], reasons["n"]) == ("internal error: ZeroDivisionError: integer division or modulo by zero", "")
+    assert "Traceback" in caplog.text
 
 
 def test_an_absolute_path_is_no_name(repository: Path) -> None:

@@ -217,6 +217,19 @@ def test_a_tolerance_that_is_not_a_number_lets_nothing_pass() -> None:
         check_golden(samples(tolerance={"y": float("nan")}), doubling, 64)
 
 
+def test_bf16_is_judged_as_the_numbers_that_its_bit_patterns_are(tmp_path: Path) -> None:
+    """1, -2 and 3; in the second run each is off by one in the last place, in the third all are negative."""
+    bits = np.array([[0x3F80], [0xC000], [0x4040]], np.uint16)
+    save_golden(tmp_path, input_x=X, output_y=bits)
+    outputs = (TensorMetadata("y", "BF16", (-1, 1)),)
+    golden = read_golden(VersionDirectory(tmp_path, 1), None, INPUTS, outputs)
+    assert golden is not None
+    assert check_golden(golden, lambda inputs: {"y": bits}, 64) == "3 samples, largest difference 0"
+    assert check_golden(golden, lambda inputs: {"y": bits + np.uint16(1)}, 64) == "3 samples, largest difference 0.016"
+    with pytest.raises(ModelRejected, match=r"output 'y' differs from the golden answer by 6 at sample 2, .*0\.24"):
+        check_golden(golden, lambda inputs: {"y": bits | np.uint16(0x8000)}, 64)
+
+
 @pytest.mark.parametrize("kind", [InferenceFailed, RequestMismatch])
 def test_a_model_that_fails_on_its_own_samples_is_rejected(kind: type[Exception]) -> None:
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 import tritonclient.http as triton
 
 from service.answers import Answer
+from service.compression import PACKED_AT_ONCE_BYTES
 from service.infer import begin_infer, read_head
 from service.model import Model
 from service.registry import Registry
@@ -213,6 +214,23 @@ def test_codings_go_both_ways_as_tritonclient_speaks_them(coding: bytes, unpack:
     assert len(coded.body) < len(plain.body)
     assert unpack(coded.body) == plain.body
     np.testing.assert_array_equal(read(plain), 2 * MANY)
+
+
+def test_long_answer_is_packed_beside_the_event_loop_to_the_same_bytes(tmp_path: Path) -> None:
+    many = np.random.default_rng(0).normal(size=(4000, 2)).astype(np.float32)
+    values = {"name": "x", "shape": [4000, 2], "datatype": "FP32", "data": many.tolist()}
+    body = json.dumps({"inputs": [values]}).encode()
+    binary, headers = request_of([input_of(many, "FP32")])
+    gzipped = (b"accept-encoding", b"gzip")
+    plain, packed, incompressible = ask_all(
+        load(tmp_path, DOUBLE, {"max_batch_size": 4000}),
+        (body, []), (body, [gzipped]), (binary, [*headers, gzipped]),
+    )  # fmt: skip
+    assert len(plain.body) > PACKED_AT_ONCE_BYTES
+    assert (packed.status, header_of(packed, b"content-encoding")) == (200, b"gzip")
+    assert header_of(packed, b"content-length") == b"%d" % len(packed.body)
+    assert gzip.decompress(packed.body) == plain.body
+    np.testing.assert_array_equal(read(incompressible), 2 * many)
 
 
 def test_several_lines_of_accept_encoding_are_one_list(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from service.instances import INLINE_S, Instances
 from service.latency_curve import LatencyCurve
-from service.scheduler import BatchOutcome
+from service.ticket import BatchOutcome
 
 
 def compute(items: Sequence[str]) -> BatchOutcome[str]:

@@ -122,6 +122,23 @@ def test_a_size_that_was_measured_in_a_bad_moment_is_tried_again() -> None:
     assert tried[-60:].count(2) >= 58
 
 
+def test_what_was_learnt_of_a_size_in_a_bad_minute_is_unlearnt_in_a_few_tries() -> None:
+    """8 rows take 12 s and 16 take 17; but while 16 ran, hundreds of times, they took 28. Then 8 run, and 16 rarely."""
+    curve = LatencyCurve({1: 4.0, 8: 12.0, 16: 17.0})
+    for _ in range(50):
+        curve.observe(8, 12.0)
+        for _ in range(6):
+            curve.observe(16, 28.0)
+    assert curve.rows_worth_running(16) == 8
+    tries = 0
+    while tries < 20 and curve.rows_worth_running(16) == 8:
+        tries += 1
+        for _ in range(31):
+            curve.observe(8, 12.0)
+        curve.observe(16, 17.0)
+    assert 0 < tries < 10
+
+
 def test_trying_other_sizes_is_rare() -> None:
     curve = LatencyCurve({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0})
     assert sum(curve.rows_to_run(8) != 1 for _ in range(160)) == 10

@@ -1,13 +1,21 @@
-"""What a client may read of a reason why a model cannot be loaded."""
+"""What a client may read of a reason why a model cannot be loaded; what all models that are loaded share."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from service.loader import without_folder
+from service import memory
+from service.discovery import discover_model
+from service.errors import QueueFull
+from service.loader import Loader, without_folder
+from service.model import Model
+from service.protocol import InferenceRequest, InputTensor
 from service.settings import Settings
+from tests.service.handmade import DOUBLE, publish, save_version
 
 SRV = Settings(model_repository=Path("/srv/models"))
 HERE = Settings(model_repository=Path("models"))
@@ -30,3 +38,49 @@ FILE = Settings(model=Path("/a/net.onnx"))
 )  # fmt: skip
 def test_the_server_s_folder_is_not_told(settings: Settings, reason: str, told: str) -> None:
     assert without_folder(settings, reason) == told
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_a_pointer_of_git_lfs_is_called_that(is_published: bool, tmp_path: Path) -> None:
+    """As a clone without Git LFS has it; a published version's hashes would tell another story."""
+    path = (publish(tmp_path, "m") if is_published else save_version(tmp_path, "m")) / "model.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 32719461\n")
+    settings = Settings(model_repository=tmp_path)
+
+    async def scenario() -> Model | str:
+        loader = Loader(settings)
+        try:
+            return await loader.load(discover_model(settings, "m")[0])
+        finally:
+            loader.close()
+
+    assert asyncio.run(scenario()) == "model.onnx is a Git LFS pointer, not the model itself; run `git lfs pull`"
+
+
+def test_queues_of_all_models_together_hold_an_eighth_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 bytes, and a row of `a` or `b` has 8: two wait, and one more where nobody waits."""
+    monkeypatch.setattr(memory, "available_bytes", lambda: 8 * 20)
+    for name in ("a", "b"):
+        save_version(tmp_path, name, DOUBLE)
+    row = InferenceRequest((InputTensor("x", "FP32", np.ones((1, 2), np.float32)),))
+
+    async def scenario() -> list[list[object]]:
+        loader = Loader(Settings(model_repository=tmp_path))
+        models = []
+        for name in ("a", "b"):
+            model = await loader.load(discover_model(Settings(model_repository=tmp_path), name, None)[0])
+            assert isinstance(model, Model)
+            models.append(model)
+        calls = [asyncio.gather(*(model.infer(row) for _ in range(4)), return_exceptions=True) for model in models]
+        found = [list(await call) for call in calls]
+        for model in models:
+            await loader.end(model)
+        loader.close()
+        return found
+
+    of_a, of_b = asyncio.run(asyncio.wait_for(scenario(), timeout=60))
+    refused = [[isinstance(answer, QueueFull) for answer in answers] for answers in (of_a, of_b)]
+    assert refused == [[False, False, True, True], [False, True, True, True]]
+    assert "the server has room for 20" in str(of_b[1])

@@ -8,7 +8,14 @@ import pytest
 
 from service.datatypes import DATATYPES
 from service.model_config import data_type, describe_configuration
-from service.protocol import PLATFORM, DynamicBatching, ModelConfiguration, ModelMetadata, TensorMetadata
+from service.protocol import (
+    PLATFORM,
+    DynamicBatching,
+    ModelConfiguration,
+    ModelMetadata,
+    TensorMetadata,
+    TensorReshape,
+)
 from service.repository import ModelConfig
 from service.triton_keys import KEYS
 
@@ -43,6 +50,16 @@ def test_labels_are_named_by_their_file() -> None:
     described = describe(outputs=(output,))
     assert described.output[0].label_filename == "labels.txt"
     assert described.input[0].label_filename is None
+
+
+@pytest.mark.parametrize(("max_batch_size", "dims"), [(8, (2, 5)), (0, (-1, 2, 5))])
+def test_a_shape_that_the_model_file_has_instead_leaves_out_the_rows_as_dims_do(
+    max_batch_size: int, dims: tuple[int, ...]
+) -> None:
+    output = {"name": "y", "datatype": "BYTES", "shape": (-1, 10), "reshape": (-1, 2, 5)}
+    described = describe(max_batch_size, outputs=(output,))
+    assert described.output[0].reshape == TensorReshape(dims)
+    assert described.input[0].reshape is None
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from fastapi.openapi.models import OpenAPI
 
 from service.datatypes import DATATYPES
 from service.decode import decode_request
@@ -77,6 +79,33 @@ def test_what_was_described_before_is_kept() -> None:
     assert {"Mine", "InferenceRequest"} <= document["components"]["schemas"].keys()
     assert "securitySchemes" in document["components"]
     assert "example" not in json.dumps(before)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_form_of_a_body_and_every_header_that_is_read_is_described(path: str) -> None:
+    operation = describe_infer({}, PATHS, [])["paths"][path]["post"]
+    assert list(operation["requestBody"]["content"]) == [
+        "application/json",
+        "application/octet-stream",
+        "application/x-npy",
+    ]
+    headers = {one["name"]: one for one in operation["parameters"] if one["in"] == "header"}
+    assert list(headers) == ["Inference-Header-Content-Length", "Content-Encoding", "Accept-Encoding"]
+    assert headers["Inference-Header-Content-Length"]["schema"] == {"type": "integer", "minimum": 0}
+    assert headers["Content-Encoding"]["schema"]["enum"] == ["gzip", "deflate", "identity"]
+    answer = operation["responses"]["200"]
+    assert list(answer["headers"]) == ["Inference-Header-Content-Length", "Content-Encoding"]
+    assert list(answer["content"]) == ["application/json", "application/octet-stream"]
+
+
+def test_document_is_valid_openapi_and_refers_to_nothing_that_is_missing() -> None:
+    info = {"openapi": "3.1.0", "info": {"title": "T", "version": "1"}, "paths": {}}
+    errors = {"components": {"schemas": {"ErrorResponse": {"type": "object"}}}}  # FastAPI's part
+    document = describe_infer(info | errors, PATHS, [])
+    OpenAPI.model_validate(document)
+    text = json.dumps(document)
+    refers_to = set(re.findall(r"#/components/schemas/(\w+)", text))
+    assert refers_to == document["components"]["schemas"].keys()
 
 
 def test_datatypes_of_the_schema_are_those_of_the_table() -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from service import loader
 from service.errors import LoadFailed, ModelNotReady, NotFound
+from service.model_states import ModelState, ModelStatus
 from service.protocol import InferenceRequest, InputTensor, RepositoryIndexRow
-from service.registry import ModelState, ModelStatus, Registry
+from service.registry import Registry
 from service.settings import Settings
 from tests.service.handmade import DOUBLE, save_model, save_version
 
@@ -89,8 +90,12 @@ def test_a_model_that_came_later_is_loaded_by_name(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
 
     async def test(registry: Registry) -> None:
+        with pytest.raises(NotFound, match=r"'late' is not in the repository; it holds m$"):
+            registry.get("late")
         save_version(tmp_path, "late", NEGATE)
-        with pytest.raises(NotFound):
+        with pytest.raises(
+            NotFound, match="'late' is in the repository, but not loaded; POST /v2/repository/models/late/"
+        ):
             registry.get("late")
         await registry.load("late")
         assert await ask(registry, "late") == -1
@@ -258,7 +263,7 @@ def test_an_unloaded_model_says_so_and_can_be_loaded_again(tmp_path: Path) -> No
         await ask(registry)
         await registry.unload("m")
         assert registry.states() == (ModelStatus("m", 1, UNAVAILABLE, "unloaded"), ModelStatus("n", 1, READY))
-        with pytest.raises(ModelNotReady, match="version 1 is UNAVAILABLE: unloaded"):
+        with pytest.raises(ModelNotReady, match=r"version 1 is UNAVAILABLE: unloaded; POST .* loads it$"):
             registry.get("m")
         await registry.load("m")
         assert await ask(registry) == 2
@@ -418,7 +423,7 @@ def test_before_the_repository_is_read_and_after_the_end_nothing_is_loaded(tmp_p
     async def scenario() -> None:
         registry = Registry(Settings(model_repository=tmp_path))
         for change in (registry.load, registry.unload):
-            with pytest.raises(ModelNotReady, match="still being read"):
+            with pytest.raises(ModelNotReady, match="first scan of the model repository is not finished"):
                 await change("m")
         await registry.load_all()
         await registry.close()

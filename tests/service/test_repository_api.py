@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
-from tests.service.handmade import DOUBLE, save_version
+from tests.service.handmade import DOUBLE, save_model, save_version
 
 INDEX = "/v2/repository/index"
 LOAD = "/v2/repository/models/m/load"
@@ -132,6 +133,21 @@ def test_what_cannot_be_done_is_refused_with_words(
     assert text in answer["error"]
     assert str(tmp_path) not in answer["error"]
     assert post(client, INDEX) == (200, [LATE, READY]), "nothing has changed"
+
+
+def test_the_configuration_that_is_told_can_be_given_back_and_changed(client: TestClient, tmp_path: Path) -> None:
+    """Model Analyzer and Triton's users do so. The model's rows are single numbers: dims are []."""
+    save_model(tmp_path / "models" / "m" / "1" / "model.onnx", "g (float[N] x) => (float[N] y) { y = Neg(x) }")
+    assert post(client, LOAD) == (200, {})
+    told = client.get("/v2/models/m/config").json()
+    assert told["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": []}]
+    changed = {**told, "output": [{**told["output"][0], "dims": [1], "reshape": {"shape": []}}]}
+    body = json.dumps({"parameters": {"config": json.dumps(changed)}}).encode()
+    assert post(client, LOAD, body) == (200, {})
+    assert client.get("/v2/models/m/config").json() == changed
+    request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [3, 4]}]}
+    (output,) = client.post("/v2/models/m/infer", json=request).json()["outputs"]
+    assert (output["shape"], output["data"]) == ([2, 1], [-3.0, -4.0])
 
 
 def test_a_load_that_fails_is_400_with_the_reason(client: TestClient, tmp_path: Path) -> None:

@@ -244,6 +244,69 @@ def test_header_length_that_is_no_number_is_refused(length: bytes) -> None:
         read(HEAD, IMAGE, header_length=length)
 
 
+# --- a head that does not fit its body ----------------------------------------------------------------------------
+
+BINARY = HEAD + b"\1\xff"
+RAW_OR_LENGTH = (
+    "for the raw bytes of one tensor send the header Inference-Header-Content-Length: 0; for JSON with binary tensors "
+    "behind it, the length of the JSON in bytes"
+)
+MEASURED = f"the JSON ends behind {len(HEAD)} of {len(BINARY)} bytes: send the header Inference-Header-Content-Length: "
+NPY_WITH_LENGTH = (
+    "the body is a .npy file: send it with Content-Type: application/x-npy and without Inference-Header-Content-Length"
+)
+NPY = saved(np.array([[1, 2]], np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("body", "header_length", "found", "advice"),
+    [
+        pytest.param(BINARY, None, f"the JSON is not UTF-8: byte 0xff at position {len(HEAD) + 1}",
+                     f"{MEASURED}{len(HEAD)}", id="binary-behind-json"),
+        pytest.param(HEAD + b"{}", None, "the body is not JSON: unexpected content after document: line 1 column 105 "
+                     "(char 104)", f"{MEASURED}{len(HEAD)}", id="text-behind-json"),
+        pytest.param(BINARY, b"%d" % (len(HEAD) - 1), "the body is not JSON: unexpected end of data: line 1 column 104 "
+                     "(char 103)", f"{MEASURED}{len(HEAD)}", id="length-too-small"),
+        pytest.param(b"\xc3\xf5\x48\x40", None, "the JSON is not UTF-8: byte 0xc3 at position 0", RAW_OR_LENGTH,
+                     id="a-float"),
+        pytest.param(bytes(8), None, "the body is not JSON: unexpected character, expected a JSON value: line 1 column "
+                     "1 (char 0)", RAW_OR_LENGTH, id="zeros"),
+        pytest.param(gzip.compress(HEAD, mtime=0), None, "the JSON is not UTF-8: byte 0x8b at position 1",
+                     "the body begins like gzip: send the header Content-Encoding: gzip", id="packed"),
+        pytest.param(NPY, RAW, WHAT + f"it has {len(NPY)} bytes; input 'x' of UINT8 and shape [-1, 2, 3] takes 6 for "
+                     "one row", NPY_WITH_LENGTH, id="npy-as-raw"),
+        pytest.param(NPY, b"9", "the JSON is not UTF-8: byte 0x93 at position 0", NPY_WITH_LENGTH, id="npy-as-json"),
+    ],
+)  # fmt: skip
+def test_refusal_names_the_header_that_was_missing_or_wrong(
+    body: bytes, header_length: bytes | None, found: str, advice: str
+) -> None:
+    with pytest.raises((MalformedRequest, RequestMismatch)) as refusal:
+        read(body, IMAGE, header_length=header_length)
+    assert str(refusal.value) == f"{found}; {advice}"
+
+
+@pytest.mark.parametrize(
+    ("body", "header_length"),
+    [
+        pytest.param(HEAD + b" \r\n", None, id="length-missing-but-nothing-follows"),
+        pytest.param(HEAD + b"  ", b"%d" % (len(HEAD) + 2), id="padded-json"),
+        pytest.param(b"<x/>", None, id="other-text"),
+        pytest.param('{"id":"é'.encode("latin-1") + b'"}', None, id="json-in-another-encoding"),
+        pytest.param("\ufeff{}".encode(), None, id="byte-order-mark"),
+        pytest.param(b"x" * 63 + "é".encode(), None, id="a-character-that-the-look-cuts-in-two"),
+        pytest.param(b"", None, id="empty"),
+        pytest.param(b"[" * 5000, None, id="deep"),
+    ],
+)
+def test_refusal_gives_no_advice_where_the_head_was_right_or_nobody_can_tell(
+    body: bytes, header_length: bytes | None
+) -> None:
+    with pytest.raises(MalformedRequest) as refusal:
+        read(body, IMAGE, header_length=header_length)
+    assert "send" not in str(refusal.value)
+
+
 # --- any bytes ----------------------------------------------------------------------------------------------------
 
 BODIES = [HEAD + b"\1\2", b"\1\2", b"", saved(np.array([[1, 2]], np.uint8)), bad_request()]

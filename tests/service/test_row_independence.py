@@ -125,6 +125,21 @@ def test_rounding_that_depends_on_the_batch_is_forgiven_and_a_small_rows_damage_
     assert probe_rows({"x": ROWS}, leaking).rows is Rows.INTERFERE
 
 
+def test_bf16_is_compared_as_numbers_with_its_own_rounding() -> None:
+    """One in the last place of 8 bits is rounding; as bit patterns, which whole numbers are, nothing would be."""
+
+    def rounding(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"y": (inputs["x"].view(np.uint32) >> 16).astype(np.uint16) + np.uint16(len(inputs["x"]) == 1)}
+
+    def mixing(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        mixed = inputs["x"] - inputs["x"].mean(axis=0)
+        return {"y": (mixed.view(np.uint32) >> 16).astype(np.uint16)}
+
+    assert probe_rows({"x": ROWS}, rounding, bf16={"y"}).rows is Rows.INDEPENDENT
+    assert probe_rows({"x": ROWS}, rounding).rows is Rows.INTERFERE
+    assert probe_rows({"x": ROWS}, mixing, bf16={"y"}).rows is Rows.INTERFERE
+
+
 def test_a_row_on_an_edge_is_not_mistaken_for_interference() -> None:
     """The class of a tie is decided by rounding, which depends on the batch."""
 

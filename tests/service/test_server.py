@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from service.server import CannotServe, listen
-from tests.end_to_end.running import Foldserve, foldserve, free_port, run_command
+from tests.end_to_end.running import Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, publish, save_model, save_version
 
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 1]}]}).encode()
@@ -214,7 +214,7 @@ def test_stopping_does_not_wait_for_a_model_that_loads(repository: Path) -> None
 @pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.3, 0.4])
 def test_a_signal_during_start_up_ends_it_well(delay_s: float, repository: Path) -> None:
     """Wherever it strikes: before the port is bound, while modules are imported, while models load."""
-    with foldserve("--model-repository", repository, "--port", str(free_port()), wait="nothing") as running:
+    with foldserve("--model-repository", repository, wait="nothing") as running:
         time.sleep(delay_s)  # the point is to strike at some moment or other; nothing is awaited
         code = running.stop()
         # Python itself takes a few hundredths of a second before any handler can exist.

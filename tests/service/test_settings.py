@@ -58,6 +58,8 @@ def test_the_table_above_misses_no_knob() -> None:
         pytest.param([], {}, True, id="default"),
         pytest.param(["--no-strict-readiness"], {}, False, id="flag-off"),
         pytest.param(["--strict-readiness"], {"FOLDSERVE_STRICT_READINESS": "0"}, True, id="flag-beats-variable"),
+        pytest.param(["--strict-readiness=false"], {}, False, id="tritonserver-s-spelling"),
+        pytest.param(["--strict-readiness", "1"], {"FOLDSERVE_STRICT_READINESS": "0"}, True, id="word-of-its-own"),
         pytest.param([], {"FOLDSERVE_STRICT_READINESS": "off"}, False, id="off"),
         pytest.param([], {"FOLDSERVE_STRICT_READINESS": "False"}, False, id="capitals"),
         pytest.param([], {"FOLDSERVE_STRICT_READINESS": "yes"}, True, id="yes"),
@@ -91,6 +93,12 @@ def test_a_flag_beats_a_variable() -> None:
     assert read("--port", "1", FOLDSERVE_PORT="2").port == 1
 
 
+def test_of_a_flag_given_twice_the_last_wins() -> None:
+    """A platform's arguments come first, its user's behind them."""
+    assert read("--port", "1", "--http_port", "2").port == 2
+    assert read("--strict-readiness", "--no-strict-readiness").strict_readiness is False
+
+
 def test_a_flag_for_one_file_beats_a_variable_for_a_repository() -> None:
     settings = read("--model", "m.onnx", FOLDSERVE_MODEL_REPOSITORY="r")
     assert settings.model == Path("m.onnx")
@@ -118,6 +126,17 @@ def test_a_kubernetes_service_link_is_not_a_port() -> None:
         pytest.param(["--por", "1"], {}, ["--por"], id="abbreviation"),
         pytest.param(["models"], {}, ["models"], id="stray-word"),
         pytest.param(["--port"], {}, ["--port", "expected one argument"], id="missing-value"),
+        pytest.param(["--strict-readiness=maybe"], {}, ["--strict-readiness", "'maybe' is neither true"], id="no-word"),
+        pytest.param(["--no-strict-readiness=1"], {}, ["--no-strict-readiness takes no value"], id="no-and-a-word"),
+        pytest.param(
+            ["--model-repository", "a", "--model-repository", "b"],
+            {},
+            ["--model-repository", "given twice, a and b"],
+            id="two-repositories",
+        ),
+        pytest.param(
+            ["--model-repository", "a", "--model-store", "b"], {}, ["given twice, a and b"], id="twice-by-two-names"
+        ),
         pytest.param(
             ["--model", "m", "--model-repository", "r"], {}, ["--model and --model-repository"], id="both-flags"
         ),

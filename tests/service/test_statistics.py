@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from service.errors import DeadlineExceeded, ModelNotReady, RequestMismatch
 from service.model import Model
 from service.protocol import BatchStatistics, DurationStatistics, InferenceRequest, InputTensor
-from service.scheduler import BatchRecord
 from service.statistics import ModelStatistics
+from service.ticket import BatchRecord
 from tests.service.handmade import PICKY, load_version, save_version
 
 MS = 1_000_000

@@ -96,7 +96,6 @@ def test_a_whole_configuration_as_triton_s_documentation_shows_it() -> None:
         pytest.param("dynamic_batching {}", {"name": "m"}, id="default-batching"),
         pytest.param("optimization {}", {"name": "m"}, id="default-optimization"),
         pytest.param("instance_group { kind: 2 }", {"name": "m", "scheduler": {"instances": 1}}, id="enum-by-number"),
-        pytest.param("instance_group { gpus: [0] }", {"name": "m", "scheduler": {"instances": 1}}, id="first-gpu"),
     ],
 )  # fmt: skip
 def test_what_the_file_does_not_say_stays_unsaid(text: str, expected: Mapping[str, Any]) -> None:
@@ -145,16 +144,29 @@ def test_datatypes_lose_their_prefix(datatype: str) -> None:
             'parameters { key: "intra_op_thread_count" value: { string_value: "4" } }',
             "parameters 'intra_op_thread_count' is not used", id="parameter",
         ),
-        pytest.param("optimization { graph { level: 1 } }", "optimization.graph is not used", id="graph-level"),
+        pytest.param("optimization { graph { level: 1 } }", "optimization.graph (level) is not used", id="graph-level"),
         pytest.param(
             'optimization { execution_accelerators { gpu_execution_accelerator: [ { name: "tensorrt" } ] } }',
-            "optimization.execution_accelerators is not used: --providers", id="accelerator",
+            "optimization.execution_accelerators (gpu_execution_accelerator.name) is not used: --providers",
+            id="accelerator",
         ),
-        pytest.param("optimization { cuda { graphs: true } }", "optimization.cuda is not used", id="cuda"),
-        pytest.param('model_warmup [ { name: "a" batch_size: 1 } ]', "model_warmup is not used", id="warm-up"),
+        pytest.param("optimization { cuda { graphs: true } }", "optimization.cuda (graphs) is not used", id="cuda"),
+        pytest.param('model_warmup [ { name: "a" } ]', "model_warmup (name) is not used", id="warm-up"),
         pytest.param("response_cache { enable: true }", "response_cache.enable true is not used", id="cache"),
         pytest.param('metric_tags { key: "team" value: "a" }', "metric_tags 'team' is not used", id="metric-tags"),
-        pytest.param("instance_group { rate_limiter { priority: 2 } }", "rate_limiter is not used", id="rate-limiter"),
+        pytest.param(
+            'instance_group { rate_limiter { priority: 2 resources [ { name: "R" }, { nmae: "S" } ] } }',
+            "instance_group.rate_limiter (priority, resources.name, resources.nmae) is not used", id="misspelt-within",
+        ),
+        pytest.param(
+            'parameters { key: "a" value { string_value: "b" strng: "c" } }', "parameters 'a' (value.strng) is not",
+            id="more-than-an-entry-has",
+        ),
+        pytest.param(
+            "instance_group { gpus: [0] }", "instance_group.gpus [0] is not used: models run where --providers says, "
+            "CPUExecutionProvider", id="gpu-without-a-provider",
+        ),
+        pytest.param("instance_group { count: 0 }", "instance_group.count 0 is not used", id="no-count"),
     ],
 )  # fmt: skip
 def test_what_changes_no_answer_is_warned_about_by_name(text: str, told: str) -> None:
@@ -177,8 +189,7 @@ def test_a_warning_is_given_once_for_all_tensors_and_once_for_each_parameter() -
         pytest.param('platform: "ensemble"', r"platform 'ensemble'", id="ensemble-platform"),
         pytest.param('backend: "python"', r"backend 'python' is not served: only ONNX", id="python"),
         pytest.param('runtime: "model.py"', r"runtime 'model.py'", id="runtime"),
-        pytest.param('input { name: "x" reshape { shape: [] } }', r"input.reshape is not served", id="reshape"),
-        pytest.param('output { name: "x" reshape { shape: [] } }', r"output.reshape is not served", id="out-reshape"),
+        pytest.param("instance_group [ {}, {\n count: -1 } ]", r"line 2, .* is -1; expected 1 or more", id="instances"),
         pytest.param('input { name: "x" allow_ragged_batch: true }', r"allow_ragged_batch true", id="ragged"),
         pytest.param('input { name: "x" optional: true }', r"input.optional true is not served", id="optional"),
         pytest.param('input { name: "x" is_shape_tensor: 1 }', r"input.is_shape_tensor 1", id="shape-tensor"),
@@ -239,8 +250,10 @@ def test_a_default_that_is_spelled_out_is_nothing_to_warn_about(text: str) -> No
 def test_a_gpu_is_believed_only_where_one_is_asked_for() -> None:
     group = "instance_group { kind: KIND_GPU count: 2 gpus: [0] }"
     assert read(group, CUDA).scheduler.instances == 2
+    assert warnings(group, CUDA) == ()
     with pytest.raises(
-        ModelRejected, match=r"kind is KIND_GPU, but --providers is CPUExecutionProvider: nothing would"
+        ModelRejected,
+        match=r"kind is KIND_GPU, but --providers is CPUExecutionProvider: .* write KIND_CPU, or KIND_AUTO",
     ):
         read(group)
 
@@ -248,6 +261,55 @@ def test_a_gpu_is_believed_only_where_one_is_asked_for() -> None:
 def test_a_cpu_that_is_asked_for_beside_a_gpu_provider_is_warned_about() -> None:
     (warning,) = warnings("instance_group { kind: KIND_CPU }", CUDA)
     assert "KIND_CPU is not used: models run where --providers says, CUDAExecutionProvider,CPU" in warning
+
+
+@pytest.mark.parametrize(
+    ("location", "spelled"),
+    [
+        pytest.param((), "", id="the-whole-file"),
+        pytest.param(("max_batch_size",), "line 2, column 1: max_batch_size", id="same-name"),
+        pytest.param(("inputs", 1, "shape", 0), "line 4, column 34: input.dims", id="in-the-second-input"),
+        pytest.param(("inputs", 1, "shape", 1), "line 4, column 34: input.dims", id="behind-the-rows"),
+        pytest.param(("inputs", 0), "line 3, column 1: input", id="a-whole-input"),
+        pytest.param(("outputs", 0, "datatype"), "line 5, column 10: output.data_type", id="output"),
+        pytest.param(("scheduler",), "line 6, column 1: dynamic_batching", id="group"),
+        pytest.param(("scheduler", "max_queue_size"), "line 7, column 26: dynamic_batching.default_queue_policy.max_"
+                     "queue_size", id="deep"),
+        pytest.param(("scheduler", "instances"), "line 8, column 18: instance_group.count", id="sum"),
+        pytest.param(("version_policy", "specific", 1), "line 9, column 29: version_policy.specific.versions", id="at"),
+        pytest.param(("name",), "line 1, column 1: name", id="what-the-file-does-not-say"),
+    ],
+)  # fmt: skip
+def test_a_place_is_told_as_the_file_has_it(location: tuple[str | int, ...], spelled: str) -> None:
+    text = """
+max_batch_size: 4
+input [ { name: "a" data_type: TYPE_FP32 dims: [2] },
+{ name: "b" data_type: TYPE_FP32 dims: [-2] } ]
+output { data_type: TYPE_FP32 name: "c" dims: 1 }
+dynamic_batching {
+  default_queue_policy { max_queue_size: 1 } }
+instance_group { count: 70 }
+version_policy { specific { versions: [1, 0] } }
+"""
+    assert translate(text.encode(), "m", CPU).spell(location) == spelled
+
+
+def test_a_tensor_may_have_another_shape_in_the_model_than_on_the_wire() -> None:
+    """Triton's quick start, densenet_onnx."""
+    text = (
+        'input { name: "x" data_type: TYPE_FP32 dims: [3, 224, 224] reshape { shape: [1, 3, 224, 224] } }'
+        'output { name: "y" data_type: TYPE_FP32 dims: [1] reshape { shape: [] } }'
+    )
+    alone, batched = read("max_batch_size: 0 " + text), read("max_batch_size: 2 " + text)
+    assert (alone.inputs[0].shape, alone.inputs[0].reshape) == ((3, 224, 224), (1, 3, 224, 224))
+    assert (alone.outputs[0].shape, alone.outputs[0].reshape) == ((1,), ())
+    assert (batched.inputs[0].reshape, batched.outputs[0].reshape) == ((-1, 1, 3, 224, 224), (-1,))
+    assert read(TENSORS).inputs[0].reshape is None
+
+
+def test_a_row_that_is_one_number_has_no_dims() -> None:
+    tensor = read('max_batch_size: 4 input { name: "x" data_type: TYPE_FP32 dims: [ ] }').inputs[0]
+    assert tensor.shape == (-1,)
 
 
 # The fields of the messages that are looked into, from model_config.proto.
@@ -258,6 +320,8 @@ SCHEMA: Mapping[str, str] = {
     "model_repository_agents response_cache model_metrics",
     "input.": "name data_type format dims reshape is_shape_tensor allow_ragged_batch optional is_non_linear_format_io",
     "output.": "name data_type dims reshape label_filename is_shape_tensor is_non_linear_format_io",
+    "input.reshape.": "shape",
+    "output.reshape.": "shape",
     "version_policy.": "latest all specific",
     "version_policy.latest.": "num_versions",
     "version_policy.specific.": "versions",

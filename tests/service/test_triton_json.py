@@ -50,6 +50,16 @@ def read(tree: Any) -> ModelConfig:
             id="any-character",
         ),
         pytest.param(
+            {"max_batch_size": 4, "input": [{**X, "dims": []}]},
+            {"max_batch_size": 4, "inputs": ({**OURS, "shape": (-1,)},)},
+            id="an-empty-list-of-dims-is-what-our-own-configuration-says-of-rows-of-single-numbers",
+        ),
+        pytest.param(
+            {"input": [{**X, "reshape": {"shape": [1, 3, -1]}}]},
+            {"max_batch_size": None, "inputs": ({**OURS, "shape": (3, -1), "reshape": (1, 3, -1)},)},
+            id="reshape",
+        ),
+        pytest.param(
             {"batch_input": [], "cc_model_filenames": {}, "parameters": {}, "model_warmup": []}, {}, id="empty-lists"
         ),
         pytest.param(
@@ -89,7 +99,15 @@ def test_what_is_no_configuration(text: str, problem: str) -> None:
         pytest.param({"sequence_batching": {}}, "the configuration: sequence_batching is not served", id="refused"),
         pytest.param({"max_batch_size": 1.5}, "the configuration: max_batch_size is", id="not-whole"),
         pytest.param({"max_batch_size": True}, "the configuration: max_batch_size is", id="boolean"),
-        pytest.param({"max_batch_size": -1}, "the configuration: max_batch_size: ", id="negative"),
+        pytest.param(
+            {"max_batch_size": -1}, "the configuration: max_batch_size is -1; expected 0 or more", id="negative"
+        ),
+        pytest.param(
+            {"instance_group": [{"count": 65}]},
+            "the configuration: instance_group.count is 65; expected 64",
+            id="too-many",
+        ),
+        pytest.param({"input": [X, X]}, "the configuration: an input is named twice", id="twice"),
         pytest.param({"input": [{**X, "data_type": "FP32"}]}, "the configuration: input.data_type is", id="enum"),
     ],
 )

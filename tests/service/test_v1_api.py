@@ -12,12 +12,21 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from service.answers import Answer
 from service.app import build_app, create_app
+from service.compression import PACKED_AT_ONCE_BYTES
 from service.errors import QueueFull
 from service.http_api import InferRoute
-from service.infer import InferHead
-from service.protocol import PLATFORM, InferenceRequest, ModelMetadata, TensorMetadata
-from service.registry import ModelState, ModelStatus
+from service.infer import EXPANDED_AT_ONCE_BYTES, InferHead
+from service.model_states import ModelState, ModelStatus
+from service.protocol import (
+    PLATFORM,
+    InferenceRequest,
+    InferenceResponse,
+    ModelMetadata,
+    OutputTensor,
+    TensorMetadata,
+)
 from service.settings import Settings
 from service.v1_api import PREDICT_PATHS, begin_predict, example_predict
 from tests.service.handmade import DOUBLE, FIXED, PICKY, TEXT, save_version
@@ -57,6 +66,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         pytest.param("double", '{"instances":[[1,2],[3,4]]}', '{"predictions":[[2.0,4.0],[6.0,8.0]]}', id="rows"),
         pytest.param("double", '{"inputs":{"x":[[1,2]]}}', '{"outputs":[[2.0,4.0]]}', id="columns"),
         pytest.param("text", '{"instances":[["a","é"]]}', '{"predictions":[["a","é"]]}', id="text"),
+        pytest.param("text", '{"instances":[[{"b64":"w6k="},"a"]]}', '{"predictions":[["é","a"]]}', id="base64"),
         pytest.param("two", '{"instances":[{"a":[1,2],"i":3},{"a":[4,5],"i":9007199254740993}]}',
                      '{"predictions":[{"s":[2.0,4.0],"j":6},{"s":[8.0,10.0],"j":18014398509481986}]}', id="two-inputs"),
         pytest.param("two", '{"inputs":{"a":[[1,2]],"i":[3]}}', '{"outputs":{"s":[[2.0,4.0]],"j":[6]}}',
@@ -149,6 +159,22 @@ def test_get_of_a_prediction_is_not_there(path: str, client: TestClient) -> None
     assert (answer.status_code, list(answer.json())) == (404, ["error"])
 
 
+@pytest.mark.parametrize("path", ["/v1/models/double", "/v1/models/double/versions/2", "/v1/models/none"])
+@pytest.mark.parametrize("verb", ["classify", "regress", "explain"])
+def test_other_verbs_are_501_and_name_predict(verb: str, path: str, client: TestClient) -> None:
+    answer = client.post(f"{path}:{verb}", json={"examples": [{"x": 1}]})
+    told = f"models here take no ':{verb}'; POST {path}:predict answers all of a model's outputs"
+    assert (answer.status_code, answer.json()) == (501, {"error": told})
+
+
+@pytest.mark.parametrize("rest", ["/models/double", "/models/double/versions/2"])
+def test_metadata_is_where_v2_has_it(rest: str, client: TestClient) -> None:
+    answer = client.get(f"/v1{rest}/metadata")
+    told = f"there is no metadata in V1 here; GET /v2{rest} tells a model's inputs and outputs"
+    assert (answer.status_code, answer.json()) == (404, {"error": told})
+    assert client.get(f"/v2{rest}").json()["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+
+
 class Queueing:
     """A model that never answers, or refuses."""
 
@@ -193,6 +219,36 @@ def test_caller_who_goes_takes_the_request_out_of_the_queue() -> None:
 
     model, sent = asyncio.run(call())
     assert (model.cancelled, sent) == (1, [])
+
+
+class Echoing(Queueing):
+    """A model that answers with its input, soon."""
+
+    def begin(self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float) -> Callable[[], object]:
+        (x,) = request.inputs
+        response = InferenceResponse("m", "1", (OutputTensor("y", x.datatype, x.data),))
+        asyncio.get_running_loop().call_soon(done, response)
+        return self._cancel
+
+
+def test_long_packed_body_is_read_and_its_long_answer_packed() -> None:
+    """Both beside the event loop: neither is done when `begin_predict` returns."""
+    values = [number / 8 for number in range(10_000)]
+    body = gzip.compress(json.dumps({"instances": values}).encode())
+    assert len(body) > EXPANDED_AT_ONCE_BYTES
+
+    async def call() -> Answer:
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        registry: Any = Echoing()
+        head = InferHead("m", content_encoding=b"gzip", accept_encoding=b"gzip")
+        begin_predict(registry, head, body, answered.set_result, max_body_bytes=10**6)
+        return await asyncio.wait_for(answered, 30)
+
+    answer = asyncio.run(call())
+    unpacked = gzip.decompress(answer.body)
+    assert (answer.status, dict(answer.headers)[b"content-encoding"]) == (200, b"gzip")
+    assert len(unpacked) > PACKED_AT_ONCE_BYTES
+    assert json.loads(unpacked) == {"predictions": values}
 
 
 def test_full_queue_is_told_as_in_v2() -> None:

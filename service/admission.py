@@ -1,0 +1,115 @@
+"""Who may wait: bounds on requests and bytes, deadlines that can be kept, and how long it will take.
+
+A refusal is cheap and honest: it says what is full, in figures, and when another try is likely to be taken. Looks at
+the queue and at what runs, and changes neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Generic
+
+from service.errors import DeadlineExceeded, ModelNotReady, QueueFull
+from service.latency_curve import LatencyCurve
+from service.ticket import ItemT, ResultT, Run, Ticket
+from service.waiting import QueueSpace, Waiting
+
+# A deadline has to leave so many times the expected time, or the request is refused on arrival: what is admitted should
+# be answered, and expectations are means.
+_MARGIN = 1.25
+
+
+class Admission(Generic[ItemT, ResultT]):
+    """The rules of one queue. Times in seconds, on the clock of `now`."""
+
+    def __init__(
+        self,
+        waiting: Waiting[ItemT, ResultT],
+        runs: Sequence[Run[ItemT, ResultT]],
+        curve: LatencyCurve,
+        space: QueueSpace,
+        *,
+        name: str,
+        max_batch_rows: int,
+        max_queue_size: int,
+        instances: int,
+    ) -> None:
+        """`waiting` and `runs` are the scheduler's own, as they are at any time."""
+        self.is_closed = False
+        self._waiting = waiting
+        self._runs = runs
+        self._curve = curve
+        self._space = space
+        self._name = name
+        self._max_batch_rows = max_batch_rows
+        self._max_queue_size = max_queue_size
+        self._instances = instances
+
+    def require(self, rows: int, size_bytes: int, now: float, deadline_s: float) -> None:
+        """Raises QueueFull, DeadlineExceeded, ModelNotReady; nothing when such a request may wait."""
+        if self.is_closed:
+            raise self.closed()
+        if rows > self._max_batch_rows:
+            raise ValueError(f"{rows} rows can never run: a batch holds {self._max_batch_rows}")
+        requests = self._waiting.requests
+        # Those that idle instances are about to take do not count as waiting.
+        idle = self._instances - len(self._runs)
+        if requests >= self._max_queue_size + idle * self._max_batch_rows:
+            told = f"{requests} requests wait, max_queue_size is {self._max_queue_size}"
+            raise self._full(told, self.expected_s(rows, now))
+        # At least one of every queue, however many bytes others hold: each request fits sometime.
+        if requests and self._space.used_bytes + size_bytes > self._space.limit_bytes:
+            told = (
+                f"waiting requests hold {self._space.used_bytes} bytes, this one needs at least {size_bytes} more, and "
+                f"the server has room for {self._space.limit_bytes:.0f}"
+            )
+            raise self._full(told, self.expected_s(rows, now))
+        # An idle instance has nothing to lose, and expectations that are wrong are only corrected by what runs.
+        if deadline_s < math.inf and (requests or idle <= 0 or deadline_s <= now):
+            self._require_time(rows, now, deadline_s)
+
+    def _require_time(self, rows: int, now: float, deadline_s: float) -> None:
+        expected_s = self.expected_s(rows, now)
+        if deadline_s <= now:
+            raise DeadlineExceeded(
+                f"{self._name}: the request's timeout passed before it was complete; it was not run",
+                retry_after_s=expected_s,
+            )
+        expected_s *= _MARGIN
+        if now + expected_s > deadline_s:
+            raise DeadlineExceeded(
+                f"{self._name} would answer within about {expected_s:.2g} s, the request allows {deadline_s - now:.2g} "
+                f"s; it was not run",
+                retry_after_s=expected_s - (deadline_s - now),
+            )
+
+    def expected_s(self, rows: int, now: float) -> float:
+        """How long a request of `rows` rows that came now would take to be answered, behind all that wait already."""
+        own_s = self._curve.seconds(rows)
+        if len(self._runs) < self._instances and not self._waiting.requests:
+            return own_s
+        batch_rows = self._curve.rows_worth_running(min(max(self._waiting.rows + rows, 1), self._max_batch_rows))
+        # Each group needs at least one batch of its own; all instances work off the queue together.
+        batches = max(self._waiting.rows // batch_rows, self._waiting.groups - 1)
+        wait_s = batches * self._curve.seconds(batch_rows) / self._instances
+        if len(self._runs) >= self._instances:
+            wait_s += min(max(run.started_s + run.expected_s - now, 0.0) for run in self._runs)
+        return wait_s + own_s
+
+    def too_late(self, ticket: Ticket[ItemT, ResultT], now: float) -> DeadlineExceeded:
+        """Told when a deadline passes, or cannot be kept any more, while its request waits."""
+        return DeadlineExceeded(
+            f"{self._name}: the request's timeout of {ticket.deadline_s - ticket.submitted_s:.2g} s passed while it "
+            f"waited behind others; it was not run",
+            retry_after_s=self.expected_s(ticket.rows, now),
+        )
+
+    def closed(self) -> ModelNotReady:
+        return ModelNotReady(f"{self._name} is UNLOADING and takes no more requests")
+
+    def _full(self, told: str, retry_after_s: float) -> QueueFull:
+        return QueueFull(
+            f"the queue of {self._name} is full: {told}; try again in about {retry_after_s:.1g} s",
+            retry_after_s=retry_after_s,
+        )

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from service.infer import InferHead
+from service.lane_heads import HeadMemory, LaneHead, read_lane_head
+
+
+def head(*headers: bytes, path: bytes = b"/v2/models/echo/infer", length: int = 68) -> bytes:
+    lines = [b"POST %b HTTP/1.1" % path, b"Host: h", *headers, b"Content-Length: %d" % length]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def test_a_plain_head_says_all_that_its_answer_depends_on() -> None:
+    plain = head(b"Inference-Header-Content-Length: 91", path=b"/v2/models/m/versions/3/infer", length=95)
+    assert read_lane_head(plain, 1000, 1000) == LaneHead(InferHead("m", "3", b"91"), 95, 91)
+
+
+@pytest.mark.parametrize("path", [b"/v2/models/a#b/infer", b"/v2/models/\xc3\xa9/infer", b"/v2/models/a%62/infer"])
+def test_a_path_that_readers_of_urls_may_differ_about_is_not_for_the_lane(path: bytes) -> None:
+    assert read_lane_head(head(path=path), 1000, 1000) is None
+
+
+def test_a_head_is_read_once_and_known_by_all_its_bytes() -> None:
+    heads = HeadMemory(1000, 1000, entries=2)
+    first = heads.read(head())
+    assert heads.read(head()) is first
+    other = heads.read(head(path=b"/v2/models/other/infer"))
+    assert other is not None
+    assert other.infer.model_name == "other"
+
+
+def test_memory_for_heads_is_bounded() -> None:
+    heads = HeadMemory(1000, 10_000, entries=3, entry_bytes=200)
+    for number in range(10):
+        heads.read(head(b"X: %d" % number))
+        heads.read(head(b"X: %d" % number + b"a" * 300))
+    assert len(heads._known) <= 3
+    assert all(len(known) <= 200 for known in heads._known)
