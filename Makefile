@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test test-clients test-zoo test-exporters test-load fuzz lint models bench-start bench-build bench-fold bench-large bench-serve
+.PHONY: serve test test-clients test-zoo test-exporters test-load fuzz lint models bench-start bench-build bench-fold bench-large bench-schedule bench-serve
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
@@ -44,6 +44,9 @@ bench-large: .venv/test.stamp  ## seconds and memory for weights of 1 GB, and of
 
 bench-fold: $(BENCH)/zoo.stamp $(BENCH)/fold-rivals.stamp  ## what folding removes and saves, next to other tools
 	$(BENCH)/zoo/bin/python -m tests.benchmarks.bench_fold --rivals $(BENCH)/fold-rivals $(ARGS)
+
+bench-schedule: .venv/test.stamp  ## throughput without tuning, next to every static batching of a grid: half an hour
+	$(BIN)/python -m tests.benchmarks.bench_schedule $(ARGS)
 
 bench-serve: .venv/test.stamp $(BENCH)/serve-rivals.stamp  ## what the server costs, next to other servers and to none
 	$(BIN)/python -m tests.benchmarks.bench_serve --rivals $(BENCH)/serve-rivals $(ARGS)
