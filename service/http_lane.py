@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -253,7 +254,7 @@ class Lane(Connection):
         self._await(Phase.BODY if self._unwanted_bytes else Phase.NOTHING if self._held else Phase.REQUEST)
         if self._held:
             self._go_on_soon()
-        else:
+        elif answer.status == HTTPStatus.OK:  # a flood of refusals must not take the cores from what runs
             self._poll.answered()
 
     def _go_on_soon(self) -> None:

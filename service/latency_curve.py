@@ -6,8 +6,9 @@ waiting for, how many rows are worth running together, and when will those who w
 A measured point is a *shape*, how sizes compare with each other, times one *speed* for all of them. When the machine
 slows down every size does, also those that nobody runs just then: so an observation moves the speed soon, and the shape
 of its own size slowly. Otherwise sizes that are not run would look fast for being out of date.
-Between measured points time is taken to be linear in rows, beyond the last one to go on with the slope of the last
-stretch. Both are guesses that observations correct.
+Between measured points time is taken to be linear in rows; beyond the last one nothing more is gained a row, for the
+slope of the last stretch is mostly noise, and far out it would promise the most. Both are guesses that observations
+correct: larger batches are tried one doubling at a time.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class LatencyCurve:
         if rows <= known[0]:
             # Fewer rows than were ever measured: a fixed-size model, whose runs all take the same.
             return self._speed * shape[0]
-        if len(known) == 1:
-            return self._speed * shape[0] * rows / known[0]
-        right = min(bisect_left(known, rows), len(known) - 1)
+        if rows >= known[-1]:
+            return self._speed * shape[-1] * rows / known[-1]
+        right = bisect_left(known, rows)
         left = right - 1
         slope = (shape[right] - shape[left]) / (known[right] - known[left])
         # A stretch that falls is noise; a batch never takes less for having more rows.
@@ -90,10 +91,10 @@ class LatencyCurve:
         has changed since, is found out. `larger`: now it is the larger one's turn."""
         worth = self.rows_worth_running(rows)
         self._chosen += 1
+        if worth > 1 and not larger and self._chosen % _SMALLER_EVERY == 0:
+            return worth // 2
         if worth < rows and (larger or self._chosen % _LARGER_EVERY == 0):
             return min(2 * worth, rows)
-        if worth > 1 and self._chosen % _SMALLER_EVERY == 0:
-            return worth // 2
         return worth
 
     def observe(self, rows: int, seconds: float) -> None:

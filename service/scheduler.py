@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, Protocol, cast
 
-from service.admission import Admission
+from service.admission import MARGIN, Admission
 from service.arrivals import Arrivals
 from service.latency_curve import LatencyCurve
 from service.ticket import BatchOutcome, BatchRecord, ItemT, ResultT, Run, Runner, Ticket
@@ -220,7 +220,9 @@ class Scheduler(Generic[ItemT, ResultT]):
         most_rows = self.curve.rows_to_run(rows, larger=self._arrivals.has_tried)
         now = self._timers.time()
         return self._waiting.take(
-            most_rows, self.max_batch_rows, lambda rows, deadline_s: now + self.curve.seconds(rows) <= deadline_s
+            most_rows,
+            self.max_batch_rows,
+            lambda rows, deadline_s: now + MARGIN * self.curve.seconds(rows) <= deadline_s,
         )
 
     # --- running ---
@@ -252,7 +254,7 @@ class Scheduler(Generic[ItemT, ResultT]):
             if ticket.done is None:
                 continue
             # As at admission: a request that nobody else waits behind is tried while its time has not passed.
-            needs_s = self.curve.seconds(ticket.rows) if len(tickets) > 1 or self._waiting.requests else 0.0
+            needs_s = MARGIN * self.curve.seconds(ticket.rows) if len(tickets) > 1 or self._waiting.requests else 0.0
             if ticket.deadline_s < _FOREVER and now + needs_s >= ticket.deadline_s:
                 ticket.settle(self._admission.too_late(ticket, now))
             else:

@@ -15,7 +15,7 @@ CURVES = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16, 32, 64]), st.floats(1e
         pytest.param(1, 1.0, id="measured"),
         pytest.param(2, 1.5, id="between"),
         pytest.param(3, 2.0, id="measured-too"),
-        pytest.param(5, 3.0, id="beyond-goes-on-with-the-last-slope"),
+        pytest.param(6, 4.0, id="beyond-nothing-more-is-gained-a-row"),
     ],
 )
 def test_time_is_linear_between_measured_points(rows: int, seconds: float) -> None:
@@ -54,6 +54,15 @@ def test_the_smallest_batch_that_serves_as_many_rows_a_second(
     measured: dict[int, float], waiting: int, worth: int
 ) -> None:
     assert LatencyCurve(measured).rows_worth_running(waiting) == worth
+
+
+def test_sizes_far_beyond_what_was_measured_are_reached_a_doubling_at_a_time() -> None:
+    """The slope between 4 and 8 rows is an error of measurement: followed to 40 rows it would promise half as much
+    again, and one run of 40 would cost all who wait their deadlines."""
+    curve = LatencyCurve({1: 0.02, 2: 0.04, 4: 0.08, 8: 0.145})
+    assert curve.rows_worth_running(40) == 8
+    chosen = {curve.rows_to_run(40) for _ in range(64)}
+    assert chosen == {4, 8, 16}
 
 
 def test_the_curve_follows_what_batches_take() -> None:

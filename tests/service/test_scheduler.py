@@ -105,7 +105,7 @@ class Bench:
         given: dict[str, Any] = {"name": "model 'm'", "max_batch_rows": 4, "max_queue_size": 100}
         self.scheduler: Scheduler[str, str] = Scheduler(
             self.runner,
-            LatencyCurve(curve or {1: 1.0, 4: 1.0}),
+            LatencyCurve(curve or {1: 1.0, 64: 1.0}),
             self.loop,
             on_batch=self.records.append,
             **given | {"max_queue_delay_s": 0.0} | options,
@@ -461,7 +461,7 @@ def test_a_request_whose_deadline_passes_while_it_waits_is_told_then_and_never_r
     bench.loop.advance(0.2)
     assert isinstance(bench.told["a"], DeadlineExceeded)
     assert str(bench.told["a"]) == (
-        "model 'm': the request's timeout of 2.5 s passed while it waited behind others; it was not run"
+        "model 'm': of the request's timeout of 2.5 s, 2.5 s went by behind others; it was not run"
     )
     bench.finish(2)
     assert bench.runner.started == [["running"], ["b"]]
@@ -481,11 +481,11 @@ def test_a_request_that_could_not_be_answered_in_time_any_more_is_not_run() -> N
 
 
 def test_company_makes_nobody_late_who_would_be_in_time_alone() -> None:
-    """Four rows together pay, but take 2 s; when its turn comes the first has 1.5 s left, enough for two."""
+    """Four rows together pay, but take 2 s; when its turn comes the first has 1.7 s left, enough for two."""
     bench = Bench(curve={1: 1.0, 4: 2.0})
     bench.submit("running")
     bench.turn()
-    bench.submit("a", deadline_s=bench.loop.now_s + 2.6)
+    bench.submit("a", deadline_s=bench.loop.now_s + 2.8)
     bench.submit("b", "c", "d")
     bench.loop.advance(1.1)
     bench.finish(3)

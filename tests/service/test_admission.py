@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from service.errors import Overloaded
+from service.latency_curve import LatencyCurve
+from service.scheduler import Scheduler
+from service.ticket import BatchOutcome
+
+DEADLINE_S = 1.0
+
+
+@dataclass(order=True)
+class Due:
+    when_s: float
+    number: int
+    callback: Callable[[], object] | None = field(compare=False)
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class VirtualLoop:
+    """An event loop whose time passes only from one event to the next."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[Due] = []
+        self._numbers = itertools.count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, callback: Callable[[], object]) -> Due:
+        return self.call_at(self.now, callback)
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Due:
+        due = Due(max(when, self.now), next(self._numbers), callback)
+        heapq.heappush(self._due, due)
+        return due
+
+    def run_until(self, end_s: float) -> None:
+        while self._due[0].when_s <= end_s:
+            due = heapq.heappop(self._due)
+            self.now = due.when_s
+            if due.callback is not None:
+                due.callback()
+
+
+@dataclass
+class Overload:
+    """Requests of one row, ten times as many as can be answered, each worth nothing after `DEADLINE_S`."""
+
+    row_s: float
+    slowness: Callable[[float], float]
+    """How many times as long as measured a run takes that begins then."""
+    loop: VirtualLoop = field(default_factory=VirtualLoop)
+    in_time: int = 0
+    late: int = 0
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(1)
+        curve = LatencyCurve({rows: rows * self.row_s for rows in (1, 2, 4, 8)})
+        self.scheduler: Scheduler[None, None] = Scheduler(
+            self._run, curve, self.loop, name="m", max_batch_rows=64, max_queue_size=1024, instances=1
+        )
+
+    def run_for(self, seconds: float) -> float:
+        """The share of the rows that could have been computed that was answered in time."""
+        self._send()
+        self.loop.run_until(seconds)
+        steps = 1000
+        possible = (
+            sum(1 / self.slowness(seconds * step / steps) for step in range(steps)) * seconds / steps / self.row_s
+        )
+        return self.in_time / possible
+
+    def _run(self, items: Sequence[None], rows: int, finished: Callable[[BatchOutcome[Any]], None]) -> None:
+        took_s = rows * self.row_s * self.slowness(self.loop.now) * math.exp(self._random.gauss(0, 0.04))
+        self.loop.call_at(self.loop.now + took_s, lambda: finished(BatchOutcome([None] * len(items))))
+
+    def _send(self) -> None:
+        self.loop.call_at(self.loop.now + self._random.expovariate(10 / self.row_s), self._send)
+        sent_s = self.loop.now
+
+        def told(outcome: object) -> None:
+            if outcome is None:
+                self.in_time += self.loop.now - sent_s <= DEADLINE_S
+                self.late += self.loop.now - sent_s > DEADLINE_S
+
+        with contextlib.suppress(Overloaded):
+            self.scheduler.submit(None, told, rows=1, deadline_s=sent_s + DEADLINE_S)
+
+
+@pytest.mark.parametrize(
+    "slowness",
+    [
+        pytest.param(lambda now: 1.0, id="as-measured"),
+        pytest.param(lambda now: 1.5, id="slower-than-measured"),
+        pytest.param(lambda now: 2.0 if now % 10 > 7 else 1.0, id="halved-for-seconds-by-a-neighbour"),
+    ],
+)
+def test_an_overloaded_model_spends_its_time_on_answers_in_time(slowness: Callable[[float], float]) -> None:
+    overload = Overload(row_s=0.018, slowness=slowness)
+    assert overload.run_for(20.0) > 0.93
+    assert overload.late <= 0.02 * overload.in_time
