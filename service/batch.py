@@ -89,7 +89,7 @@ def split(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[dict[str, A
         if array.ndim == 0 or array.shape[0] != total:
             raise InferenceFailed(
                 f"output {name!r} has shape {list(array.shape)} for a batch of {total} rows: its first dimension does "
-                f"not count rows, so the model cannot be batched; set max_batch_size to 0 in its config.json"
+                f"not count rows, so the model cannot be batched; set max_batch_size to 0 in its configuration"
             )
     if len(rows) == 1:
         return [dict(outputs)]

@@ -2,9 +2,10 @@
 
 A hop to a thread and back costs some 50 us on an idle machine, and on a busy one it can cost milliseconds more: the
 thread has to get the interpreter lock back from an event loop that is decoding requests. So a batch that the latency
-curve expects to be shorter than `INLINE_S` runs right where it is. Everything longer never holds up the loop.
+curve expects to be shorter than `INLINE_S` runs right where it is, if it is like what was measured. Should one hold up
+the loop all the same, those after it go to the threads, the longer the more often that happens.
 
-Knows neither queue nor model: what a batch is and how it is computed are passed in.
+Knows neither queue nor model: what a batch is, how it is computed and what it is like are passed in.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -25,6 +27,10 @@ INLINE_S = 200e-6
 # Batches that seem no longer than this are tried in place now and then.
 _PERHAPS_SHORT_S = 2e-3
 _TRIED_EVERY = 32
+# A batch that took so long on the loop was not what the curve took it for; a busy machine rarely takes a core away for
+# as long. The next so many run in threads, and four times as many each time that it happens again.
+_HELD_UP_S = 20e-3
+_FIRST_BANISHED = 64
 
 _Finished = Callable[[BatchOutcome[ResultT]], None]
 _Job = tuple[asyncio.AbstractEventLoop, Sequence[ItemT], _Finished[ResultT]]
@@ -34,10 +40,24 @@ class Instances(Generic[ItemT, ResultT]):
     """A `Runner` of the scheduler (see there). Threads start with the first batch that needs one."""
 
     def __init__(
-        self, compute: Callable[[Sequence[ItemT]], BatchOutcome[ResultT]], curve: LatencyCurve, *, count: int, name: str
+        self,
+        compute: Callable[[Sequence[ItemT]], BatchOutcome[ResultT]],
+        curve: LatencyCurve,
+        *,
+        count: int,
+        name: str,
+        is_as_measured: Callable[[Sequence[ItemT], int], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """compute: runs one batch, blocking; called from several threads at once. Must not raise."""
+        """compute: runs one batch, blocking; called from several threads at once. Must not raise.
+
+        is_as_measured: whether the curve speaks for these items, of so many rows; without it, for all.
+        """
         self._compute = compute
+        self._is_as_measured = is_as_measured
+        self._clock = clock
+        self._banished = 0
+        self._next_banished = _FIRST_BANISHED
         self._curve = curve
         self._count = count
         self._name = name
@@ -46,8 +66,12 @@ class Instances(Generic[ItemT, ResultT]):
         self._hops = 0
 
     def __call__(self, items: Sequence[ItemT], rows: int, finished: _Finished[ResultT]) -> None:
-        if self._runs_here(self._curve.seconds(rows)):
-            finished(self._compute(items))
+        if self._runs_here(items, rows):
+            began = self._clock()
+            outcome = self._compute(items)
+            if self._clock() - began > _HELD_UP_S:
+                self._banished, self._next_banished = self._next_banished, 4 * self._next_banished
+            finished(outcome)
             return
         if not self._threads:
             self._threads = [
@@ -58,12 +82,20 @@ class Instances(Generic[ItemT, ResultT]):
                 thread.start()
         self._jobs.put((asyncio.get_running_loop(), items, finished))
 
-    def _runs_here(self, expected_s: float) -> bool:
+    def _runs_here(self, items: Sequence[ItemT], rows: int) -> bool:
+        expected_s = self._curve.seconds(rows)
+        if expected_s >= _PERHAPS_SHORT_S:
+            return False
+        if self._banished:
+            self._banished -= 1
+            return False
+        if self._is_as_measured is not None and not self._is_as_measured(items, rows):
+            return False
         if expected_s < INLINE_S:
             return True
         # What runs in a thread is measured with its way there and back, and so might never look short again.
         self._hops += 1
-        return expected_s < _PERHAPS_SHORT_S and self._hops % _TRIED_EVERY == 0
+        return self._hops % _TRIED_EVERY == 0
 
     def close(self) -> None:
         """Ends the threads behind what they run. Does not wait."""

@@ -31,6 +31,7 @@ from service.consistency import check_files, derive_metadata, read_labels
 from service.errors import InferenceFailed, ModelRejected, RequestMismatch
 from service.golden import GoldenSamples, bf16_names, check_golden, read_golden, widening
 from service.model_knobs import SchedulerConfig
+from service.model_operators import operators_of
 from service.protocol import Array, ModelMetadata
 from service.repository import ModelConfig, VersionDirectory, VersionReport, read_report
 from service.reshape import open_session
@@ -63,7 +64,8 @@ class LoadedVersion:
 
     max_batch_size: in rows; 0: not batchable, one request at a time.
     batch_rows: sizes that batches are padded to, ascending; empty: any size.
-    known_good: inputs that the model has answered.
+    known_good: inputs of one row that the model has answered.
+    values_decide: how long a run takes may depend on the values that it is given.
     """
 
     version: int
@@ -75,6 +77,7 @@ class LoadedVersion:
     labels: Mapping[str, Sequence[str]]
     batch_rows: tuple[int, ...] = ()
     known_good: Mapping[str, Array] | None = None
+    values_decide: bool = False
 
 
 def load_version(
@@ -96,7 +99,8 @@ def load_version(
     metadata = derive_metadata(version, config, session)
     labels = read_labels(version, config)
     golden = read_golden(version, files.golden, metadata.inputs, metadata.outputs)
-    obstacle = batching_obstacle(config, session, metadata)
+    operators = operators_of(version.model_path)
+    obstacle = batching_obstacle(config, session, metadata, operators or frozenset())
     feed, skipped = _choose_feed(session, metadata, golden, rows_are_free=not obstacle)
     bf16 = bf16_names(metadata.outputs)
     max_batch_size, batching = _settle_batching(config, obstacle, session, feed, golden, bf16)
@@ -124,9 +128,11 @@ def load_version(
         labels=labels,
         batch_rows=batch_rows,
         known_good=feed(1) if feed else None,
+        values_decide=operators is None or not operators.isdisjoint(_REPEATS_OR_BRANCHES),
     )
 
 
+_REPEATS_OR_BRANCHES = frozenset({"If", "Loop", "Scan"})
 # Rows that differ, for the probe of batch invariance: one, and enough others to stand around it.
 _KNOWN_ROWS = 4
 
@@ -134,11 +140,11 @@ _KNOWN_ROWS = 4
 # --- batching and warm-up -----------------------------------------------------------------------------------------
 
 
-def batching_obstacle(config: ModelConfig, session: Session, metadata: ModelMetadata) -> str:
+def batching_obstacle(config: ModelConfig, session: Session, metadata: ModelMetadata, operators: frozenset[str]) -> str:
     """Why axis 0 cannot be rows of independent requests, as far as declarations tell; empty when nothing speaks
     against it. Raises ModelRejected when config.json demands batching and the model file rules it out."""
     if config.max_batch_size == 0:
-        return f"{config.file_name} sets max_batch_size to 0"
+        return config.told_batch_size
     if not metadata.inputs:
         return "the model has no inputs"
     for tensor in (*metadata.inputs, *metadata.outputs):
@@ -153,6 +159,10 @@ def batching_obstacle(config: ModelConfig, session: Session, metadata: ModelMeta
     # A config that asks for batches speaks for files whose exporter gave the batch dimension several names, or none.
     if not config.max_batch_size and (len(symbols) != 1 or None in symbols):
         return f"first dimensions do not share one name: {sorted(map(str, symbols))}"
+    # Their condition is one for the whole batch, and a probe may not hit upon the values that turn it.
+    if not config.max_batch_size and (found := sorted(operators & {"If", "Loop"})):
+        what = " and ".join(found)
+        return f"{what} may do with all rows what one of them asks for; its configuration may set max_batch_size"
     return ""
 
 
@@ -209,7 +219,11 @@ def _settle_batching(
     if verdict.rows is Rows.UNKNOWN:
         # As above. The log line tells the operator what to do about it.
         unknown = f"whether rows are independent is not known: {verdict.reason}"
-        return (asked, f"as configured; {unknown}") if asked else (0, f"{unknown}; config.json may set max_batch_size")
+        return (
+            (asked, f"as configured; {unknown}")
+            if asked
+            else (0, f"{unknown}; its configuration may set max_batch_size")
+        )
     return (asked, "as configured") if asked else (DEFAULT_MAX_BATCH_SIZE, "derived from the model file")
 
 

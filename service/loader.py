@@ -56,19 +56,23 @@ class Loader:
         """Runs something that may wait for the disk; raises what it raises."""
         return await self._run(self._errands, function, *arguments)
 
-    async def load(self, found: Found) -> Model | str:
-        """The loaded model, or why it must not serve. Raises nothing."""
+    async def load(self, found: Found, *, replaces: bool = False) -> Model | str:
+        """The loaded model, or why it must not serve. Raises nothing.
+
+        replaces: others of that name serve, and go on when this one cannot; for the log.
+        """
         assert found.version is not None
         label = f"{found.name} version {found.version.version}"
+        failed = "cannot be loaded, what was loaded before serves on" if replaces else "UNAVAILABLE"
         try:
             model = await self._run(self._threads, self._load_blocking, found)
         except ModelRejected as error:
             outcome: Model | str = without_folder(self._settings, str(error))
-            log.error("model %s UNAVAILABLE: %s", label, outcome)
+            log.error("model %s %s: %s", label, failed, outcome)
         except Exception as error:
             # A defect of ours must not take the other models down, nor hide: it is logged with its traceback.
             outcome = f"internal error: {type(error).__name__}: {error}"
-            log.exception("model %s UNAVAILABLE", label)
+            log.exception("model %s %s", label, failed)
         else:
             outcome = model
             _log_ready(label, model)

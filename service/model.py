@@ -67,7 +67,11 @@ class Model:
         self._all_outputs = tuple(RequestedOutput(name) for name in self._datatypes)
         label = f"model {self.name!r} version {self.version}"
         self._instances: Instances[Inputs, Outputs] = Instances(
-            self._compute, self.curve, count=scheduling.instances, name=label
+            self._compute,
+            self.curve,
+            count=scheduling.instances,
+            name=label,
+            is_as_measured=_is_as_measured(loaded),
         )
         self._scheduler: Scheduler[Inputs, Outputs] = Scheduler(
             self._instances,
@@ -129,7 +133,9 @@ class Model:
         still coming, and need not be waited for then."""
         try:
             self._scheduler.check_admission(
-                rows if self.max_batch_size else 1, self._urgency.deadline_s(parameters, arrived_s)
+                rows if self.max_batch_size else 1,
+                self._urgency.deadline_s(parameters, arrived_s),
+                self._urgency.priority(parameters),
             )
         except Unavailable as error:
             self._note(error, arrived_s)
@@ -154,6 +160,10 @@ class Model:
         self._scheduler.close(idle.set, drain=drain)
         await idle.wait()
         self._instances.close()
+
+    def give_up(self) -> int:
+        """Refuses all that waits or runs; returns how many requests that were."""
+        return self._scheduler.give_up()
 
     def release(self) -> None:
         """Gives the memory of the model file back; only behind `close`. Any thread, and it may take a while."""
@@ -260,3 +270,18 @@ class Model:
         except (InferenceFailed, RequestMismatch):
             return error
         return RequestMismatch(f"the model fails on this request's values, and on others it does not: {error}")
+
+
+# Requests that much larger than what was measured are taken to be like it.
+_LIKE = 2.0
+
+
+def _is_as_measured(loaded: LoadedVersion) -> Callable[[Sequence[Inputs], int], bool] | None:
+    """Whether the latency curve, measured with one kind of input, speaks for these requests; None: for all."""
+    if loaded.values_decide or loaded.known_good is None:
+        return lambda *_: False
+    rows_are_free = 1 if loaded.max_batch_size else 0
+    if not any(-1 in tensor.shape[rows_are_free:] for tensor in loaded.metadata.inputs):
+        return None
+    most = _LIKE * sum(array.size for array in loaded.known_good.values())
+    return lambda items, rows: sum([array.size for item in items for array in item.values()]) <= most * rows

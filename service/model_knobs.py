@@ -10,6 +10,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# As Triton's ModelConfig message has its integers: what config.pbtxt cannot say, config.json cannot either, and clients
+# are told numbers (model_config.py) that they can hold.
+LARGEST_INT32 = 2**31 - 1
+LARGEST_INT64 = 2**63 - 1
+_LARGEST_UINT32 = 2**32 - 1
+_LARGEST_UINT64 = 2**64 - 1
+
 
 class Schema(BaseModel):
     """Of a file that people write: a key that is not known is a mistake, and so is a number in quotes."""
@@ -20,17 +27,26 @@ class Schema(BaseModel):
 class SchedulerConfig(Schema):
     """The dynamic batcher's knobs; the defaults are meant to need no tuning. Times are in microseconds (`_us`)."""
 
-    max_queue_size: int = Field(default=1024, ge=1, description="requests that may wait; one more is answered 503")
+    max_queue_size: int = Field(
+        default=1024, ge=1, le=_LARGEST_UINT32, description="requests that may wait; one more is answered 503"
+    )
     instances: int = Field(default=1, ge=1, le=64, description="batches of this model that may run at the same time")
     max_queue_delay_us: int | None = Field(
-        default=None, ge=0, description="how long rows may wait for company at most; absent: as long as measured to pay"
+        default=None,
+        ge=0,
+        le=_LARGEST_UINT64,
+        description="how long rows may wait for company at most; absent: as long as measured to pay",
     )
-    default_timeout_us: int = Field(default=0, ge=0, description="timeout of a request that brings none; 0: none")
+    default_timeout_us: int = Field(
+        default=0, ge=0, le=_LARGEST_UINT64, description="timeout of a request that brings none; 0: none"
+    )
     allow_timeout_override: bool = Field(
         default=True, description="a request's own timeout counts; where there is a default it may only be shorter"
     )
-    priority_levels: int = Field(default=0, ge=0, description="1 is the most urgent; 0: all requests are equal")
-    default_priority: int = Field(default=0, ge=0, description="level of a request that names none")
+    priority_levels: int = Field(
+        default=0, ge=0, le=_LARGEST_UINT64, description="1 is the most urgent; 0: all requests are equal"
+    )
+    default_priority: int = Field(default=0, ge=0, le=_LARGEST_UINT64, description="level of a request that names none")
 
     exact_batches: bool = Field(
         default=False,
@@ -50,9 +66,9 @@ class SchedulerConfig(Schema):
 class VersionPolicy(Schema):
     """Which versions are loaded: the `latest` highest numbers, `all`, or those of `specific`; one of the three."""
 
-    latest: int = Field(default=1, ge=1)
+    latest: int = Field(default=1, ge=1, le=_LARGEST_UINT32)
     all: bool = False
-    specific: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    specific: tuple[Annotated[int, Field(ge=1, le=LARGEST_INT64)], ...] = ()
 
     @model_validator(mode="after")
     def _is_one_policy(self) -> VersionPolicy:

@@ -54,6 +54,7 @@ class Registry:
         self._background: set[asyncio.Task[None]] = set()
         self._scanned = False
         self._closing = False
+        self.gave_up = False
 
     # --- what requests ask ---
 
@@ -195,8 +196,9 @@ class Registry:
             serves = any(entry.model is not None for entry in before)
             if not serves:
                 self._entries[name] = after
-            outcomes = await asyncio.gather(*(self._loader.load(one) for one in found))
-            failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+            outcomes = await asyncio.gather(*(self._loader.load(one, replaces=serves) for one in found))
+            results = zip(after, outcomes, strict=True)
+            failures = [f"version {entry.number}: {outcome}" for entry, outcome in results if isinstance(outcome, str)]
             if failures or self._closing:
                 # All or nothing, as in Triton: half of what was asked for would be a surprise.
                 await asyncio.gather(*(self._loader.end(outcome) for outcome in outcomes if isinstance(outcome, Model)))
@@ -225,17 +227,27 @@ class Registry:
             if entries:
                 log.info("model %s unloaded", name)
 
+    def give_up(self) -> int:
+        """Refuses every request that waits or runs; `close` waits for nothing then. Returns how many there were."""
+        self._closing = self.gave_up = True
+        return sum(entry.model.give_up() for entry in self._all_entries() if entry.model is not None)
+
     async def close(self, *, drain: bool = True) -> None:
         """Ends every model; requests that wait are answered first, or refused when not draining."""
         self._closing = True
         self._loader.close()
         self._answering = {}
-        entries = [entry for group in (*self._entries.values(), self._leaving) for entry in group]
+        entries = self._all_entries()
         for entry in entries:
             if entry.model is not None:
                 entry.state, entry.reason = ModelState.UNLOADING, "the server is stopping"
+        if self.gave_up:
+            return
         await asyncio.gather(*(entry.model.close(drain=drain) for entry in entries if entry.model is not None))
         await asyncio.gather(*self._background)
+
+    def _all_entries(self) -> list[Entry]:
+        return [entry for group in (*self._entries.values(), self._leaving) for entry in group]
 
     def _lock(self, name: str) -> asyncio.Lock:
         """One at a time for a name. Locks that nobody holds are forgotten: names are the caller's to invent."""

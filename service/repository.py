@@ -33,9 +33,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from service.datatypes import DATATYPES
 from service.errors import ModelRejected
-from service.model_knobs import SchedulerConfig, Schema, VersionPolicy
-from service.schema_errors import first_problem
-from service.triton_config import translate
+from service.model_knobs import LARGEST_INT32, LARGEST_INT64, SchedulerConfig, Schema, VersionPolicy
+from service.schema_errors import first_problem, repeated_keys
+from service.triton_config import Translation, translate
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _is_plain_file_name(name: str) -> str:
 ModelName = Annotated[str, AfterValidator(_is_model_name)]
 DatatypeName = Annotated[str, AfterValidator(_is_datatype)]
 PlainFileName = Annotated[str, AfterValidator(_is_plain_file_name)]
-Dimension = Annotated[int, Field(ge=-1)]
+Dimension = Annotated[int, Field(ge=-1, le=LARGEST_INT64)]
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
@@ -111,13 +111,16 @@ class OutputConfig(Schema):
 class ModelConfig(Schema):
     """`config.json`. `max_batch_size` counts rows; 0 means the model is not batchable and runs one request at a time.
 
-    `inputs` and `outputs` empty: derived from the model file. `file_name` is where it comes from, for messages.
+    `inputs` and `outputs` empty: derived from the model file. `file_name` is where it comes from, for messages; of a
+    configuration that came with a load call, what to call that.
     """
 
     name: ModelName
     description: str = ""
     platform: Literal["onnx_onnxv1"] = "onnx_onnxv1"
-    max_batch_size: int | None = Field(default=None, ge=0, description="rows; absent: derived from the model file")
+    max_batch_size: int | None = Field(
+        default=None, ge=0, le=LARGEST_INT32, description="rows; absent: derived from the model file"
+    )
     inputs: tuple[InputConfig, ...] = ()
     outputs: tuple[OutputConfig, ...] = ()
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -125,10 +128,26 @@ class ModelConfig(Schema):
     default_model_filename: PlainFileName = MODEL_FILE
 
     _file_name: str = PrivateAttr(default=CONFIG_FILE)
+    _is_batch_size_implied: bool = PrivateAttr(default=False)
+
+    @classmethod
+    def from_triton(cls, translation: Translation, file_name: str) -> ModelConfig:
+        """Raises ValidationError."""
+        config = cls.model_validate(translation.values)
+        config._file_name = file_name
+        config._is_batch_size_implied = translation.is_batch_size_implied
+        return config
 
     @property
     def file_name(self) -> str:
         return self._file_name
+
+    @property
+    def told_batch_size(self) -> str:
+        """What the file says of max_batch_size, for messages."""
+        if self._is_batch_size_implied:
+            return f"{self.file_name} does not set max_batch_size, which means 0 in Triton"
+        return f"{self.file_name} sets max_batch_size to {self.max_batch_size}"
 
     @model_validator(mode="after")
     def _names_are_unique_and_batch_dimension_is_free(self) -> ModelConfig:
@@ -296,12 +315,11 @@ def _read_triton(path: Path, name: str, providers: Sequence[str]) -> ModelConfig
     except ModelRejected as error:
         raise ModelRejected(f"{path}: {error}") from error
     try:
-        config = ModelConfig.model_validate(translation.values)
+        config = ModelConfig.from_triton(translation, path.name)
     except ValidationError as error:
         raise ModelRejected(f"{path}: {first_problem(error, ModelConfig, translation.spell)}") from error
     for warning in translation.warnings:
         log.warning("%s, %s", _told(path), warning)
-    config._file_name = TRITON_CONFIG_FILE
     return config
 
 
@@ -335,10 +353,14 @@ def to_json(value: BaseModel) -> str:
 
 
 def _read(path: Path, schema: type[SchemaT], largest_bytes: int | None = None) -> SchemaT:
+    content = _content(path, largest_bytes)
     try:
-        return schema.model_validate_json(_content(path, largest_bytes))
+        found = schema.model_validate_json(content)
     except ValidationError as error:
         raise ModelRejected(f"{path}: {first_problem(error, schema)}") from error
+    if repeated := repeated_keys(content):
+        raise ModelRejected(f"{path}: {repeated[0]} is given more than once in one object; keep one of them")
+    return found
 
 
 def _content(path: Path, largest_bytes: int | None = None) -> bytes:

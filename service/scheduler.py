@@ -16,6 +16,7 @@ nor model nor HTTP: what runs a batch and the loop's clock and timers are passed
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, Protocol, cast
@@ -121,7 +122,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         Raises QueueFull, DeadlineExceeded, ModelNotReady once closed.
         """
         now = self._timers.time()
-        self._admission.require(rows, size_bytes, now, deadline_s)
+        self._admission.require(rows, size_bytes, now, deadline_s, priority)
         ticket: Ticket[ItemT, ResultT] = Ticket(item, rows, size_bytes, group, done, priority, now, deadline_s)
         self._waiting.add(ticket)
         self._arrivals.arrived(rows, now)
@@ -146,11 +147,23 @@ class Scheduler(Generic[ItemT, ResultT]):
                 ticket.settle(self._admission.closed())
         self._dispatch_soon()
 
-    def check_admission(self, rows: int, deadline_s: float) -> None:
+    def give_up(self) -> int:
+        """Refuses all that waits or runs, now; what runs goes on for nobody. Returns how many were told."""
+        self._admission.is_closed = True
+        waiting = self._waiting.everybody
+        for ticket in waiting:
+            self._waiting.remove(ticket)
+        pieces = [piece for run in self._runs for piece in (run.tickets, *run.pieces)]
+        unanswered = [ticket for ticket in (*waiting, *itertools.chain(*pieces)) if ticket.done is not None]
+        for ticket in unanswered:
+            ticket.settle(self._admission.closed())
+        return len(unanswered)
+
+    def check_admission(self, rows: int, deadline_s: float, priority: int = 0) -> None:
         """Raises what `submit` would raise now, of a request of `rows` rows that has not come whole yet."""
         if rows <= self.max_batch_rows:
             # How many bytes it will hold is not known yet; one at least.
-            self._admission.require(rows, 1, self._timers.time(), deadline_s)
+            self._admission.require(rows, 1, self._timers.time(), deadline_s, priority)
 
     # --- deadlines ---
 

@@ -7,6 +7,7 @@ the words of the rest of this service. Knows no file and no schema of its own.
 from __future__ import annotations
 
 import inspect
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -60,6 +61,22 @@ def first_problem(
         return f"{where} is no key here; known are {', '.join(_schema_at(schema, location[:-1]).model_fields)}"
     expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else first["msg"]
     return f"{where} is {_told(first['input'])}; expected {expected}"
+
+
+def repeated_keys(content: bytes) -> list[str]:
+    """Keys, in quotes, that some object has more than once, of JSON that pydantic has read: it keeps the last value and
+    says nothing (RFC 8259, 4, leaves that to the parser)."""
+    repeated: list[str] = []
+
+    def look(members: list[tuple[str, object]]) -> None:
+        seen: set[str] = set()
+        for key, _ in members:
+            if key in seen:
+                repeated.append(quoted(key))
+            seen.add(key)
+
+    json.loads(content, object_pairs_hook=look, parse_int=str, parse_float=str)
+    return repeated
 
 
 def _schema_at(schema: type[BaseModel], location: Location) -> type[BaseModel]:

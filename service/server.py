@@ -2,7 +2,7 @@
 
 Sockets are bound here, before anything heavy is imported: a port that is taken is told at once, and connections that
 come early wait in the backlog instead of being refused. SIGTERM and SIGINT stop the server in order: no new
-connections, requests in flight finish (for at most `drain_limit_s`), models close, exit code 0.
+connections, requests in flight finish (what has not by `drain_limit_s` is refused), models close, exit code 0.
 Knows nothing of routes, and of models only whether there is any hope; the application is made by `service.app`.
 """
 
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 # Longer than the idle time of common load balancers (60 s), so that they close a connection rather than we: the other
 # way round a request sent in that instant is lost.
 _KEEP_ALIVE_S = 75
+# Behind the drain limit, for its refusals to be written and for peers to read them.
+_LAST_ANSWERS_S = 1
 # Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 _BACKLOG = 2048
 
@@ -67,12 +69,12 @@ def run(settings: Settings) -> int:
         # No `Server:` header: it tells an attacker what to try, and every answer would carry it.
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.drain_limit_s,
+        timeout_graceful_shutdown=settings.drain_limit_s + _LAST_ANSWERS_S,
         # Whoever sits in front of us is not known here; a forged X-Forwarded-For must not be believed.
         proxy_headers=False,
         backlog=_BACKLOG,
     )
-    server = _Server(config, registry)
+    server = _Server(config, registry, settings.drain_limit_s)
     logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
     log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock) for sock in sockets))
     server.listen_to_signals()
@@ -81,9 +83,9 @@ def run(settings: Settings) -> int:
         raise CannotServe(server.gave_up)
     log.info("stopped")
     code = 0 if server.started else 1
-    if not registry.is_settled():
-        # Python would wait for the thread that loads, which may take minutes and cannot be interrupted; its model is
-        # not going to be used. Nothing is left to lose: loading only reads.
+    if registry.gave_up or not registry.is_settled():
+        # Python would wait for the thread that loads, or computes, which may take minutes and cannot be interrupted;
+        # nobody is going to use what comes of it. Nothing is left to lose: both only read.
         logging.shutdown()
         os._exit(code)
     return code
@@ -140,9 +142,10 @@ class _Server(uvicorn.Server):
     """uvicorn closes its listeners first when told to exit; a grace period (not ready, but serving on) goes into
     `handle_exit`, before `should_exit` is set."""
 
-    def __init__(self, config: uvicorn.Config, registry: Registry) -> None:
+    def __init__(self, config: uvicorn.Config, registry: Registry, drain_limit_s: float) -> None:
         super().__init__(config)
         self._registry = registry
+        self._drain_limit_s = drain_limit_s
         self._has_settled = False
         self.gave_up = ""
 
@@ -158,8 +161,18 @@ class _Server(uvicorn.Server):
         log.info("%s: finishing requests in flight", signal.Signals(sig).name)
         super().handle_exit(sig, frame)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, which waits for every connection to end; what has not been answered by the limit is refused."""
+        limit = asyncio.get_running_loop().call_later(self._drain_limit_s, self._refuse_what_is_left)
+        await super().shutdown(sockets)
+        limit.cancel()
+
+    def _refuse_what_is_left(self) -> None:
+        log.warning("the drain limit has passed: requests refused: %d", self._registry.give_up())
+
     def tell_the_drain_in_our_words(self, record: logging.LogRecord) -> bool:
-        """uvicorn counts its tasks, of which the lane has none, and logs a traceback for each that it cuts off."""
+        """uvicorn counts its tasks, of which the lane has none, and logs a traceback for each that it cuts off: of
+        requests that have not come whole, or whose answers are not read."""
         if "timeout graceful shutdown exceeded" in record.msg:
             busy = sum(getattr(connection, "is_busy", True) for connection in self.server_state.connections)
             record.msg, record.args = "the drain limit has passed: requests cut off: %d", (busy,)

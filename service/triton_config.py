@@ -32,11 +32,13 @@ GPU_PROVIDERS = frozenset(
 class Translation:
     """`values`: what service.repository.ModelConfig is made of, by its own names; only what the file says.
 
-    `warnings`: one line for each key that is not used.
+    `warnings`: one line for each key that is not used. `is_batch_size_implied`: `max_batch_size` is 0 because the file
+    says nothing of it.
     """
 
     values: dict[str, Any]
     warnings: tuple[str, ...]
+    is_batch_size_implied: bool
     _tree: Taken = field(repr=False)
 
     def spell(self, location: Sequence[str | int]) -> str:
@@ -90,7 +92,9 @@ def translate(content: bytes, folder_name: str, providers: Sequence[str]) -> Tra
     try:
         reading = Reading()
         tree = reading.message(parse(content), "", Place(1, 1))
-        return Translation(_model(tree, folder_name, providers, reading), tuple(reading.warnings), tree)
+        values = _model(tree, folder_name, providers, reading)
+        is_implied = "max_batch_size" in values and "max_batch_size" not in tree
+        return Translation(values, tuple(reading.warnings), is_implied, tree)
     except TextFormatError as error:
         raise ModelRejected(str(error)) from error
 

@@ -46,7 +46,7 @@ def read_configuration(text: str, name: str, providers: Sequence[str]) -> ModelC
         raise MalformedRequest(f"the configuration is {kind_of(tree)}, expected an object, as JSON in a string")
     try:
         translation = translate("\n".join(_fields(tree, "", 0)).encode("ascii"), name, providers)
-        config = ModelConfig.model_validate(translation.values)
+        config = ModelConfig.from_triton(translation, "the load call's configuration")
     except ModelRejected as error:
         raise ModelRejected(f"the configuration: {_PLACE.sub('', str(error))}") from error
     except ValidationError as error:

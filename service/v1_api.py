@@ -59,7 +59,7 @@ def begin_predict(
             model = registry.get(head.model_name, head.version)
             if head.content_encoding:
                 body = expand(body, head.content_encoding, max_body_bytes)
-            predict = decode_predict(body, model.metadata)
+            predict = decode_predict(body, model.metadata, is_batchable=model.max_batch_size > 0)
             encode = functools.partial(encode_predictions, predict=predict)
             return model.begin(predict.request, lambda outcome: answer_with(encode, head, outcome, reply), arrived_s)
         except Exception as error:

@@ -7,17 +7,20 @@
     {"inputs": {input: tensor, ...}}             the same                  the same
 
 Values are nested as the tensor is, and their nesting is the shape: V1 has no other place for it. So nothing is taken
-flat, and nothing is reshaped. Datatypes are the model's. {"b64": text} stands for bytes, wherever a string may: in
-requests (unless the model has an input of that name), and in answers for what is not UTF-8. Sources: TensorFlow
-Serving's api_rest.md (row and columnar format, binary values), KServe's V1 protocol. Pure; knows neither HTTP nor a
-running model.
+flat, and nothing is reshaped; but one instance for a model without rows (max_batch_size 0) may be its whole input: the
+list around it is taken off where only that fits, and put around the answer. Datatypes are the model's. {"b64": text}
+stands for bytes, wherever a string may: in requests (unless the model has an input of that name), and in answers for
+what is not UTF-8. Sources: TensorFlow Serving's api_rest.md (row and columnar format, binary values), KServe's V1
+protocol. Pure; knows neither HTTP nor a running model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import orjson
 
 from service.datatypes import DATATYPES
@@ -55,16 +58,19 @@ COLUMNS = "inputs"
 
 @dataclass(frozen=True, slots=True)
 class Predict:
-    """What a body asks. `rows`: how many instances came; None when they came as columns."""
+    """What a body asks. `rows`: how many instances came; None when they came as columns. is_whole: the only instance
+    went to the model as it is, so outputs come without an axis of instances."""
 
     request: InferenceRequest
     rows: int | None
+    is_whole: bool = False
 
 
-def decode_predict(body: bytes | bytearray | memoryview, model: ModelMetadata) -> Predict:
-    """Raises MalformedRequest."""
+def decode_predict(body: bytes | bytearray | memoryview, model: ModelMetadata, *, is_batchable: bool = True) -> Predict:
+    """Raises MalformedRequest, and RequestMismatch for several instances where a model takes one."""
     with collector_paused() if len(body) > LARGE_BODY_BYTES else nullcontext():
-        return _decode(memoryview(body), model)
+        predict = _decode(memoryview(body), model)
+        return predict if is_batchable or predict.rows is None else _without_rows(predict, predict.rows, model)
 
 
 def _decode(body: memoryview, model: ModelMetadata) -> Predict:
@@ -92,10 +98,38 @@ def encode_predictions(response: InferenceResponse, predict: Predict) -> Encoded
     """Raises RequestMismatch when an output has no JSON form, or not one row for each instance."""
     if predict.rows is None:
         return EncodedResponse(b'{"outputs":%b}' % _columns(response.outputs))
-    return EncodedResponse(b'{"predictions":%b}' % _rows(response.outputs, predict.rows))
+    outputs = response.outputs
+    if predict.is_whole:
+        outputs = tuple(output._replace(data=output.data[np.newaxis]) for output in outputs)
+    return EncodedResponse(b'{"predictions":%b}' % _rows(outputs, predict.rows))
 
 
 # --- requests -----------------------------------------------------------------------------------------------------
+
+
+def _without_rows(predict: Predict, rows: int, model: ModelMetadata) -> Predict:
+    """`predict` for a model that is not batchable: as it is where that fits, and where nothing does, for `validate`."""
+    tensors = predict.request.inputs
+    expected = {tensor.name: tensor.shape for tensor in model.inputs}
+    if all(_fits(tensor.shape, expected[tensor.name]) for tensor in tensors):
+        return predict
+    is_whole = all(_fits(tensor.shape[1:], expected[tensor.name]) for tensor in tensors)
+    if rows == 1 and is_whole:
+        whole = tuple(tensor._replace(data=tensor.data.reshape(tensor.shape[1:])) for tensor in tensors)
+        return Predict(InferenceRequest(inputs=whole), rows, is_whole=True)
+    if rows > 1 and (is_whole or all(_fits((1, *tensor.shape[1:]), expected[tensor.name]) for tensor in tensors)):
+        raise RequestMismatch(
+            f"the request has {rows} {ROWS}, model {model.name!r} has no rows (max_batch_size 0) and takes one a "
+            f"request; send each by itself, or whole tensors as {COLUMNS!r}"
+        )
+    return predict
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """As `validate` sees it: a model's input of no rank may have any."""
+    return not expected or (
+        len(shape) == len(expected) and all(wanted in (-1, n) for n, wanted in zip(shape, expected, strict=True))
+    )
 
 
 def _refuse_other_signatures(name: Json) -> None:

@@ -81,7 +81,8 @@ def _check_empty(tensor: InputTensor, metadata: ModelMetadata, max_batch_size: i
     shape = tensor.data.shape
     if not max_batch_size or shape[0] or 0 in shape[1:]:
         raise RequestMismatch(
-            f"input {tensor.name!r}: shape {list(shape)} holds no element, model {metadata.name!r} needs at least one"
+            f"input {tensor.name!r}: shape {list(shape)} holds no element; some operators of ONNX Runtime end the "
+            f"process on that, so it is taken only as 0 rows of a batchable model, and {metadata.name!r} is not run"
         )
     for output in metadata.outputs:
         if -1 in output.shape[1:]:

@@ -35,7 +35,7 @@ _Entry = tuple[int, int, Ticket[ItemT, ResultT]]
 class Waiting(Generic[ItemT, ResultT]):
     """The tickets of one queue. `requests` and `rows` are of those that wait."""
 
-    __slots__ = ("_dead", "_deadlines", "_groups", "_sequence", "_space", "requests", "rows")
+    __slots__ = ("_by_priority", "_dead", "_deadlines", "_groups", "_sequence", "_space", "requests", "rows")
 
     def __init__(self, space: QueueSpace) -> None:
         self.requests = 0
@@ -43,6 +43,7 @@ class Waiting(Generic[ItemT, ResultT]):
         self._space = space
         self._sequence = 0
         self._dead = 0
+        self._by_priority: dict[int, list[int]] = {}  # requests and rows
         self._groups: dict[Hashable, list[_Entry[ItemT, ResultT]]] = {}
         self._deadlines: list[tuple[float, int, Ticket[ItemT, ResultT]]] = []
 
@@ -59,10 +60,22 @@ class Waiting(Generic[ItemT, ResultT]):
     def everybody(self) -> list[Ticket[ItemT, ResultT]]:
         return [entry[2] for members in self._groups.values() for entry in members if entry[2].is_waiting]
 
+    def ahead_of(self, priority: int) -> tuple[int, int]:
+        """Requests and rows that would run before a new one of this priority."""
+        if len(self._by_priority) < 2 and priority in self._by_priority:
+            return self.requests, self.rows
+        ahead = [counts for one, counts in self._by_priority.items() if one <= priority]
+        return sum([counts[0] for counts in ahead]), sum([counts[1] for counts in ahead])
+
     def add(self, ticket: Ticket[ItemT, ResultT]) -> None:
         self._sequence += 1
         self.requests += 1
         self.rows += ticket.rows
+        counts = self._by_priority.get(ticket.priority)
+        if counts is None:
+            counts = self._by_priority[ticket.priority] = [0, 0]
+        counts[0] += 1
+        counts[1] += ticket.rows
         self._space.used_bytes += ticket.size_bytes
         members = self._groups.get(ticket.group)
         if members is None:
@@ -132,6 +145,11 @@ class Waiting(Generic[ItemT, ResultT]):
         ticket.is_waiting = False
         self.requests -= 1
         self.rows -= ticket.rows
+        counts = self._by_priority[ticket.priority]
+        counts[0] -= 1
+        counts[1] -= ticket.rows
+        if not counts[0]:
+            del self._by_priority[ticket.priority]
         self._space.used_bytes -= ticket.size_bytes
 
     def _bury(self, members: list[_Entry[ItemT, ResultT]]) -> None:

@@ -151,7 +151,9 @@ def test_a_new_version_is_served_once_loaded_and_a_broken_one_is_not(
     save_version(repository, name, DOUBLE)
     client.load_model(name)
     (save_version(repository, name, version=2) / "model.onnx").write_bytes(b"nonsense")
-    with pytest.raises(InferenceServerException, match=r"cannot be loaded: model\.onnx .*; what was loaded before"):
+    with pytest.raises(
+        InferenceServerException, match=r"cannot be loaded: version \d+: model\.onnx .*; what was loaded before"
+    ):
         client.load_model(name)
     assert client.double(name, 1) == [2]
     save_version(repository, name, NEGATE, version=2)

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from service.errors import Overloaded
+from service.admission import Admission
+from service.errors import DeadlineExceeded, Overloaded
 from service.latency_curve import LatencyCurve
 from service.scheduler import Scheduler
-from service.ticket import BatchOutcome
+from service.ticket import BatchOutcome, Run
+from service.waiting import QueueSpace, Waiting
 
 DEADLINE_S = 1.0
 
@@ -99,6 +101,33 @@ class Overload:
 
         with contextlib.suppress(Overloaded):
             self.scheduler.submit(None, told, rows=1, deadline_s=sent_s + DEADLINE_S)
+
+
+@pytest.mark.parametrize(
+    ("row_s", "left_s", "told"),
+    [
+        pytest.param(2.7, 3.3, "would answer within about 3.4 s, the request allows 3.3 s; 2.7 s are expected, "
+                     "with a margin of a quarter; it was not run", id="seconds"),
+        pytest.param(2.4, 2.999, "within about 3 s, the request allows 2.999 s; 2.4 s are expected",
+                     id="as-many-digits-as-tell-them-apart"),
+        pytest.param(100.0, 0.05, "within about 120 s, the request allows 50 ms; 100 s are", id="each-in-its-own-unit"),
+        pytest.param(1.0, 5e-6, "the request allows 5 us (timeout is a number of microseconds); 1 s are", id="tiny"),
+        pytest.param(1.0, -85e-6, "model 'm': the request's timeout passed before it was complete, by 85 us "
+                     "(timeout is a number of microseconds); it was not run", id="passed"),
+    ],
+)  # fmt: skip
+def test_a_deadline_that_cannot_be_kept_is_refused_in_figures_that_make_sense(
+    row_s: float, left_s: float, told: str
+) -> None:
+    """One instance runs, and is expected to end at once."""
+    space = QueueSpace()
+    admission = Admission[None, None](
+        Waiting(space), [Run([])], LatencyCurve({1: row_s}), space,
+        name="model 'm'", max_batch_rows=1, max_queue_size=1, instances=1,
+    )  # fmt: skip
+    with pytest.raises(DeadlineExceeded) as refused:
+        admission.require(1, 0, 0.0, left_s)
+    assert told in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,30 @@ def test_a_batch_that_seems_only_just_too_long_is_tried_in_place_now_and_then() 
     assert at_once.count(True) == 0
 
 
+def test_batches_behind_one_that_held_up_the_loop_run_in_threads_for_longer_each_time() -> None:
+    """A model whose runs take what they like: the curve knows only of short ones."""
+    here: list[bool] = []
+    now = [0.0]
+
+    def slow(items: Sequence[str]) -> BatchOutcome[str]:
+        here.append(threading.current_thread() is threading.main_thread())
+        now[0] += 1.0
+        return compute(items)
+
+    async def scenario() -> None:
+        instances: Instances[str, str] = Instances(
+            slow, LatencyCurve({1: 1e-6}), count=1, name="m", clock=lambda: now[0]
+        )
+        for _ in range(1 + 64 + 1 + 256 + 1):
+            answered = asyncio.Event()
+            instances(["a"], 1, lambda _, told=answered: told.set())  # type: ignore[misc]
+            await answered.wait()
+        instances.close()
+
+    asyncio.run(scenario())
+    assert [number for number, was_here in enumerate(here) if was_here] == [0, 65, 65 + 257]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_every_batch_comes_back_however_many_instances_there_are(count: int) -> None:
     outcomes, _ = run(1.0, [["x"] for _ in range(20)], count)

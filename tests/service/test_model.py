@@ -34,6 +34,19 @@ from tests.service.handmade import (
 load = load_version
 
 
+BRANCHING = """
+g (float[N,2] x) => (float[N,2] y) <float zero = {0.0}> {
+  sum = ReduceSum<keepdims=0>(x)
+  positive = Greater(sum, zero)
+  y = If (positive) <
+    then_branch = one () => (float[N,2] a) { a = Identity(x) },
+    else_branch = other () => (float[N,2] b) { b = Neg(x) }
+  >
+}
+"""
+"""Its made-up rows are never negative, so no probe takes the other branch."""
+
+
 def load_text(tmp_path: Path, text: str, config: Mapping[str, Any] | None = None) -> Model:
     return load(save_version(tmp_path, "m", text, config=config))
 
@@ -161,6 +174,10 @@ FREE_IMAGE = "g (float[N,3,H,W] x) => (float[N,3,H,W] y) { y = Neg(x) }"
         pytest.param(PICKY, None, DEFAULT_MAX_BATCH_SIZE, "derived", id="indices"),
         pytest.param(FIXED, None, 0, "first dimension of 'x' is fixed", id="fixed"),
         pytest.param(MIXING, None, 0, "rows are not independent", id="softmax-over-the-batch"),
+        pytest.param(
+            BRANCHING, None, 0, "If may do with all rows what one of them asks for", id="a-branch-for-all-rows"
+        ),
+        pytest.param(BRANCHING, 8, 8, "as configured", id="a-branch-and-the-operator-s-word"),
         pytest.param(SUMMED, None, 0, "rows are not independent", id="sum-over-the-batch"),
         pytest.param(UNNAMED, None, 0, "do not share one name", id="unnamed-dimension"),
         pytest.param(UNNAMED, 8, 8, "as configured", id="unnamed-but-configured"),
@@ -364,3 +381,39 @@ def test_exact_batches_give_the_same_bits_whatever_stands_beside(tmp_path: Path)
     for n in (0, 7, 39):
         (alone,) = answers(load_text(tmp_path, text, exact), request(x=rows[n : n + 1]))
         np.testing.assert_array_equal(alone.outputs[0].data, together[n].outputs[0].data, strict=True)
+
+
+WORDS = "g (float[N,L] x) => (float[N,L] y) { y = Neg(x) }"
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "runs_here"),
+    [
+        pytest.param(WORDS, 32, True, id="as-long-as-what-was-measured"),
+        pytest.param(WORDS, 6000, False, id="far-longer"),
+        pytest.param(BRANCHING, 2, False, id="whose-values-decide-how-much-is-done"),
+        pytest.param(LINEAR, 2, True, id="of-fixed-shape"),
+    ],
+)
+def test_only_requests_like_those_that_were_timed_run_on_the_event_loop(
+    text: str, length: int, runs_here: bool, tmp_path: Path
+) -> None:
+    model = load_text(tmp_path, text)
+    model.curve.observe(1, 1e-6)
+    threads: list[int] = []
+
+    async def ask() -> None:
+        answered = asyncio.Event()
+
+        def done(answer: InferenceResponse | Exception) -> None:
+            assert isinstance(answer, InferenceResponse)
+            threads.append(threading.active_count())
+            answered.set()
+
+        model.begin(request(x=floats([1.0] * length)), done)
+        await answered.wait()
+        await model.close()
+
+    before = threading.active_count()
+    asyncio.run(ask())
+    assert (threads == [before]) is runs_here

@@ -103,13 +103,16 @@ def test_a_model_that_came_later_is_loaded_by_name(tmp_path: Path) -> None:
     running(test, model_repository=tmp_path)
 
 
-def test_a_load_that_fails_leaves_what_served_and_says_why(tmp_path: Path) -> None:
+def test_a_load_that_fails_leaves_what_served_and_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_version(tmp_path, "m", DOUBLE)
 
     async def test(registry: Registry) -> None:
         (save_version(tmp_path, "m", version=2) / "model.onnx").write_bytes(b"nonsense")
-        with pytest.raises(LoadFailed, match=r"'m' cannot be loaded: model\.onnx cannot be .*serves on") as caught:
+        told = r"'m' cannot be loaded: version 2: model\.onnx cannot be .*serves on"
+        with pytest.raises(LoadFailed, match=told) as caught:
             await registry.load("m")
+        (logged,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+        assert logged.startswith("model m version 2 cannot be loaded, what was loaded before serves on: model.onnx")
         assert str(tmp_path) not in str(caught.value)
         assert registry.states() == (ModelStatus("m", 1, READY),)
         assert registry.is_ready()

@@ -70,6 +70,26 @@ def test_a_config_may_be_a_link_to_a_file(tmp_path: Path) -> None:
     assert read_config(tmp_path).max_batch_size == 3
 
 
+@pytest.mark.parametrize(
+    ("members", "key"),
+    [
+        pytest.param('"max_batch_size": 4, "max_batch_size": 8', "max_batch_size", id="at-the-top"),
+        pytest.param('"scheduler": {"instances": 1, "instances": 1}', "instances", id="within-and-the-same-value"),
+        pytest.param(r'"max_batch_size": 4, "max_batch_siz\u0065": 4', "max_batch_size", id="spelt-otherwise"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_rejected(members: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{"name": "{tmp_path.name}", {members}}}')
+    with pytest.raises(ModelRejected, match=rf"config\.json: '{key}' is given more than once in one object; keep one"):
+        read_config(tmp_path)
+
+
+def test_the_same_key_in_two_objects_is_no_repetition(tmp_path: Path) -> None:
+    tensors = [{"name": name, "datatype": "FP32", "shape": [-1]} for name in ("a", "b")]
+    (tmp_path / "config.json").write_text(json.dumps({"name": tmp_path.name, "inputs": tensors}))
+    assert [tensor.name for tensor in read_config(tmp_path).inputs] == ["a", "b"]
+
+
 @pytest.mark.parametrize("missing", ["model.onnx", "golden.npz"])
 def test_a_report_must_list_the_model_and_the_golden_samples_it_promises(missing: str, tmp_path: Path) -> None:
     folder = publish(tmp_path)
@@ -237,3 +257,20 @@ def test_the_file_that_a_configuration_comes_from_is_no_part_of_it(tmp_path: Pat
     assert "file_name" not in config.model_dump()
     assert config.model_copy(update={"name": "n"}).file_name == "config.pbtxt"
     assert ModelConfig(name="m").file_name == "config.json"
+
+
+DESCRIBED = PBTXT.replace("max_batch_size: 4", "")
+
+
+@pytest.mark.parametrize(
+    ("pbtxt", "told"),
+    [
+        pytest.param(DESCRIBED, "config.pbtxt does not set max_batch_size, which means 0 in Triton", id="implied"),
+        pytest.param("max_batch_size: 0" + DESCRIBED, "config.pbtxt sets max_batch_size to 0", id="zero"),
+        pytest.param(PBTXT, "config.pbtxt sets max_batch_size to 4", id="four"),
+    ],
+)
+def test_a_batch_size_that_the_file_does_not_set_is_not_told_as_if_it_did(
+    pbtxt: str, told: str, tmp_path: Path
+) -> None:
+    assert read_config(model_folder(tmp_path, pbtxt)).told_batch_size == told

@@ -154,7 +154,9 @@ def test_a_load_that_fails_is_400_with_the_reason(client: TestClient, tmp_path: 
     (tmp_path / "models" / "m" / "1" / "model.onnx").write_bytes(b"nonsense")
     status, answer = post(client, LOAD)
     assert status == 400
-    assert answer["error"].startswith("model 'm' cannot be loaded: model.onnx cannot be loaded by ONNX Runtime")
+    assert answer["error"].startswith(
+        "model 'm' cannot be loaded: version 1: model.onnx cannot be loaded by ONNX Runtime"
+    )
     assert str(tmp_path) not in answer["error"]
     assert post(client, INDEX) == (200, [LATE, READY])
 

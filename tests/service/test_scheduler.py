@@ -196,6 +196,21 @@ def test_a_busy_group_does_not_starve_another() -> None:
     assert bench.runner.started.index(["b1"]) == 2
 
 
+def test_those_who_would_run_behind_it_take_no_place_and_no_time_from_a_request() -> None:
+    bench = Bench(curve={1: 1.0, 64: 64.0}, max_queue_size=3)
+    bench.submit("running")
+    bench.turn()
+    for number in range(3):
+        bench.submit(f"low {number}", priority=2)
+    with pytest.raises(QueueFull):
+        bench.submit("one more", priority=2)
+    bench.submit("urgent", priority=1, deadline_s=bench.loop.now_s + 3)
+    with pytest.raises(QueueFull):
+        bench.submit("one more still", priority=2)
+    bench.finish(2)
+    assert bench.runner.started[:2] == [["running"], ["urgent"]]
+
+
 def test_a_lower_priority_number_runs_first_and_equals_in_order() -> None:
     bench = Bench(max_batch_rows=1)
     bench.submit("running")

@@ -72,7 +72,14 @@ def read(tree: Any) -> ModelConfig:
     ],
 )  # fmt: skip
 def test_what_is_taken(tree: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert read(tree) == ModelConfig.model_validate({"name": "m", **expected})
+    assert read(tree).model_dump() == ModelConfig.model_validate({"name": "m", **expected}).model_dump()
+
+
+def test_messages_call_it_the_load_call_s_and_not_by_a_file_that_may_not_exist() -> None:
+    assert read({"max_batch_size": 0}).told_batch_size == "the load call's configuration sets max_batch_size to 0"
+    assert read({"input": [X], "output": [X]}).told_batch_size == (
+        "the load call's configuration does not set max_batch_size, which means 0 in Triton"
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         pytest.param("log", '{"instances":[[-1,0],[1,Infinity]]}', '{"predictions":[[NaN,-Infinity],[0.0,Infinity]]}',
                      id="not-finite"),
         pytest.param("fixed", '{"instances":[[1,2]]}', '{"predictions":[[-1.0,-2.0]]}', id="not-batchable"),
+        pytest.param("sum", '{"instances":[[[1,2,3],[4,5,6]]]}', '{"predictions":[[5.0,7.0,9.0]]}', id="one-whole"),
+        pytest.param("sum", '{"instances":[{"x":[[1,2,3],[4,5,6]]}]}', '{"predictions":[[5.0,7.0,9.0]]}',
+                     id="one-whole-by-name"),
         pytest.param("sum", '{"inputs":[[1,2,3],[4,5,6]]}', '{"outputs":[5.0,7.0,9.0]}', id="no-rows"),
     ],
 )  # fmt: skip
@@ -123,8 +126,9 @@ def test_answer_is_compressed_for_whom_that_is_the_only_way(client: TestClient) 
         pytest.param("sum", b'{"instances":[[1,2,3],[4,5,6]]}', 400,
                      "output 'y' has shape [3], which is not one value for each of 2 instances; send 'inputs' instead",
                      id="no-rows"),
-        pytest.param("fixed", b'{"instances":[[1,2],[3,4]]}', 400, "has 2 in dimension 0, model 'fixed' expects [1, 2]",
-                     id="not-batchable"),
+        pytest.param("fixed", b'{"instances":[[1,2],[3,4]]}', 400,
+                     "the request has 2 instances, model 'fixed' has no rows (max_batch_size 0) and takes one a "
+                     "request; send each by itself, or whole tensors as 'inputs'", id="not-batchable"),
         pytest.param("double", b" " * 1001, 413, "the body has 1001 bytes, this server takes at most 1000", id="long"),
     ],
 )  # fmt: skip
@@ -179,6 +183,7 @@ class Queueing:
     """A model that never answers, or refuses."""
 
     metadata = ModelMetadata("m", ("1",), PLATFORM, (TensorMetadata("x", "FP32", (-1,)),), ())
+    max_batch_size = 8
 
     def __init__(self, error: Exception | None = None) -> None:
         self.begun = asyncio.Event()

@@ -86,6 +86,43 @@ COUNT = model(i=("INT64", (-1,)))
 PIXEL = model(i=("UINT8", (-1,)))
 HALF = model(h=("FP16", (-1,)))
 
+WHOLE = model(x=("FP32", (3, -1)))
+PAIR = model(x=("FP32", (2,)), i=("INT64", ()))
+
+
+@pytest.mark.parametrize(
+    ("body", "metadata", "shape", "is_whole"),
+    [
+        pytest.param('{"instances":[[[1],[2],[3]]]}', WHOLE, (3, 1), True, id="one-instance-is-the-input"),
+        pytest.param('{"instances":[[1],[2],[3]]}', WHOLE, (3, 1), False, id="what-fits-is-left"),
+        pytest.param('{"instances":[[[[1],[2],[3]]]]}', WHOLE, (1, 1, 3, 1), False, id="one-list-only"),
+        pytest.param('{"inputs":[[[1],[2],[3]]]}', WHOLE, (1, 3, 1), False, id="columns-are-whole-already"),
+        pytest.param('{"instances":[{"x":[1,2],"i":7}]}', PAIR, (2,), True, id="several-inputs"),
+        pytest.param('{"instances":[[1,2,3]]}', model(x=("FP32", (1, -1))), (1, 3), False, id="an-axis-of-one"),
+        pytest.param('{"instances":[[[1]],[[2]]]}', model(x=("FP32", (4, 1))), (2, 1, 1), False, id="nothing-fits"),
+    ],
+)  # fmt: skip
+def test_one_instance_for_a_model_without_rows_is_its_whole_input_where_only_that_fits(
+    body: str, metadata: ModelMetadata, shape: tuple[int, ...], is_whole: bool
+) -> None:
+    predict = decode_predict(body.encode(), metadata, is_batchable=False)
+    assert (predict.request.inputs[0].shape, predict.is_whole) == (shape, is_whole)
+    assert all(isinstance(tensor.data, np.ndarray) for tensor in predict.request.inputs)
+    assert not decode_predict(body.encode(), metadata).is_whole, "a model with rows has an axis for them"
+
+
+def test_several_instances_for_a_model_without_rows_are_told_the_way_out() -> None:
+    with pytest.raises(RequestMismatch, match=r"has 2 instances, .* send each by itself, or whole tensors as 'inputs'"):
+        decode_predict(b'{"instances":[[[1],[2],[3]],[[1],[2],[3]]]}', WHOLE, is_batchable=False)
+
+
+def test_answer_to_a_whole_instance_is_one_prediction() -> None:
+    outputs = (OutputTensor("a", "FP32", F([[1, 2]])), OutputTensor("b", "INT64", np.array(3)))
+    whole = Predict(InferenceRequest(()), 1, is_whole=True)
+    for tensors, text in ((outputs[:1], b"[[[1.0,2.0]]]"), (outputs, b'[{"a":[[1.0,2.0]],"b":3}]')):
+        assert encode_predictions(InferenceResponse("m", "1", tensors), whole).body == b'{"predictions":%b}' % text
+
+
 REFUSED = {
     "empty": ("", ONE, "the body is empty"),
     "array": ("[[1,2]]", ONE, "the request is an array, expected an object with 'instances' or 'inputs'"),

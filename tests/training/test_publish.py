@@ -387,7 +387,7 @@ def version_numbers_at_their_end(place: Path) -> Path:
         pytest.param(a_file_for_the_repository, "File exists", id="repository is a file"),
         pytest.param(a_file_for_the_model, "is in the way: a model is a directory", id="model is a file"),
         pytest.param(a_broken_link_for_the_model, "is in the way: a model is a directory", id="model is a broken link"),
-        pytest.param(a_broken_config, "config.json: the file: Invalid JSON", id="config.json is damaged"),
+        pytest.param(a_broken_config, "config.json: the file is not JSON", id="config.json is damaged"),
         pytest.param(version_numbers_at_their_end, "would not find version 1000000000000000000", id="19 digits"),
     ],
 )
