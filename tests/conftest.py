@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,11 @@ settings.load_profile("foldserve")
 def checkout() -> Path:
     """The folder that holds README.md, service/, training/ and models/."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_lives_is_not_searched_for_garbage() -> None:
+    """What earlier files have imported stays; with torch among it a full collection takes a second, and some tests need
+    one after each step."""
+    gc.collect()
+    gc.freeze()
