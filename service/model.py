@@ -280,8 +280,8 @@ def _is_as_measured(loaded: LoadedVersion) -> Callable[[Sequence[Inputs], int], 
     """Whether the latency curve, measured with one kind of input, speaks for these requests; None: for all."""
     if loaded.values_decide or loaded.known_good is None:
         return lambda *_: False
-    rows_are_free = 1 if loaded.max_batch_size else 0
-    if not any(-1 in tensor.shape[rows_are_free:] for tensor in loaded.metadata.inputs):
+    behind_rows = 1 if loaded.max_batch_size else 0
+    if not any(-1 in tensor.shape[behind_rows:] for tensor in loaded.metadata.inputs):
         return None
     most = _LIKE * sum(array.size for array in loaded.known_good.values())
     return lambda items, rows: sum([array.size for item in items for array in item.values()]) <= most * rows

@@ -142,20 +142,21 @@ class Scheduler(Generic[ItemT, ResultT]):
         self._admission.is_closed = True
         self._on_idle.append(on_idle)
         if not drain:
-            for ticket in self._waiting.everybody:
-                self._waiting.remove(ticket)
-                ticket.settle(self._admission.closed())
+            self._refuse(self._waiting.everybody)
         self._dispatch_soon()
 
     def give_up(self) -> int:
         """Refuses all that waits or runs, now; what runs goes on for nobody. Returns how many were told."""
         self._admission.is_closed = True
-        waiting = self._waiting.everybody
-        for ticket in waiting:
-            self._waiting.remove(ticket)
         pieces = [piece for run in self._runs for piece in (run.tickets, *run.pieces)]
-        unanswered = [ticket for ticket in (*waiting, *itertools.chain(*pieces)) if ticket.done is not None]
+        return self._refuse([*self._waiting.everybody, *itertools.chain(*pieces)])
+
+    def _refuse(self, tickets: Sequence[Ticket[ItemT, ResultT]]) -> int:
+        """Returns how many had not been told or given up yet."""
+        unanswered = [ticket for ticket in tickets if ticket.done is not None]
         for ticket in unanswered:
+            if ticket.is_waiting:
+                self._waiting.remove(ticket)
             ticket.settle(self._admission.closed())
         return len(unanswered)
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -17,45 +15,9 @@ from service.latency_curve import LatencyCurve
 from service.scheduler import Scheduler
 from service.ticket import BatchOutcome, Run
 from service.waiting import QueueSpace, Waiting
+from tests.service.virtual_time import Loop
 
 DEADLINE_S = 1.0
-
-
-@dataclass(order=True)
-class Due:
-    when_s: float
-    number: int
-    callback: Callable[[], object] | None = field(compare=False)
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
-class VirtualLoop:
-    """An event loop whose time passes only from one event to the next."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._due: list[Due] = []
-        self._numbers = itertools.count()
-
-    def time(self) -> float:
-        return self.now
-
-    def call_soon(self, callback: Callable[[], object]) -> Due:
-        return self.call_at(self.now, callback)
-
-    def call_at(self, when: float, callback: Callable[[], object]) -> Due:
-        due = Due(max(when, self.now), next(self._numbers), callback)
-        heapq.heappush(self._due, due)
-        return due
-
-    def run_until(self, end_s: float) -> None:
-        while self._due[0].when_s <= end_s:
-            due = heapq.heappop(self._due)
-            self.now = due.when_s
-            if due.callback is not None:
-                due.callback()
 
 
 @dataclass
@@ -64,12 +26,13 @@ class Overload:
 
     row_s: float
     slowness: Callable[[float], float]
-    """How many times as long as measured a run takes that begins then."""
-    loop: VirtualLoop = field(default_factory=VirtualLoop)
+    """How many times as long as measured a run takes that begins so many seconds after the start."""
+    loop: Loop = field(default_factory=Loop)
     in_time: int = 0
     late: int = 0
 
     def __post_init__(self) -> None:
+        self._began_s = self.loop.now_s
         self._random = random.Random(1)
         curve = LatencyCurve({rows: rows * self.row_s for rows in (1, 2, 4, 8)})
         self.scheduler: Scheduler[None, None] = Scheduler(
@@ -79,7 +42,7 @@ class Overload:
     def run_for(self, seconds: float) -> float:
         """The share of the rows that could have been computed that was answered in time."""
         self._send()
-        self.loop.run_until(seconds)
+        self.loop.advance(seconds)
         steps = 1000
         possible = (
             sum(1 / self.slowness(seconds * step / steps) for step in range(steps)) * seconds / steps / self.row_s
@@ -87,17 +50,19 @@ class Overload:
         return self.in_time / possible
 
     def _run(self, items: Sequence[None], rows: int, finished: Callable[[BatchOutcome[Any]], None]) -> None:
-        took_s = rows * self.row_s * self.slowness(self.loop.now) * math.exp(self._random.gauss(0, 0.04))
-        self.loop.call_at(self.loop.now + took_s, lambda: finished(BatchOutcome([None] * len(items))))
+        took_s = (
+            rows * self.row_s * self.slowness(self.loop.now_s - self._began_s) * math.exp(self._random.gauss(0, 0.04))
+        )
+        self.loop.call_at(self.loop.now_s + took_s, lambda: finished(BatchOutcome([None] * len(items))))
 
     def _send(self) -> None:
-        self.loop.call_at(self.loop.now + self._random.expovariate(10 / self.row_s), self._send)
-        sent_s = self.loop.now
+        self.loop.call_at(self.loop.now_s + self._random.expovariate(10 / self.row_s), self._send)
+        sent_s = self.loop.now_s
 
         def told(outcome: object) -> None:
             if outcome is None:
-                self.in_time += self.loop.now - sent_s <= DEADLINE_S
-                self.late += self.loop.now - sent_s > DEADLINE_S
+                self.in_time += self.loop.now_s - sent_s <= DEADLINE_S
+                self.late += self.loop.now_s - sent_s > DEADLINE_S
 
         with contextlib.suppress(Overloaded):
             self.scheduler.submit(None, told, rows=1, deadline_s=sent_s + DEADLINE_S)
