@@ -23,7 +23,7 @@ from service.answers import Answer, answer_error
 from service.errors import MalformedRequest, ModelNotReady, PayloadTooLarge, status_of
 from service.infer import Cancel, Headers, InferHead, begin_infer, read_head
 from service.json_tensors import kind_of, parse_json
-from service.model_states import ModelState
+from service.model_states import STARTING, ModelState
 from service.openapi import TAG
 from service.protocol import (
     SERVER_EXTENSIONS,
@@ -240,7 +240,7 @@ def _why_not_ready(registry: Registry) -> str:
         if status.state is not ModelState.READY
     ]
     if not registry.is_scanned():
-        return "the server is not ready: it is LOADING, the first scan of the model repository is not finished"
+        return f"the server is not ready: it is LOADING, {STARTING}"
     if not reasons:
         return "the server is not ready: no model has been found"
     more = f"; and {len(reasons) - _REASONS_SHOWN} more" if len(reasons) > _REASONS_SHOWN else ""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.answers import Answer, answer_error, make_answer
-from service.compression import MOST_EXPANDED_BYTES, PACKED_AT_ONCE_BYTES, compress, expand, takes_long
+from service.compression import MOST_EXPANDED_BYTES, compress, expand, takes_long
 from service.decode import HEADER_LENGTH, Preview, peek
 from service.encode import EncodedResponse, encode_response
 from service.errors import ServiceError, quoted
@@ -195,7 +195,7 @@ def answer_with(
         return
     try:
         encoded = encode(outcome)
-        if len(encoded.body) > PACKED_AT_ONCE_BYTES and takes_long(encoded, head.accept_encoding):
+        if takes_long(encoded, head.accept_encoding):
             _answer_packed(encoded, head, reply)
             return
         answer = make_answer(200, compress(encoded, head.accept_encoding))

@@ -15,6 +15,7 @@ from enum import Enum
 from service.discovery import Found
 from service.model import Model
 
+STARTING = "the first scan of the model repository is not finished"
 UNLOADED = "unloaded"
 """The reason of what somebody took out of service; any other is a failure."""
 

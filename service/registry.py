@@ -23,7 +23,7 @@ from service.errors import LoadFailed, ModelNotReady, ModelRejected, NotFound, q
 from service.loader import Loader, without_folder
 from service.model import Model
 from service.model_config import describe_configuration
-from service.model_states import UNLOADED, Entry, ModelState, ModelStatus
+from service.model_states import STARTING, UNLOADED, Entry, ModelState, ModelStatus
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.settings import Settings
 from service.triton_json import read_configuration
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 # Names listed in a NotFound; a repository of thousands must not answer a typo with a page.
 _NAMES_SHOWN = 10
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_STARTING = "the first scan of the model repository is not finished"
 
 
 class Registry:
@@ -124,7 +123,7 @@ class Registry:
             for status in self.states()
         ]
         fresh = [name for name in names if name not in self._entries]
-        state, reason = (ModelState.UNAVAILABLE, "not loaded") if self._scanned else (ModelState.LOADING, _STARTING)
+        state, reason = (ModelState.UNAVAILABLE, "not loaded") if self._scanned else (ModelState.LOADING, STARTING)
         rows += [RepositoryIndexRow(name, None, state.value, reason) for name in fresh]
         return sorted(rows, key=lambda row: (row.name, int(row.version or 0)))
 
@@ -257,7 +256,7 @@ class Registry:
         if self._closing:
             raise ModelNotReady("the server is stopping; nothing is loaded or unloaded any more")
         if not self._scanned:
-            raise ModelNotReady(f"{_STARTING}; try again in a moment")
+            raise ModelNotReady(f"{STARTING}; try again in a moment")
 
     async def _find(self, name: str, config: str | None) -> Sequence[Found]:
         """The versions of `name` that are to be loaded, at least one. Raises NotFound and LoadFailed."""
@@ -326,7 +325,7 @@ class Registry:
         entries = self._entries.get(name, [])
         if not entries:
             if not self._scanned:
-                raise ModelNotReady(f"model {quoted(name)} is not ready: {_STARTING}")
+                raise ModelNotReady(f"model {quoted(name)} is not ready: {STARTING}")
             if name in self._listing:
                 raise NotFound(f"model {quoted(name)} is in the repository, but not loaded; {_how_to_load(name)}")
             raise NotFound(f"model {quoted(name)} is not in the repository; it holds {_listed(self._entries)}")
