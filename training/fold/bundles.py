@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from training.fold.laws import Index
 
 
-@dataclass(frozen=True, eq=False)
-class Relation:
+class Relation(NamedTuple):
     """One law on variables: `slots[j][k]` is the variable in its j-th place for its k-th entry.
 
     `tag` says which law; whoever made the relations knows what it means. `entries[k]` is that law's own number for the
@@ -35,8 +34,7 @@ class Relation:
     dead: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Instance:
+class Instance(NamedTuple):
     """A law at one entry of a strand, for all strands of its bundle: `places` are the bundle's own class numbers.
 
     `entries[strand]` is the law's entry there, by which its numbers are looked up.
@@ -129,14 +127,13 @@ def _gather(starts: Index, relations: Sequence[Relation], table: dict[str, Index
     rows = starts[None, :] + np.arange(length)[:, None]  # [length, strands]
     sample = code[starts[0] : starts[0] + length]
     labels, place = np.unique(sample[:, 2], return_inverse=True)
+    entry, numbers, places = table["entry"][rows], sample[:, 0].tolist(), place.tolist()
     instances, at = [], 0
     while at < length:
-        relation = relations[int(sample[at, 0])]
-        arity = len(relation.slots)
-        places = tuple(int(place[at + slot]) for slot in range(arity))
-        entries = relation.entries[table["entry"][rows[at]]]
-        instances.append(Instance(relation.tag, places, entries, relation.dead))
-        at += arity
+        relation = relations[numbers[at]]
+        end = at + len(relation.slots)
+        instances.append(Instance(relation.tag, tuple(places[at:end]), relation.entries[entry[at]], relation.dead))
+        at = end
     return Bundle(table["class"][rows[labels]], tuple(instances))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from training.fold.conditioning import ill_conditioned
 from training.fold.explain import Explainer
 from training.fold.known import Known
+from training.fold.laws import Clamp
 from training.fold.problem import Problem
 from training.fold.profiles import PRICES, Profile
 from training.fold.solve import Fate, Policy, Solution, solve
@@ -47,7 +48,7 @@ class Choice:
         chosen = upright if prices.reduces else self._whole(upright, reasons)
         if chosen.count(Fate.FOLDED) or not chosen.count(Fate.KEPT, Fate.ADD, Fate.MUL):
             return Chosen(chosen, reasons)  # what folds brings another pass, which tells of the rest again
-        free, _ = self._generic(upright)
+        free, _ = self._generic(upright, frozenset(self.problem.tags(Clamp)))  # its fates alone: spare no clamp
         ways_out = {tag: _WAYS_OUT[free.fate[tag]] for tag in order if _is_less(free.fate[tag], chosen.fate[tag])}
         vetoes = {tag: f"{prices.veto(self._rank(tag))} on {self.profile}" for tag in ways_out}
         return Chosen(chosen, reasons | vetoes, ways_out)
@@ -58,10 +59,12 @@ class Choice:
         dims = self.known.dims(node.outputs[0]) if node.op_type == "BatchNormalization" else None
         return None if dims is None else len(dims)
 
-    def _generic(self, upright: Solution) -> tuple[Solution, dict[int, str]]:
-        """What algebra permits, and what was predicted. What folds in `upright`, without clamps, comes first."""
+    def _generic(self, upright: Solution, moved: frozenset[int] = frozenset()) -> tuple[Solution, dict[int, str]]:
+        """What algebra permits, and what was predicted. What folds in `upright`, without clamps, comes first.
+
+        `moved`: as in Policy."""
         order = sorted(self._order(), key=lambda tag: upright.fate[tag] is not Fate.FOLDED)
-        return self._guarded(Policy(tuple(order), clamps=True, without=self.without))
+        return self._guarded(Policy(tuple(order), clamps=True, without=self.without, moved=moved))
 
     def _whole(self, solution: Solution, reasons: dict[int, str]) -> Solution:
         """The solution in which what would only be reduced stays as it is. `reasons`: what stood in its way."""

@@ -53,7 +53,9 @@ class _Seen:
 def ill_conditioned(solution: Solution, known: Known) -> dict[int, str]:
     """Lifts (by tag) whose shift should stay, and what was predicted."""
     problem = solution.problem
-    shared, given, largest = _shared(problem), _given(problem), _largest(problem, known)
+    if ill_conditioned not in problem.notes:  # solutions of one problem differ in none of these
+        problem.notes[ill_conditioned] = _shared(problem), _given(problem), _largest(problem, known)
+    shared, given, largest = problem.notes[ill_conditioned]
     found = {}
     for tag in problem.lifts:
         law = problem.lift(tag)

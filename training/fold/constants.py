@@ -82,8 +82,9 @@ class Constants:
         if value in self._known:
             return self._known[value]
         try:
-            self._attend(value)
-            return self._read(value)
+            if not value.is_initializer():
+                self._attend(value)
+            return self._known[value] if value in self._known else self._read(value)
         except NotConstant as no:
             return Refusal(str(no))
         finally:

@@ -83,7 +83,8 @@ def fold_in_place(model: ir.Model, profile: Profile = Profile.ORT_CPU, widen: bo
             merged = book.enter_merged(merge_branches(model, known), maps)
             known = known_of(model, opset) if merged else known
             flattened = flatten_linears(model, known)
-            told = _Pass(model, opset, profile, Shapes(model) if flattened else known.shapes).run()
+            known = known_of(model, opset) if flattened else known
+            told = _Pass(model, profile, known).run()
             if book.enter(told) or merged or flattened:
                 changed, shapes = True, known.shapes if known.shapes.covers(model) else Shapes(model)
                 continue
@@ -217,9 +218,8 @@ class _Pass:
     """The whole graph once."""
 
     model: ir.Model
-    opset: int
     profile: Profile
-    shapes: Shapes
+    before: Known  # of this same graph, before anything is reached
     reached: Reached = field(default_factory=Reached)
     refused: dict[ir.Node, str] = field(default_factory=dict)
 
@@ -235,7 +235,7 @@ class _Pass:
 
     @cached_property
     def known(self) -> Known:
-        return known_of(self.model, self.opset, self.reached, self.shapes)
+        return _known(self.before.shapes, self.before.constants, self.before.opset, self.reached)
 
     def _reach(self) -> None:
         """BatchNormalization first: where a tensor could be stored along this axis or that, theirs counts."""
@@ -243,7 +243,7 @@ class _Pass:
         nodes = [node for node in self.model.graph.all_nodes() if is_standard(node)]
         for node in nodes:
             if _is_batchnorm(node):
-                record = read_batchnorm(node, self.opset, self.known.constants)
+                record = read_batchnorm(node, self.known.opset, self.known.constants)
                 no = record if isinstance(record, Refusal) else walk.start(node, node.outputs[0], (1,))
                 if no is not None:
                     self.refused[node] = no.reason
@@ -302,9 +302,13 @@ class _Pass:
 
 def known_of(model: ir.Model, opset: int, reached: Reached | None = None, shapes: Shapes | None = None) -> Known:
     """What rules may ask about `model`, given what was reached so far."""
-    shapes, reached = shapes or Shapes(model), reached or Reached()
+    shapes = shapes or Shapes(model)
+    return _known(shapes, Constants(shapes), opset, reached or Reached())
+
+
+def _known(shapes: Shapes, constants: Constants, opset: int, reached: Reached) -> Known:
     known: Known
-    known = Known(shapes, Constants(shapes), opset, reached.axes_of, lambda value: _native(value, known))
+    known = Known(shapes, constants, opset, reached.axes_of, lambda value: _native(value, known))
     return known
 
 

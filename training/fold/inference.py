@@ -8,8 +8,10 @@ not an error. Where ONNX Runtime is known to give other sizes than ONNX says, as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
+from typing import TypeGuard
 
 import numpy as np
 import onnx
@@ -62,7 +64,9 @@ def _hiding(model: ir.Model, places: set[int], kept: dict[int, Learned | None]) 
 def _by_onnx(model: ir.Model, twin: ir.Model) -> Iterator[tuple[ir.Value, Learned]]:
     """What ONNX's inference says of node outputs, asked about a twin; nothing where it gives up."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(_without_numbers(twin)), data_prop=True)
+        with _numbers_hidden(twin):
+            shown = ir.to_proto(twin)
+        inferred = onnx.shape_inference.infer_shapes(shown, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError):  # an operator or a size that ONNX cannot judge
         return
     yield from _annotated(model.graph, inferred.graph)
@@ -89,23 +93,29 @@ def _learned(tensor: onnx.TypeProto.Tensor) -> Learned:
     return Learned(tuple(sizes), dtype)
 
 
-def _without_numbers(model: ir.Model) -> ir.Model:
-    """Where tensors are large, a copy in which they have no data: inference asks for their types and shapes only."""
-    if not any(map(_is_large, tensors_of(model))):
-        return model
-    copy = model.clone()
-    for graph in copy.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None and _is_large(value.const_value):
-                value.const_value = Hollow(value.const_value)
-        for node in graph:
-            if node.op_type == "Constant":
-                for name, attribute in list(node.attributes.items()):
-                    if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                        tensor = attribute.as_tensor()
-                        if _is_large(tensor):
-                            node.attributes.add(ir.AttrTensor(name, Hollow(tensor)))
-    return copy
+@contextmanager
+def _numbers_hidden(model: ir.Model) -> Iterator[None]:
+    """Inference asks for the type and shape of large tensors only: for a while these have no data."""
+    initializers = [value for graph in model.graphs() for value in graph.initializers.values()]
+    large = [(value, value.const_value) for value in initializers if _is_large(value.const_value)]
+    constants = [
+        (node.attributes, attribute)
+        for node in model.graph.all_nodes()
+        if node.op_type == "Constant"
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref() and _is_large(attribute.as_tensor())
+    ]
+    try:
+        for value, tensor in large:
+            value.const_value = Hollow(tensor)
+        for attributes, attribute in constants:
+            attributes.add(ir.AttrTensor(attribute.name, Hollow(attribute.as_tensor())))
+        yield
+    finally:
+        for value, tensor in large:
+            value.const_value = tensor
+        for attributes, attribute in constants:
+            attributes.add(attribute)
 
 
 def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -118,8 +128,8 @@ def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
                 yield from (attribute.as_tensor() for attribute in tensors)
 
 
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE_BYTES
+def _is_large(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
+    return tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE_BYTES
 
 
 # Where ONNX Runtime 1.31 was seen to answer with other sizes than ONNX 1.23 infers, over all operators with a window, a

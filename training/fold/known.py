@@ -45,6 +45,9 @@ class Known:
         """
         if value is None:
             return Refusal(f"{describe(node)} lacks an operand")
+        decided = self.axes_of(value)
+        if decided is not None and decided == axes:  # all that follows was asked then
+            return Port(value, axes)
         dims = self.dims(value)
         if dims is None or any(axis >= len(dims) or dims[axis] is None for axis in axes):
             return Refusal(f"the size of '{value.name}' of {describe(node)} along axis {axes} is not known")
@@ -54,8 +57,7 @@ class Known:
             return Refusal(f"'{value.name}' of {describe(node)} has more than {_MOST_ENTRIES} entries along {axes}")
         if self.constants.holds(value):
             return Port(value, axes, node)
-        decided = self.axes_of(value)
-        if decided not in (None, axes):
+        if decided is not None:
             return Refusal(f"'{value.name}' of {describe(node)} is stored along axis {decided}, not {axes}")
         return Port(value, axes)
 

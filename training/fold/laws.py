@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -23,8 +23,7 @@ from training.fold.affine import Float64s
 Index = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(NamedTuple):
     """A tensor's place for a gauge: its entries along `axes`, in row-major order.
 
     `axes`: ascending, not negative; for a convolution's output (1,), for a Linear on [N, T, F] (2,). `reader` is set

@@ -7,7 +7,7 @@ nothing new is reached. What no rule answers for is pinned, with the reason. Edi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -83,11 +83,10 @@ class Reach:
             if len(port.reader.outputs) > 1 and (port.reader, value) not in self._answered:
                 self._ask(port.reader, port)  # who was asked about one output speaks of the others too
             return
-        reason = _place(value, self.known)
+        producer, readers = value.producer(), dict.fromkeys(number_readers(value))
+        reason = _place(value, producer, readers, self.known)
         if reason:
             self._state(Pinned(port, reason), None)
-        producer = value.producer()
-        readers = dict.fromkeys(number_readers(value))
         for node in ([producer] if producer is not None else []) + list(readers):
             if (node, value) not in self._answered and (producer is None or node.graph is producer.graph):
                 self._ask(node, port)
@@ -105,7 +104,7 @@ class Reach:
             why = f"{describe(node)} wants one tensor along two axes"
             self._state(Pinned(port, why), node)
             return
-        self._answered.add((node, port.value))
+        self._answered.update((node, value) for value in _spoken_for(node, port, laws))
         for law in laws:
             self._state(law, node)
 
@@ -140,14 +139,23 @@ class Reach:
             raise AssertionError(f"'{port.value.name}' was reached along {present.axes} and {port.axes}")
 
 
-def _place(value: ir.Value, known: Known) -> str:
+def _spoken_for(node: ir.Node, port: Port, laws: tuple[Law, ...]) -> Iterable[ir.Value]:
+    """The tensors that `node` need not be asked about: beside the port's own all that it touches, where what it said is
+    the same from each of them and leaves none out. A Concat would be asked once for each tensor that it joins."""
+    if all(isinstance(law, Equal | Sum | Clamp) for law in laws):
+        told = {told.value for law in laws for told in ports(law)}
+        if told.issuperset(value for value in (*node.inputs, *node.outputs) if value is not None):
+            return told
+    return (port.value,)
+
+
+def _place(value: ir.Value, producer: ir.Node | None, readers: Iterable[ir.Node], known: Known) -> str:
     """Why a tensor's place in the model fixes what it holds; empty where it does not."""
     if value.is_graph_output():
         return f"'{value.name}' is a graph output"
-    producer = value.producer()
     if producer is None:
         return f"'{value.name}' is a graph input" if value.is_graph_input() else f"'{value.name}' has no producer"
-    for node in number_readers(value):
+    for node in readers:
         if node.graph is not producer.graph:
             return f"'{value.name}' is read inside a subgraph, by {describe(node)}"
     if known.shapes.dtype(value) not in _FLOATS:

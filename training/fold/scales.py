@@ -118,6 +118,10 @@ class Scales:
         self._sign[root] = sign
         return True
 
+    def settle(self) -> None:
+        """What was said so far stays said: the mark 0 is here."""
+        self._undo.clear()
+
     def mark(self) -> int:
         return len(self._undo)
 
@@ -135,14 +139,18 @@ class Scales:
             if root not in heaviest or weights[place] > weights[heaviest[root]]:
                 heaviest[root] = place
         factor = {root: self._factor(root, found[place][1]) for root, place in heaviest.items()}
-        return np.array([ratio * factor[root] for root, ratio in found]).reshape(places, self._width)
+        one = self._one
+        rows = (ratio if (f := factor[root]) is one else f if ratio is one else ratio * f for root, ratio in found)
+        return np.array(list(rows)).reshape(places, self._width)
 
     def _factor(self, root: int, ratio: Float64s) -> Float64s:
         if root == self.GROUND:
-            return np.ones(self._width)
+            return self._one
         if root in self._dead:
             return np.zeros(self._width)
         sign = self._sign_of(root)
+        if ratio is self._one and (sign is self._undecided or sign is self._positive):
+            return self._one
         return np.where(sign == 0, 1.0 / ratio, sign / np.abs(ratio))
 
     def _part(self, child: int, parent: int, sign: Signs | None) -> None:

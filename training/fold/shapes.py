@@ -7,8 +7,9 @@ where ONNX's says nothing, the rules of shape_rules.py say what is obvious.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cached_property
+from typing import Any
 
 import onnx_ir as ir
 
@@ -29,6 +30,7 @@ class Shapes:
         self._model = model
         self._sizes: dict[ir.Value, Sizes | None] = {}
         self._dims: dict[ir.Value, Dims | None] = {}
+        self.notes: dict[Hashable, Any] = {}  # what others made of sizes, for the next time that they ask
 
     @property
     def opset(self) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ _SAME = 1e-14  # of the largest number that is summed up, which was rounded to 1
 _PIVOT = 1e-6  # a pivot smaller than this beside the largest coefficient would blow errors up
 
 
-@dataclass(frozen=True, eq=False)
-class _Form:
+class _Form(NamedTuple):
     """`sum of terms + constant`, over undetermined places; `size`: the largest number that went into the constant."""
 
     terms: dict[int, Coefficient]

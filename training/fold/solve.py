@@ -20,6 +20,7 @@ from training.fold.affine import Float64s
 from training.fold.bundles import Bundle, Instance
 from training.fold.laws import Clamp, Free, Gauge, Lift, NoScale, NoShift, Pinned, Port, Positive, Stays, Sum
 from training.fold.problem import Problem
+from training.fold.reach import Statement
 from training.fold.scales import Scales
 from training.fold.shifts import Shifts
 
@@ -103,7 +104,7 @@ class _Attempt:
 
     def __post_init__(self) -> None:
         bundles = self.problem.bundles
-        self.scales = [Scales(b.places, b.width) for b in bundles]
+        self.scales = _held_scales(self.problem, self.policy.clamps)
         self.shifts = [Shifts(b.width, _degrees(b)) for b in bundles]
         self.fate = dict.fromkeys(self.problem.lifts, Fate.KEPT)
 
@@ -118,10 +119,6 @@ class _Attempt:
     # Scales.
 
     def _solve_scales(self) -> None:
-        for number, bundle in enumerate(self.problem.bundles):
-            for instance in bundle.instances:
-                held = self._say_scale(self.scales[number], instance)
-                assert held, f"laws contradict each other: {self.problem.law(instance.tag)}"
         wanted = [t for t in self.policy.order if t not in self.policy.without and self.problem.lift(t).holds_scale]
         self._fold_scales([tag for tag in wanted if not self._has_dead(tag)])
         dead = [tag for tag in wanted if self._has_dead(tag)]
@@ -141,26 +138,6 @@ class _Attempt:
                 left.append(tag)
         return left
 
-    def _say_scale(self, scales: Scales, instance: Instance) -> bool:
-        law, places = self.problem.law(instance.tag), instance.places
-        match law:
-            case Sum():
-                return all(scales.tie(places[0], place) for place in places[1:])
-            case Pinned() | NoScale():
-                return scales.pin(places[0])
-            case Positive():
-                return scales.positive(places[0])
-            case Free() | NoShift() if self.problem.reached.statements[instance.tag].is_demand:
-                return scales.need(places[0])
-            case Lift() if not law.holds_scale:
-                return scales.tie(*places)
-            case Lift() if not instance.dead:
-                return scales.need(places[0])  # until it is folded
-            case Clamp() if not self.policy.clamps:
-                return self._prefer_scale(scales, instance)
-            case _:
-                return True
-
     def _fold_scale(self, scales: Scales, instance: Instance) -> bool:
         """`y' = x'`: `A_x = s A_y`."""
         x, y = instance.places
@@ -172,8 +149,7 @@ class _Attempt:
         return any(instance.dead for _, instance in self.problem.by_tag.get(tag, ()))
 
     def _prefer_scale(self, scales: Scales, instance: Instance) -> bool:
-        unmoved = self._clamp(instance.tag).stays is Stays.UNMOVED
-        return scales.pin(instance.places[0]) if unmoved else scales.positive(instance.places[0])
+        return _prefer_scale(scales, instance, self._clamp(instance.tag))
 
     def _weights(self, number: int) -> Float64s:
         classes = self.problem.bundles[number].classes
@@ -182,8 +158,8 @@ class _Attempt:
     # Shifts.
 
     def _solve_shifts(self) -> None:
-        for number, bundle in enumerate(self.problem.bundles):
-            for instance in sorted(bundle.instances, key=lambda one: len(one.places)):  # what is 0 makes no sum longer
+        for number, instances in enumerate(_said_of_shifts(self.problem)):
+            for instance in instances:
                 if not self._say_shift(number, instance):  # too small a pivot; what must hold holds for zeros too
                     self.shifts[number].vanish(instance.places)
         for tag in sorted(self.policy.order, key=lambda tag: self.problem.lift(tag).holds_shift):
@@ -291,6 +267,69 @@ class _Attempt:
         if law.stays is Stays.UNSHIFTED:
             return bool((scale[classes] < 0).any() or shift[classes].any())
         return bool((scale[classes] != 1).any() or shift[classes].any())
+
+
+def _held_scales(problem: Problem, clamps: bool) -> list[Scales]:
+    """Of each bundle: what must hold of its scales, before anything is wished for.
+
+    The same for every policy that agrees on `clamps`, so it is said once: a later attempt gets the same objects back,
+    and whatever an earlier one said of them is taken back.
+    """
+    held: list[Scales] | None = problem.notes.get((_held_scales, clamps))
+    if held is None:
+        held = problem.notes[_held_scales, clamps] = [Scales(bundle.places, bundle.width) for bundle in problem.bundles]
+        for scales, bundle in zip(held, problem.bundles, strict=True):
+            for instance in bundle.instances:
+                said = _say_scale(scales, instance, problem.reached.statements[instance.tag], clamps)
+                assert said, f"laws contradict each other: {problem.law(instance.tag)}"
+            scales.settle()
+    for scales in held:
+        scales.back_to(0)
+    return held
+
+
+def _say_scale(scales: Scales, instance: Instance, statement: Statement, clamps: bool) -> bool:
+    law, places = statement.law, instance.places
+    match law:
+        case Sum():
+            return all(scales.tie(places[0], place) for place in places[1:])
+        case Pinned() | NoScale():
+            return scales.pin(places[0])
+        case Positive():
+            return scales.positive(places[0])
+        case Free() | NoShift() if statement.is_demand:
+            return scales.need(places[0])
+        case Lift() if not law.holds_scale:
+            return scales.tie(*places)
+        case Lift() if not instance.dead:
+            return scales.need(places[0])  # until it is folded
+        case Clamp() if not clamps:
+            return _prefer_scale(scales, instance, law)
+        case _:
+            return True
+
+
+def _said_of_shifts(problem: Problem) -> list[list[Instance]]:
+    """Of each bundle: the instances that `_say_shift` may have a word for; the shortest first, as what is 0 makes no
+    sum longer."""
+    said: list[list[Instance]] | None = problem.notes.get(_said_of_shifts)
+    if said is None:
+        silent = {
+            tag
+            for tag, statement in enumerate(problem.reached.statements)
+            if isinstance(statement.law, Free | NoScale | Positive)
+            or (isinstance(statement.law, Lift) and statement.law.holds_shift)
+        }
+        said = problem.notes[_said_of_shifts] = [
+            sorted((one for one in bundle.instances if one.tag not in silent), key=lambda one: len(one.places))
+            for bundle in problem.bundles
+        ]
+    return said
+
+
+def _prefer_scale(scales: Scales, instance: Instance, clamp: Clamp) -> bool:
+    unmoved = clamp.stays is Stays.UNMOVED
+    return scales.pin(instance.places[0]) if unmoved else scales.positive(instance.places[0])
 
 
 def _degrees(bundle: Bundle) -> list[int]:

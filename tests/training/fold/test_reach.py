@@ -12,7 +12,7 @@ from tests.training.fold.models import build, serialized
 from tests.training.fold.random_graphs import random_model
 from training.fold import Profile, Verdict, driver, fold, lift, linear
 from training.fold.driver import known_of
-from training.fold.laws import Clamp, Equal, Free, Lift, Pinned, Port, Sum
+from training.fold.laws import Clamp, Equal, Free, Lift, Pinned, Port, Positive, Sum
 from training.fold.operators import RULES
 from training.fold.reach import Reach, Reached
 from training.fold.refusal import Refusal
@@ -45,12 +45,22 @@ class TestWalk:
 
         assert {value.name for value, reader in reached.ports if reader is None} == {"h", "p"}
 
-    def test_a_node_is_asked_once_for_each_of_its_tensors(self):
+    @pytest.mark.parametrize(
+        ("more", "expected"),
+        [
+            (
+                lambda port: (Positive(port, "r"),),
+                [("a", "p"), ("a", "x"), ("b", "p"), ("b", "q"), ("c", "q"), ("c", "y")],
+            ),
+            (lambda port: (), [("a", "p"), ("b", "q"), ("c", "q")]),  # each spoke of both its tensors
+        ],
+    )
+    def test_a_node_is_asked_once_for_each_tensor_that_it_has_not_spoken_for(self, more, expected):
         asked = []
 
         def rule(node, port, known):
             asked.append((node.name, port.value.name))
-            return (Equal(Port(node.inputs[0], (1,)), Port(node.outputs[0], (1,))),)
+            return (Equal(Port(node.inputs[0], (1,)), Port(node.outputs[0], (1,))), *more(port))
 
         graph = build(
             "m (double[2,3] x) => (double[2,3] y) { [a] p = Relu (x) [b] q = Relu (p) [c] y = Relu (q) }",
@@ -60,7 +70,23 @@ class TestWalk:
         walk.start(graph.graph[1], graph.graph[1].outputs[0], (1,))
         walk.run()
 
-        assert sorted(asked) == [("a", "p"), ("a", "x"), ("b", "p"), ("b", "q"), ("c", "q"), ("c", "y")]
+        assert sorted(asked) == expected
+
+    def test_a_node_that_left_a_tensor_out_is_asked_about_that_one_too(self):
+        asked = []
+
+        def rule(node, port, known):
+            asked.append(port.value.name)
+            mine = node.inputs if port.value is node.outputs[0] else [port.value]
+            return tuple(Equal(Port(operand, (1,)), Port(node.outputs[0], (1,))) for operand in mine)
+
+        graph = build("m (double[2,3] x, double[2,3] z) => (double[2,3] y) { [a] y = Mean (x, z) }")
+        reached = Reached()
+        walk = Reach({"Mean": rule}, known_of(graph, 17, reached), reached)
+        walk.start(graph.graph[0], graph.graph.inputs[0], (1,))
+        walk.run()
+
+        assert asked == ["x", "y"] and reached.axes_of(graph.graph.inputs[1]) == (1,)
 
     @pytest.mark.parametrize(("call", "kind"), [("Relu (h)", Clamp), ("Add (h, x)", Sum)])
     def test_what_a_node_says_from_each_side_is_stated_once(self, call, kind):

@@ -141,8 +141,10 @@ def routed(routes_of: Callable[[ir.Node, Known], Sequence[Route] | Refusal]) -> 
         if holds_zeros(node.outputs[0], known):
             return zeros(node, port)
         try:
-            routes = known.notes[node] if node in known.notes else routes_of(node, known)
-            known.notes[node] = routes
+            here = (node, *node.inputs, *node.outputs)  # what a constant operand says, its tensor always says
+            if here not in known.shapes.notes:
+                known.shapes.notes[here] = routes_of(node, known)
+            routes: Sequence[Route] | Refusal = known.shapes.notes[here]
             return laws_along(node, port, routes, known)
         except NoSuchAxis as error:
             return Refusal(f"{describe(node)} {error}")
@@ -167,7 +169,7 @@ def laws_along(node: ir.Node, port: Port, routes: Sequence[Route] | Refusal, kno
         law = _found_before(route, port, known) or _law(node, port, route, known)
         if isinstance(law, Refusal):
             return law
-        known.notes[route] = law
+        known.shapes.notes[route] = law
         laws.append(law)
     return tuple(laws)
 
@@ -180,7 +182,7 @@ def _law(node: ir.Node, port: Port, route: Route, known: Known) -> Equal | Refus
 
 def _found_before(route: Route, port: Port, known: Known) -> Equal | None:
     """The law of this route, which is the same from either end, where both ends lie as they lay when it was found."""
-    law: Equal | None = known.notes.get(route)
+    law: Equal | None = known.shapes.notes.get(route)
     if law is None:
         return None
     mine, other = (law.a, law.b) if law.a.value is port.value else (law.b, law.a)
@@ -227,18 +229,20 @@ def _anywhere(value: ir.Value, dims: Dims, axes: list[int], known: Known) -> lis
 def _equal(node: ir.Node, a: Port, b: Port, links: tuple[Link, ...], known: Known) -> Equal | Refusal:
     """The law between two ports: the cross product, over the links that one of them touches, of what meets there."""
     ends = _End(a, known.dims(a.value) or ()), _End(b, known.dims(b.value) or ())
-    a_index = b_index = np.zeros(1, dtype=np.int64)
+    met: tuple[Index, Index] | None = None
     for link in links:
         if ends[0].wide.isdisjoint(link.source_axes) and ends[1].wide.isdisjoint(link.target_axes):
             continue  # it does not matter to them
         part = _meeting(link, *ends)
-        if not isinstance(part, Refusal) and len(part[0]) * len(a_index) > MAX_PAIRS:
+        if met is not None and not isinstance(part, Refusal) and len(part[0]) * len(met[0]) > MAX_PAIRS:
             part = Refusal(f"more than {MAX_PAIRS} pairs of entries meet")
         if isinstance(part, Refusal):
             where = f"'{a.value.name}' {shown(ends[0].dims)} along {a.axes}, '{b.value.name}' {shown(ends[1].dims)}"
             return Refusal(f"{describe(node)}: {where} along {b.axes}: {part.reason}")
-        a_index = np.add.outer(a_index, part[0]).reshape(-1)
-        b_index = np.add.outer(b_index, part[1]).reshape(-1)
+        if met is not None:
+            part = np.add.outer(met[0], part[0]).reshape(-1), np.add.outer(met[1], part[1]).reshape(-1)
+        met = part
+    a_index, b_index = met or (np.zeros(1, dtype=np.int64),) * 2
     if len(a_index) == ends[0].count == ends[1].count and (np.arange(len(a_index)) == (a_index, b_index)).all():
         return Equal(a, b)
     return Equal(a, b, a_index, b_index)
@@ -334,8 +338,8 @@ def _pairs(link: Link, source: Dims, target: Dims) -> tuple[Index, Index] | Refu
         return Refusal(f"{max(counts)} entries meet, expected at most {MAX_PAIRS}")
     made = link.source_index, link.target_index
     found = [np.arange(count) if make is None else make() for count, make in zip(counts, made, strict=True)]
-    for entries, count, (axes, _) in zip(found, counts, _sides(link, source, target), strict=True):
-        if len(entries) and not 0 <= entries.min() <= entries.max() < count:
+    for make, entries, count, (axes, _) in zip(made, found, counts, _sides(link, source, target), strict=True):
+        if make is not None and len(entries) and not 0 <= entries.min() <= entries.max() < count:
             return Refusal(f"entries {entries.min()} to {entries.max()} of axes {axes} are meant, it has {count}")
     if len(found[0]) != len(found[1]):
         return Refusal(f"{len(found[0])} entries of axes {link.source_axes} meet {len(found[1])} of {link.target_axes}")
