@@ -5,6 +5,10 @@ thread has to get the interpreter lock back from an event loop that is decoding 
 curve expects to be shorter than `INLINE_S` runs right where it is, if it is like what was measured. Should one hold up
 the loop all the same, those after it go to the threads, the longer the more often that happens.
 
+What runs in a thread is timed with its way there and back, which may be twenty times the run. Were that all one looked
+at, a model that came to the threads in a bad moment of the machine would stay there for good, at half its speed. So
+now and then a batch is tried in place, and what that took decides where those of its size run from then on.
+
 Knows neither queue nor model: what a batch is, how it is computed and what it is like are passed in.
 """
 
@@ -24,7 +28,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 INLINE_S = 200e-6
-# Batches that seem no longer than this are tried in place now and then.
+# Batches that seem no longer than this, or did when the model was loaded, are tried in place now and then.
 _PERHAPS_SHORT_S = 2e-3
 _TRIED_EVERY = 32
 # A batch that took so long on the loop was not what the curve took it for; a busy machine rarely takes a core away for
@@ -59,6 +63,8 @@ class Instances(Generic[ItemT, ResultT]):
         self._banished = 0
         self._next_banished = _FIRST_BANISHED
         self._curve = curve
+        self._at_load = LatencyCurve(curve.points)
+        self._short_rows = 0  # up to so many were over soon when they last ran in place
         self._count = count
         self._name = name
         self._jobs: queue.SimpleQueue[_Job[ItemT, ResultT] | None] = queue.SimpleQueue()
@@ -69,8 +75,7 @@ class Instances(Generic[ItemT, ResultT]):
         if self._runs_here(items, rows):
             began = self._clock()
             outcome = self._compute(items)
-            if self._clock() - began > _HELD_UP_S:
-                self._banished, self._next_banished = self._next_banished, 4 * self._next_banished
+            self._took(rows, self._clock() - began)
             finished(outcome)
             return
         if not self._threads:
@@ -84,18 +89,26 @@ class Instances(Generic[ItemT, ResultT]):
 
     def _runs_here(self, items: Sequence[ItemT], rows: int) -> bool:
         expected_s = self._curve.seconds(rows)
-        if expected_s >= _PERHAPS_SHORT_S:
+        if expected_s >= _PERHAPS_SHORT_S and self._at_load.seconds(rows) >= _PERHAPS_SHORT_S:
             return False
         if self._banished:
             self._banished -= 1
             return False
         if self._is_as_measured is not None and not self._is_as_measured(items, rows):
             return False
-        if expected_s < INLINE_S:
+        if expected_s < INLINE_S or rows <= self._short_rows:
             return True
-        # What runs in a thread is measured with its way there and back, and so might never look short again.
         self._hops += 1
         return self._hops % _TRIED_EVERY == 0
+
+    def _took(self, rows: int, seconds: float) -> None:
+        """A batch of `rows` rows ran in place for so long."""
+        if seconds < INLINE_S:
+            self._short_rows = max(self._short_rows, rows)
+        else:
+            self._short_rows = min(self._short_rows, rows - 1)
+        if seconds > _HELD_UP_S:
+            self._banished, self._next_banished = self._next_banished, 4 * self._next_banished
 
     def close(self) -> None:
         """Ends the threads behind what they run. Does not wait."""

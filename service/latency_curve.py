@@ -36,6 +36,9 @@ _WORTH_SHARE = 0.985
 # of them costs throughput, about a hundredth of it when it is wrong.
 _LARGER_EVERY = 16
 _SMALLER_EVERY = 64
+# What takes no longer than this may be tried with all rows that wait: one doubling after the other never gets past a
+# size where more rows cost as much more, such as the one from which on ONNX Runtime divides a product among threads.
+_FREE_TRY_S = 1e-3
 # A batch size within this factor of a measured one counts as that one.
 _NEAR = 1.4
 _MOST_POINTS = 32
@@ -55,6 +58,8 @@ class LatencyCurve:
         self._last_rows = 0
         self._worth: dict[int, int] = {}
         self._chosen = 0
+        self.is_trying = False
+        """The last answer of `rows_to_run` was not the size believed best: what it takes is news."""
 
     @property
     def points(self) -> dict[int, float]:
@@ -91,11 +96,14 @@ class LatencyCurve:
         has changed since, is found out. `larger`: now it is the larger one's turn."""
         worth = self.rows_worth_running(rows)
         self._chosen += 1
+        size = worth
         if worth > 1 and not larger and self._chosen % _SMALLER_EVERY == 0:
-            return worth // 2
-        if worth < rows and (larger or self._chosen % _LARGER_EVERY == 0):
-            return min(2 * worth, rows)
-        return worth
+            size = worth // 2
+        elif worth < rows and (larger or self._chosen % _LARGER_EVERY == 0):
+            is_all = self._chosen // _LARGER_EVERY % 2 == 1 and self.seconds(rows) <= _FREE_TRY_S
+            size = rows if is_all else min(2 * worth, rows)
+        self.is_trying = size != worth
+        return size
 
     def observe(self, rows: int, seconds: float) -> None:
         """A batch of `rows` rows took `seconds`."""

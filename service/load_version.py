@@ -86,9 +86,12 @@ def load_version(
     *,
     providers: tuple[str, ...],
     intra_op_threads: int,
+    may_use_fewer: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> LoadedVersion:
     """Loads, warms up, measures and checks one version.
+
+    may_use_fewer: one thread will do for a model whose short runs more threads do not make shorter.
 
     Raises ModelRejected with the reason when the version must not serve.
     """
@@ -105,6 +108,11 @@ def load_version(
     bf16 = bf16_names(metadata.outputs)
     max_batch_size, batching = _settle_batching(config, obstacle, session, feed, golden, bf16)
     latency_s = _warm_up(session, feed, max_batch_size, clock) if feed else {}
+    if feed and may_use_fewer and intra_op_threads > 1 and _may_do_alone(session, latency_s):
+        alone = open_session(version.model_path, config, providers=providers, intra_op_threads=1)
+        alone_s = _warm_up(alone, feed, max_batch_size, clock)
+        if not threads_pay(latency_s, alone_s):
+            session, latency_s, intra_op_threads = alone, alone_s, 1
     batch_rows: tuple[int, ...] = ()
     if feed and max_batch_size > 1:
         known = golden.inputs if golden else feed(_KNOWN_ROWS)
@@ -135,6 +143,25 @@ def load_version(
 _REPEATS_OR_BRANCHES = frozenset({"If", "Loop", "Scan"})
 # Rows that differ, for the probe of batch invariance: one, and enough others to stand around it.
 _KNOWN_ROWS = 4
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+# A run this short spends much of its time on waking other threads up, and on a busy machine more than when it was
+# measured on an idle one. Longer ones are worth all cores, and a second session of them might be large.
+_SHORT_S = 1e-3
+# Another core must make it so much shorter; else the event loop and other models have more from that core.
+_WORTH_A_CORE = 0.75
+
+
+def _may_do_alone(session: Session, latency_s: Mapping[int, float]) -> bool:
+    return session.providers == ("CPUExecutionProvider",) and max(latency_s.values()) < _SHORT_S
+
+
+def threads_pay(all_s: Mapping[int, float], alone_s: Mapping[int, float]) -> bool:
+    """Rows to seconds, measured with all threads and with one: is the largest batch that both know worth the cores?"""
+    rows = max(all_s.keys() & alone_s.keys())
+    return all_s[rows] < _WORTH_A_CORE * alone_s[rows]
 
 
 # --- batching and warm-up -----------------------------------------------------------------------------------------

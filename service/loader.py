@@ -104,6 +104,7 @@ class Loader:
                 found.config,
                 providers=self._settings.providers,
                 intra_op_threads=self._settings.intra_op_threads or self.cpu.cores,
+                may_use_fewer=not self._settings.intra_op_threads,
             )
             statistics = self._statistics.setdefault((found.name, found.version.version), ModelStatistics())
             return Model(loaded, statistics, self._queue_space)

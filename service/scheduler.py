@@ -202,7 +202,8 @@ class Scheduler(Generic[ItemT, ResultT]):
         for _ in range(self._instances - len(self._runs)):
             if not self._waiting.requests or self._waits_for_company():
                 break
-            run = Run([self._next_batch()])
+            batch = self._next_batch()
+            run = Run([batch], is_try=self.curve.is_trying)
             self._runs.append(run)
             self._advance(run)
         # Batches that ran on this very thread leave instances idle again: the loop first reads what has come meanwhile.
@@ -293,8 +294,12 @@ class Scheduler(Generic[ItemT, ResultT]):
             self._dispatch()
         if is_told:
             _tell(tickets, outcome)
+            # Small batches run on this thread, many thousands a second: a sample of them keeps the curve true, and what
+            # tells that it is far too high, because batches went through threads before, is not missed.
+            took_s = now - started_s
+            is_news = not was_inline or run.is_try or self._batches % _SAMPLED_EVERY == 0 or took_s < run.expected_s / 2
             # Callers before counting: they do not wait for it.
-            self._record(tickets, outcome, started_s, now, was_inline=was_inline)
+            self._record(tickets, outcome, started_s, now, is_news=is_news)
 
     def _record(
         self,
@@ -303,14 +308,14 @@ class Scheduler(Generic[ItemT, ResultT]):
         started_s: float,
         now: float,
         *,
-        was_inline: bool,
+        is_news: bool,
     ) -> None:
+        """`is_news`: the curve is to learn from it."""
         rows = sum([ticket.rows for ticket in tickets])
         failed = outcome.error is not None
         if not failed:
             self._batches += 1
-            # Small batches run on this thread, many thousands a second: a sample of them keeps the curve true.
-            if not was_inline or self._batches % _SAMPLED_EVERY == 0:
+            if is_news:
                 self.curve.observe(rows, now - started_s)
         if self._on_batch is None:
             return

@@ -85,9 +85,12 @@ class Ticket(Generic[ItemT, ResultT]):
 
 @dataclass(slots=True, eq=False)
 class Run(Generic[ItemT, ResultT]):
-    """One busy instance: the batch that runs, and the pieces of a failed one that are still to be tried."""
+    """One busy instance: the batch that runs, and the pieces of a failed one that are still to be tried.
+
+    is_try: it has another size than the one believed best."""
 
     pieces: list[list[Ticket[ItemT, ResultT]]]
+    is_try: bool = False
     started_s: float = 0.0
     expected_s: float = 0.0
     is_starting: bool = False

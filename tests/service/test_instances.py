@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 
 import pytest
 
@@ -62,34 +63,63 @@ def test_rows_decide_which_it_is() -> None:
     assert at_once == [True, False]
 
 
+class Machine:
+    """Runs batches of one model one after the other; `takes_s` of the clock each. Tells which ran in place."""
+
+    def __init__(self, curve: LatencyCurve, takes_s: float) -> None:
+        self.takes_s = takes_s
+        self._now = 0.0
+        self._instances: Instances[str, str] = Instances(
+            self._compute, curve, count=1, name="m", clock=lambda: self._now
+        )
+
+    def _compute(self, items: Sequence[str]) -> BatchOutcome[str]:
+        self._now += self.takes_s
+        return compute(items)
+
+    def close(self) -> None:
+        self._instances.close()
+
+    def run(self, batches: int, rows: int = 1) -> list[bool]:
+        async def scenario() -> list[bool]:
+            here = []
+            for _ in range(batches):
+                answered: asyncio.Future[BatchOutcome[str]] = asyncio.get_running_loop().create_future()
+                self._instances(["a"] * rows, rows, answered.set_result)
+                here.append((await answered).results == [threading.main_thread().name] * rows)
+            return here
+
+        return asyncio.run(scenario())
+
+
 def test_a_batch_that_seems_only_just_too_long_is_tried_in_place_now_and_then() -> None:
-    _, at_once = run(2 * INLINE_S, [["a"] for _ in range(64)])
-    assert at_once.count(True) == 2
-    _, at_once = run(1.0, [["a"] for _ in range(64)])
-    assert at_once.count(True) == 0
+    for looks_s, tried in ((2 * INLINE_S, 2), (1.0, 0)):
+        with closing(Machine(LatencyCurve({1: looks_s}), 2 * INLINE_S)) as machine:
+            assert machine.run(64).count(True) == tried
+
+
+def test_what_a_try_in_place_took_decides_for_batches_of_its_size() -> None:
+    """As after a bad moment: the curve knows what the way to the thread and back took, and nothing else any more."""
+    with closing(Machine(LatencyCurve({1: 2 * INLINE_S, 4: 3 * INLINE_S}), INLINE_S / 10)) as machine:
+        assert machine.run(40, rows=2) == [False] * 31 + [True] * 9
+        assert machine.run(1, rows=1) == [True]  # fewer take no longer
+        assert machine.run(1, rows=4) == [False]
+        machine.takes_s = 2 * INLINE_S
+        assert machine.run(3, rows=2) == [True, False, False]
+
+
+def test_a_model_that_was_short_at_load_is_tried_however_long_it_takes_in_threads() -> None:
+    curve = LatencyCurve({1: INLINE_S / 2})
+    with closing(Machine(curve, INLINE_S / 2)) as machine:
+        for _ in range(100):
+            curve.observe(1, 1.0)
+        assert machine.run(33) == [False] * 31 + [True] * 2
 
 
 def test_batches_behind_one_that_held_up_the_loop_run_in_threads_for_longer_each_time() -> None:
     """A model whose runs take what they like: the curve knows only of short ones."""
-    here: list[bool] = []
-    now = [0.0]
-
-    def slow(items: Sequence[str]) -> BatchOutcome[str]:
-        here.append(threading.current_thread() is threading.main_thread())
-        now[0] += 1.0
-        return compute(items)
-
-    async def scenario() -> None:
-        instances: Instances[str, str] = Instances(
-            slow, LatencyCurve({1: 1e-6}), count=1, name="m", clock=lambda: now[0]
-        )
-        for _ in range(1 + 64 + 1 + 256 + 1):
-            answered = asyncio.Event()
-            instances(["a"], 1, lambda _, told=answered: told.set())  # type: ignore[misc]
-            await answered.wait()
-        instances.close()
-
-    asyncio.run(scenario())
+    with closing(Machine(LatencyCurve({1: 1e-6}), 1.0)) as machine:
+        here = machine.run(1 + 64 + 1 + 256 + 1)
     assert [number for number, was_here in enumerate(here) if was_here] == [0, 65, 65 + 257]
 
 

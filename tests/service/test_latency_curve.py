@@ -148,6 +148,33 @@ def test_what_was_learnt_of_a_size_in_a_bad_minute_is_unlearnt_in_a_few_tries() 
     assert 0 < tries < 10
 
 
+def test_a_step_in_what_batches_take_does_not_hide_the_sizes_behind_it() -> None:
+    """As ONNX Runtime with two threads takes them: from 16 rows on a second one is woken. What is known of the largest
+    sizes comes from a bad moment; trying one doubling after the other would end at 8 rows."""
+
+    def takes_s(rows: int) -> float:
+        return 30e-6 if rows < 16 else 62e-6 + rows * 1e-7
+
+    curve = LatencyCurve({rows: takes_s(rows) for rows in (1, 2, 4, 8, 16)} | {32: 240e-6, 64: 700e-6})
+    assert curve.rows_worth_running(64) == 8
+    used = []
+    for _ in range(2000):
+        used.append(curve.rows_to_run(64))
+        curve.observe(used[-1], takes_s(used[-1]))
+    assert used[-200:].count(64) > 180
+
+
+def test_only_what_takes_next_to_no_time_is_tried_with_all_rows_at_once() -> None:
+    for row_s, tried in ((1e-6, {8, 64}), (1e-3, {8})):
+        curve = LatencyCurve({1: 1.1 * row_s, 4: 4 * row_s, 64: 64 * row_s})
+        sizes = set()
+        for _ in range(256):
+            size = curve.rows_to_run(64)
+            assert curve.is_trying == (size != 4)
+            sizes.add(size)
+        assert sizes == {2, 4} | tried
+
+
 def test_trying_other_sizes_is_rare() -> None:
     curve = LatencyCurve({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0})
     assert sum(curve.rows_to_run(8) != 1 for _ in range(160)) == 10
