@@ -30,11 +30,16 @@ ResultT = TypeVar("ResultT")
 INLINE_S = 200e-6
 # Batches that seem no longer than this, or did when the model was loaded, are tried in place now and then.
 _PERHAPS_SHORT_S = 2e-3
-_TRIED_EVERY = 32
+# No power of 2, as the scheduler's tries of other sizes are: the two must not miss each other for ever.
+_TRIED_EVERY = 31
+# A try that is not even nearly short doubles the time to the next one, up to this; a short one takes that back.
+_MOST_SELDOM = 64 * _TRIED_EVERY
 # A batch that took so long on the loop was not what the curve took it for; a busy machine rarely takes a core away for
-# as long. The next so many run in threads, and four times as many each time that it happens again.
+# as long. The next so many run in threads, and four times as many each time that it happens again; a quarter of that
+# after every so many that were short.
 _HELD_UP_S = 20e-3
 _FIRST_BANISHED = 64
+_FORGIVEN_AFTER = 1024
 
 _Finished = Callable[[BatchOutcome[ResultT]], None]
 _Job = tuple[asyncio.AbstractEventLoop, Sequence[ItemT], _Finished[ResultT]]
@@ -69,13 +74,14 @@ class Instances(Generic[ItemT, ResultT]):
         self._name = name
         self._jobs: queue.SimpleQueue[_Job[ItemT, ResultT] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._hops = 0
+        self._tried_every = self._until_try = _TRIED_EVERY
+        self._short_runs = 0
 
     def __call__(self, items: Sequence[ItemT], rows: int, finished: _Finished[ResultT]) -> None:
         if self._runs_here(items, rows):
             began = self._clock()
             outcome = self._compute(items)
-            self._took(rows, self._clock() - began)
+            self._took(rows, self._clock() - began, failed=outcome.error is not None)
             finished(outcome)
             return
         if not self._threads:
@@ -98,17 +104,30 @@ class Instances(Generic[ItemT, ResultT]):
             return False
         if expected_s < INLINE_S or rows <= self._short_rows:
             return True
-        self._hops += 1
-        return self._hops % _TRIED_EVERY == 0
+        self._until_try -= 1
+        if self._until_try > 0:
+            return False
+        self._until_try = self._tried_every
+        return True
 
-    def _took(self, rows: int, seconds: float) -> None:
+    def _took(self, rows: int, seconds: float, *, failed: bool) -> None:
         """A batch of `rows` rows ran in place for so long."""
         if seconds < INLINE_S:
-            self._short_rows = max(self._short_rows, rows)
-        else:
-            self._short_rows = min(self._short_rows, rows - 1)
+            if not failed:  # what was refused at once tells nothing of what the others take
+                self._was_short(rows)
+            return
+        self._short_rows = min(self._short_rows, rows // 2)  # those just below are no shorter
+        if seconds >= _PERHAPS_SHORT_S:
+            self._until_try = self._tried_every = min(2 * self._tried_every, _MOST_SELDOM)
         if seconds > _HELD_UP_S:
             self._banished, self._next_banished = self._next_banished, 4 * self._next_banished
+
+    def _was_short(self, rows: int) -> None:
+        self._short_rows = max(self._short_rows, rows)
+        self._tried_every = _TRIED_EVERY
+        self._short_runs += 1
+        if self._short_runs % _FORGIVEN_AFTER == 0:
+            self._next_banished = max(_FIRST_BANISHED, self._next_banished // 4)
 
     def close(self) -> None:
         """Ends the threads behind what they run. Does not wait."""

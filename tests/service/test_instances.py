@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 
+from service.errors import InferenceFailed
 from service.instances import INLINE_S, Instances
 from service.latency_curve import LatencyCurve
 from service.ticket import BatchOutcome
@@ -68,28 +69,31 @@ class Machine:
 
     def __init__(self, curve: LatencyCurve, takes_s: float) -> None:
         self.takes_s = takes_s
+        self.error: InferenceFailed | None = None
         self._now = 0.0
+        self.ran_here: list[bool] = []
         self._instances: Instances[str, str] = Instances(
             self._compute, curve, count=1, name="m", clock=lambda: self._now
         )
 
     def _compute(self, items: Sequence[str]) -> BatchOutcome[str]:
         self._now += self.takes_s
-        return compute(items)
+        self.ran_here.append(threading.current_thread() is threading.main_thread())
+        return compute(items) if self.error is None else BatchOutcome(None, self.error)
 
     def close(self) -> None:
         self._instances.close()
 
     def run(self, batches: int, rows: int = 1) -> list[bool]:
-        async def scenario() -> list[bool]:
-            here = []
+        async def scenario() -> None:
             for _ in range(batches):
                 answered: asyncio.Future[BatchOutcome[str]] = asyncio.get_running_loop().create_future()
                 self._instances(["a"] * rows, rows, answered.set_result)
-                here.append((await answered).results == [threading.main_thread().name] * rows)
-            return here
+                await answered
 
-        return asyncio.run(scenario())
+        self.ran_here = []
+        asyncio.run(scenario())
+        return self.ran_here
 
 
 def test_a_batch_that_seems_only_just_too_long_is_tried_in_place_now_and_then() -> None:
@@ -101,7 +105,7 @@ def test_a_batch_that_seems_only_just_too_long_is_tried_in_place_now_and_then() 
 def test_what_a_try_in_place_took_decides_for_batches_of_its_size() -> None:
     """As after a bad moment: the curve knows what the way to the thread and back took, and nothing else any more."""
     with closing(Machine(LatencyCurve({1: 2 * INLINE_S, 4: 3 * INLINE_S}), INLINE_S / 10)) as machine:
-        assert machine.run(40, rows=2) == [False] * 31 + [True] * 9
+        assert machine.run(40, rows=2) == [False] * 30 + [True] * 10
         assert machine.run(1, rows=1) == [True]  # fewer take no longer
         assert machine.run(1, rows=4) == [False]
         machine.takes_s = 2 * INLINE_S
@@ -113,7 +117,33 @@ def test_a_model_that_was_short_at_load_is_tried_however_long_it_takes_in_thread
     with closing(Machine(curve, INLINE_S / 2)) as machine:
         for _ in range(100):
             curve.observe(1, 1.0)
-        assert machine.run(33) == [False] * 31 + [True] * 2
+        assert machine.run(33) == [False] * 30 + [True] * 3
+
+
+def test_a_model_that_has_become_long_is_tried_more_and_more_seldom() -> None:
+    curve = LatencyCurve({1: INLINE_S / 2})
+    with closing(Machine(curve, 15e-3)) as machine:
+        for _ in range(100):
+            curve.observe(1, 15e-3)
+        here = machine.run(31 * (1 + 2 + 4 + 8))
+    assert [number + 1 for number, was_here in enumerate(here) if was_here] == [31, 31 * 3, 31 * 7, 31 * 15]
+
+
+def test_what_is_refused_at_once_tells_nothing_of_what_the_others_take() -> None:
+    with closing(Machine(LatencyCurve({1: 1.5e-3}), INLINE_S / 10)) as machine:
+        machine.error = InferenceFailed("index out of range")
+        assert machine.run(64).count(True) == 2
+        machine.error, machine.takes_s = None, 1.5e-3
+        assert machine.run(28).count(True) == 0
+
+
+def test_holding_up_the_loop_is_forgiven_after_many_short_batches() -> None:
+    with closing(Machine(LatencyCurve({1: 1e-6}), 1.0)) as machine:
+        assert machine.run(1 + 64 + 1).count(True) == 2  # the next 256 run in threads, then 1,024 would
+        machine.takes_s = 1e-6
+        machine.run(256 + 2 * 1024)
+        machine.takes_s = 1.0
+        assert machine.run(1 + 64 + 1) == [True] + [False] * 64 + [True]
 
 
 def test_batches_behind_one_that_held_up_the_loop_run_in_threads_for_longer_each_time() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.errors import ModelRejected
 from service.load_version import LoadedVersion, load_version, threads_pay
 from service.repository import VersionDirectory, read_config
+from service.reshape import open_session
+from service.session import Session
 from tests.service.handmade import LINEAR, save_version
 
 
@@ -38,6 +42,18 @@ def test_threads(tmp_path: Path, run_s: float, may_use_fewer: bool, threads: int
     version = loaded(save_version(tmp_path, "m", LINEAR), lambda: run_s * next(ticks), may_use_fewer)
     assert version.report.intra_op_threads == threads
     assert version.report.latency_s[1] == pytest.approx(run_s)
+
+
+def test_a_second_session_that_cannot_be_made_leaves_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory_for_two(*args: Any, intra_op_threads: int, **options: Any) -> Session:
+        if intra_op_threads == 1:
+            raise ModelRejected("bad allocation")
+        return open_session(*args, intra_op_threads=intra_op_threads, **options)
+
+    monkeypatch.setattr("service.load_version.open_session", no_memory_for_two)
+    ticks = count()
+    version = loaded(save_version(tmp_path, "m", LINEAR), lambda: 1e-5 * next(ticks), may_use_fewer=True)
+    assert version.report.intra_op_threads == 2
 
 
 @pytest.mark.parametrize(

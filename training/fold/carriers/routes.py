@@ -134,14 +134,21 @@ def moves(links_of: Callable[[Move], tuple[Link, ...] | Refusal]) -> Rule:
     return routed(routes)
 
 
-def routed(routes_of: Callable[[ir.Node, Known], Sequence[Route] | Refusal]) -> Rule:
-    """The rule of an operator that moves entries along these routes; zeros may go where they like."""
+def routed(
+    routes_of: Callable[[ir.Node, Known], Sequence[Route] | Refusal],
+    depend_on: Callable[[ir.Node, Known], Sequence[int]] | None = None,
+) -> Rule:
+    """The rule of an operator that moves entries along these routes; zeros may go where they like.
+
+    `depend_on`: what the routes follow from beside the node's tensors, their sizes and what constant operands say.
+    """
 
     def rule(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
         if holds_zeros(node.outputs[0], known):
             return zeros(node, port)
         try:
-            here = (node, *node.inputs, *node.outputs)  # what a constant operand says, its tensor always says
+            # What a constant operand says, its tensor always says.
+            here = (node, *node.inputs, *node.outputs, *(depend_on(node, known) if depend_on else ()))
             if here not in known.shapes.notes:
                 known.shapes.notes[here] = routes_of(node, known)
             routes: Sequence[Route] | Refusal = known.shapes.notes[here]

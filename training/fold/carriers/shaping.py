@@ -224,7 +224,7 @@ def _are_zeros(part: ir.Value, known: Known) -> bool:
     return known.constant(part) is None and holds_zeros(part, known)
 
 
-_join = routed(_concat)
+_join = routed(_concat, depend_on=lambda node, known: _gaps(node, known))
 
 
 def _concatenated(node: ir.Node, port: Port, known: Known) -> tuple[Law, ...] | Refusal:
