@@ -111,15 +111,11 @@ def load_version(
     max_batch_size, batching = _settle_batching(config, obstacle, session, feed, golden, bf16)
     latency_s = _warm_up(session, feed, max_batch_size, clock) if feed else {}
     if feed and may_use_fewer and intra_op_threads > 1 and _may_do_alone(version, session, latency_s):
-
-        def measured(one: Session) -> dict[int, float]:
-            return _warm_up(one, feed, max_batch_size, clock)
-
         with suppress(ModelRejected):  # then it stays as it is
             alone = open_session(version.model_path, config, providers=providers, intra_op_threads=1)
-            alone_s = measured(alone)
+            alone_s = _warm_up(alone, feed, max_batch_size, clock)
             # Twice: other work on the machine disturbs many threads more than one.
-            latency_s = _shorter(latency_s, measured(session))
+            latency_s = _shorter(latency_s, _warm_up(session, feed, max_batch_size, clock))
             if not threads_pay(latency_s, alone_s):
                 session, latency_s, intra_op_threads = alone, alone_s, 1
     batch_rows: tuple[int, ...] = ()
