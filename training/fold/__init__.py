@@ -54,15 +54,15 @@ def fold(
     what is neither, ValueError for a profile that does not exist.
     """
     profile = Profile(profile)
-    source = _loaded(model)
-    folded = normalise(copy_model(source))
     with np.errstate(all="ignore"), _rare_collection():  # what overflows on the way is judged by its result
+        source = _loaded(model)
+        folded = normalise(copy_model(source))
         report = fold_in_place(folded, profile, widen)
-    if report.changed:
-        folded.metadata_props.update(report.metadata(source.meta.get(SOURCE_SHA256)))
-        return folded, report
-    nodes, size = report.nodes_before, report.constant_bytes_before  # whatever was tidied up on the way
-    return copy_model(source), replace(report, nodes_after=nodes, constant_bytes_after=size)
+        if report.changed:
+            folded.metadata_props.update(report.metadata(source.meta.get(SOURCE_SHA256)))
+            return folded, report
+        nodes, size = report.nodes_before, report.constant_bytes_before  # whatever was tidied up on the way
+        return copy_model(source), replace(report, nodes_after=nodes, constant_bytes_after=size)
 
 
 def _loaded(model: ir.Model | onnx.ModelProto | str | Path) -> ir.Model:
