@@ -7,9 +7,9 @@ the body. Binary tensors are views of the body, never copies (so they may be rea
 The parts of a body (Triton, extension_binary_data.md): `header_bytes` of JSON, then the binary tensors in the order of
 the inputs, without gaps. No header: the whole body is JSON. Bodies of other forms: request_body.py.
 
-Nothing here shares the event loop: numbers in JSON hold it until they are read, 9 ms for 1 MiB and 0.65-0.8 s for the
-61 MiB that the default limit lets in, on one core of 2026. A thread would not help, since orjson keeps the interpreter
-to itself. Binary tensors cost none of it; --max-body-bytes bounds it.
+Numbers in JSON keep the interpreter until they are read, 9 ms for 1 MiB and 0.65-0.8 s for the 61 MiB that the default
+limit lets in, on one core of 2026; so from `LONG_JSON_BYTES` on whoever has others to serve decodes in a thread, and
+gives a `pause`: then long arrays are read in slices (json_slices.py). Strings, and JSON that is refused, are not.
 
 Decisions where the specifications are silent:
 - A JSON null means the same as leaving the member out; some clients dump their optional fields that way.
@@ -41,6 +41,7 @@ from service.json_members import (
     refuse_too_many,
     required,
 )
+from service.json_slices import LongArrays, Pause, cut_out
 from service.json_tensors import Json, elements_from_json, kind_of, parse_json, shown
 from service.protocol import InferenceRequest, InputTensor, RequestedOutput
 from service.shared_memory import NO_AREAS, Area, RequestAreas, SharedMemory
@@ -67,14 +68,23 @@ def parse_header_bytes(value: str | bytes | None) -> int | None:
     return int(value)
 
 
+LONG_JSON_BYTES = 256 * 1024
+"""Two milliseconds of reading."""
+
+
 def decode_request(
-    body: bytes | bytearray | memoryview, header_bytes: int | None, regions: SharedMemory | None = None
+    body: bytes | bytearray | memoryview,
+    header_bytes: int | None,
+    regions: SharedMemory | None = None,
+    pause: Pause | None = None,
 ) -> InferenceRequest:
     """The request in `body`, whose first `header_bytes` bytes are JSON (None: all of it).
 
-    regions: of shared memory, which inputs may be copied from and outputs go to. Each input's `data` has its datatype's
-    dtype and its declared shape. Raises MalformedRequest.
+    regions: of shared memory, which inputs may be copied from and outputs go to. pause: called now and then while long
+    arrays are read. Each input's `data` has its datatype's dtype and its declared shape. Raises MalformedRequest.
     """
+    if pause is not None and (request := _decode_in_slices(memoryview(body), header_bytes, regions, pause)) is not None:
+        return request
     if len(body) <= LARGE_BODY_BYTES:
         return _decode(memoryview(body), header_bytes, regions)
     with collector_paused():
@@ -132,6 +142,24 @@ def _decode(view: memoryview, header_bytes: int | None, regions: SharedMemory | 
         text = bytes(view[:header_bytes])
         description = _REMEMBERED.get(text) or _describe_once(text, areas)
     return description.request_with(_BinaryPart(view, header_bytes), areas)
+
+
+def _decode_in_slices(
+    view: memoryview, header_bytes: int | None, regions: SharedMemory | None, pause: Pause
+) -> InferenceRequest | None:
+    """None where there is nothing long in it, or anything is amiss: whoever reads it whole knows what to say."""
+    text_bytes = len(view) if header_bytes is None else header_bytes
+    if not LONG_JSON_BYTES <= text_bytes <= len(view):
+        return None
+    text, arrays = cut_out(view[:text_bytes], pause)
+    if not arrays:
+        return None
+    areas = regions.for_request() if regions else NO_AREAS
+    try:
+        request = _describe(memoryview(text), areas, arrays).request_with(_BinaryPart(view, text_bytes), areas)
+    except MalformedRequest:
+        return None
+    return None if arrays else request
 
 
 def _decode_json(view: memoryview, regions: SharedMemory | None) -> InferenceRequest:
@@ -205,7 +233,7 @@ def _describe_once(text: bytes, areas: RequestAreas) -> _Description:
     return description
 
 
-def _describe(text: memoryview, areas: RequestAreas) -> _Description:
+def _describe(text: memoryview, areas: RequestAreas, arrays: LongArrays | None = None) -> _Description:
     members = parse_json(text)
     if type(members) is not dict:
         raise MalformedRequest(f"the request is {kind_of(members)}, expected a JSON object with the member 'inputs'")
@@ -216,7 +244,7 @@ def _describe(text: memoryview, areas: RequestAreas) -> _Description:
     outputs: list[Json] = optional(members, "outputs", list, "the request") or []
     refuse_too_many(inputs, "inputs")
     refuse_too_many(outputs, "outputs")
-    described = [_input(entry, position, areas) for position, entry in enumerate(inputs)]
+    described = [_input(entry, position, areas, arrays) for position, entry in enumerate(inputs)]
     if len(described) > 1:
         _refuse_repeated_names(described)
     return _Description(
@@ -278,13 +306,15 @@ def _refuse_repeated_names(tensors: list[InputTensor | _Binary]) -> None:
         seen.add(tensor.name)
 
 
-def _input(description: Json, position: int, areas: RequestAreas) -> InputTensor | _Binary:
+def _input(description: Json, position: int, areas: RequestAreas, arrays: LongArrays | None) -> InputTensor | _Binary:
     name = named(description, "inputs", position)
     where = f"input {quoted(name)}"
     datatype = _datatype(required(description, "datatype", str, where), where)
     shape = read_shape(required(description, "shape", list, where), where)
     parameters = parameters_of(description, where, INPUT_PARAMETERS)
     size_bytes: int | None = parameters.get("binary_data_size")
+    if arrays and not parameters and (long := arrays.take(description.get("data"))) is not None:
+        return InputTensor(name, datatype.name, long.elements(datatype, shape, where))
     values: list[Json] | None = optional(description, "data", list, where)
     # Most inputs have that parameter, or none.
     area = None if len(parameters) == (size_bytes is not None) else areas.find(parameters, where)

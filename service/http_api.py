@@ -21,9 +21,10 @@ from starlette.types import Receive, Scope, Send
 from service import __version__
 from service.answers import Answer, answer_error
 from service.errors import MalformedRequest, ModelNotReady, PayloadTooLarge, status_of
-from service.infer import Cancel, Headers, InferHead, begin_infer, read_head
+from service.infer import Headers, InferHead, begin_infer, read_head
 from service.json_tensors import kind_of, parse_json
 from service.model_states import STARTING, ModelState
+from service.off_loop import Cancel
 from service.openapi import TAG
 from service.protocol import (
     SERVER_EXTENSIONS,

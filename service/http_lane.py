@@ -24,8 +24,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.answers import Answer
 from service.busy_poll import BusyPoll
 from service.connection import Connection, Phase, Refused, refusal_bytes
-from service.infer import Cancel, InferHead
+from service.infer import InferHead
 from service.lane_heads import HeadMemory, LaneHead
+from service.off_loop import Cancel
 
 _HEAD_END = b"\r\n\r\n"
 # Requests that a client sends ahead (pipelining) wait as bytes up to here; then its socket is not read.
@@ -139,7 +140,7 @@ class Lane(Connection):
             self._infer(memoryview(data)[start:stop])
         elif stop - len(data) < _READ_IN_PLACE_BYTES:
             self._body, self._body_filled = _aligned_buffer(head), 0
-            self._collect(data[start:])
+            self._collect(memoryview(data)[start:])
         else:
             self._begin_large(head, data, start)
         return True
@@ -153,7 +154,7 @@ class Lane(Connection):
             self._answer(refusal)
         else:
             self._body, self._body_filled = _aligned_buffer(head), 0
-            self._collect(data[start:])
+            self._collect(memoryview(data)[start:])
         if not self.transport.is_closing():
             self._switch_to(_Filler(self))
 
@@ -193,7 +194,7 @@ class Lane(Connection):
             self._switch_to(self)
             self._infer_collected()
 
-    def _collect(self, data: bytes) -> None:
+    def _collect(self, data: bytes | memoryview) -> None:
         """Puts `data` where the body wants it; what is left over belongs to the next request."""
         assert self._body is not None
         wanted = len(self._body) - self._body_filled
@@ -220,7 +221,7 @@ class Lane(Connection):
         if self._lane_head is not None:
             self._cancel = cancel
 
-    def _hold(self, data: bytes) -> None:
+    def _hold(self, data: bytes | memoryview) -> None:
         self._held += data
         if len(self._held) > _HELD_BYTES:
             self.flow.pause_reading()

@@ -7,24 +7,23 @@ and headers here, so they answer alike. Knows no framework, no connection.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from service.answers import Answer, answer_error, make_answer
 from service.compression import MOST_EXPANDED_BYTES, compress, expand, takes_long
-from service.decode import HEADER_LENGTH, Preview, peek
+from service.decode import HEADER_LENGTH, LONG_JSON_BYTES, Preview, peek
 from service.encode import EncodedResponse, encode_response
 from service.errors import ServiceError, quoted
-from service.protocol import InferenceResponse
+from service.model import Model
+from service.off_loop import Cancel, Work, in_thread, pause
+from service.protocol import InferenceRequest, InferenceResponse
 from service.registry import Registry
-from service.request_body import Body, read_request
+from service.request_body import Body, read_request, reads_long
 from service.shared_memory import SharedMemory
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 Headers = Iterable[tuple[bytes, bytes]]
 """As in ASGI: names in lower case."""
 
-Cancel = Callable[[], object]
+Encode = Callable[[InferenceResponse], EncodedResponse]
 
 # Longer compressed bodies are expanded in a thread; a shorter one cannot grow to more than some four megabytes.
 EXPANDED_AT_ONCE_BYTES = 4096
@@ -87,11 +86,27 @@ def begin_infer(
     Never raises. Returns None when `reply` has been called already.
     """
     arrived_s = time.monotonic()
-    if not head.content_encoding or len(body) <= EXPANDED_AT_ONCE_BYTES:
+    if not head.content_encoding and len(body) < LONG_JSON_BYTES:
         return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
 
     def begin(head: InferHead, body: Body) -> Cancel | None:
-        return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
+        if not reads_long(body, head.header_length, head.content_type):
+            return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
+
+        def read(model: Model) -> tuple[InferenceRequest, Encode]:
+            request = read_request(
+                body,
+                model.metadata,
+                is_batchable=model.max_batch_size > 0,
+                max_body_bytes=max_body_bytes,
+                regions=regions,
+                header_length=head.header_length,
+                content_type=head.content_type,
+                pause=pause,
+            )
+            return request, encode_response
+
+        return begin_long(registry, head, reply, read, arrived_s)
 
     return begin_expanded(begin, head, body, reply, max_body_bytes)
 
@@ -122,38 +137,23 @@ def begin_expanded(
     body: Body,
     reply: Callable[[Answer], object],
     max_body_bytes: int,
-) -> Cancel:
-    """As `begin`, behind a thread that expands the body: 64 KiB can become 64 MiB, which would hold up all others."""
-    given_up = False
-    cancel: Cancel | None = None
-
-    def go_on(expanding: asyncio.Future[Any]) -> None:
-        nonlocal cancel
-        if given_up:
-            return
-        if (error := expanding.exception()) is not None:
-            assert isinstance(error, Exception)
-            reply(refusal(head, error))
-        else:
-            cancel = begin(dataclasses.replace(head, content_encoding=b""), expanding.result())
-
-    def give_up() -> None:
-        nonlocal given_up
-        given_up = True
-        if cancel is not None:
-            cancel()
-
-    expanding = asyncio.get_running_loop().run_in_executor(
-        _expander(), expand, body, head.content_encoding, max_body_bytes
-    )
-    expanding.add_done_callback(go_on)
-    return give_up
-
-
-@functools.cache
-def _expander() -> ThreadPoolExecutor:
-    """One thread: whoever sends many bombs waits behind his own."""
-    return ThreadPoolExecutor(1, thread_name_prefix="expand")
+) -> Cancel | None:
+    """Calls `begin` with the body expanded, if it is compressed, and a head that does not say so any more; behind a
+    thread where that takes long: 64 KiB can become 64 MiB, which would hold up all others."""
+    if not head.content_encoding:
+        return begin(head, body)
+    plain = dataclasses.replace(head, content_encoding=b"")
+    expanded = functools.partial(expand, body, head.content_encoding, max_body_bytes)
+    if len(body) > EXPANDED_AT_ONCE_BYTES:
+        return in_thread(
+            Work.EXPAND, expanded, functools.partial(begin, plain), lambda error: reply(refusal(head, error))
+        )
+    try:
+        body = expanded()
+    except Exception as error:
+        reply(refusal(head, error))
+        return None
+    return begin(plain, body)
 
 
 def _begin(
@@ -175,7 +175,6 @@ def _begin(
             regions=regions,
             header_length=head.header_length,
             content_type=head.content_type,
-            content_encoding=head.content_encoding,
         )
         return model.begin(request, lambda outcome: answer_with(encode_response, head, outcome, reply), arrived_s)
     except Exception as error:
@@ -183,8 +182,33 @@ def _begin(
         return None
 
 
+def begin_long(
+    registry: Registry,
+    head: InferHead,
+    reply: Callable[[Answer], object],
+    read: Callable[[Model], tuple[InferenceRequest, Encode]],
+    arrived_s: float,
+) -> Cancel | None:
+    """`read` makes, in a thread, a request of a body that holds much JSON; the second is how its answer is written."""
+
+    def go_on(found: tuple[InferenceRequest, Encode]) -> Cancel | None:
+        request, encode = found
+        try:
+            return model.begin(request, lambda outcome: answer_with(encode, head, outcome, reply), arrived_s)
+        except Exception as error:
+            reply(refusal(head, error))
+            return None
+
+    try:
+        model = registry.get(head.model_name, head.version)
+    except Exception as error:
+        reply(refusal(head, error))
+        return None
+    return in_thread(Work.READ, lambda: read(model), go_on, lambda error: reply(refusal(head, error)))
+
+
 def answer_with(
-    encode: Callable[[InferenceResponse], EncodedResponse],
+    encode: Encode,
     head: InferHead,
     outcome: InferenceResponse | Exception,
     reply: Callable[[Answer], object],
@@ -207,19 +231,11 @@ def answer_with(
 def _answer_packed(encoded: EncodedResponse, head: InferHead, reply: Callable[[Answer], object]) -> None:
     """From a thread: zlib lets go of the interpreter while it packs."""
 
-    def finish(packing: asyncio.Future[EncodedResponse]) -> None:
-        error = packing.exception()
-        assert error is None or isinstance(error, Exception)
-        reply(make_answer(200, packing.result()) if error is None else refusal(head, error))
+    def finish(packed: EncodedResponse) -> None:
+        reply(make_answer(200, packed))
 
-    packing = asyncio.get_running_loop().run_in_executor(_packer(), compress, encoded, head.accept_encoding)
-    packing.add_done_callback(finish)
-
-
-@functools.cache
-def _packer() -> ThreadPoolExecutor:
-    """Another than `_expander`: an answer must not wait behind a bomb."""
-    return ThreadPoolExecutor(1, thread_name_prefix="pack")
+    packing = functools.partial(compress, encoded, head.accept_encoding)
+    in_thread(Work.PACK, packing, finish, lambda error: reply(refusal(head, error)))
 
 
 def refusal(head: InferHead, error: Exception) -> Answer:

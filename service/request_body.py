@@ -18,8 +18,9 @@ import math
 from service.binary_tensors import tensor_from_bytes
 from service.compression import MOST_EXPANDED_BYTES, expand
 from service.datatypes import DATATYPES
-from service.decode import HEADER_LENGTH, decode_request, parse_header_bytes
+from service.decode import HEADER_LENGTH, LONG_JSON_BYTES, decode_request, parse_header_bytes
 from service.errors import MalformedRequest, RequestMismatch
+from service.json_slices import Pause
 from service.npy import MAGIC, MEDIA_TYPE, read_npy
 from service.protocol import InferenceRequest, InputTensor, ModelMetadata, RequestedOutput, TensorMetadata
 from service.shared_memory import SharedMemory
@@ -37,8 +38,10 @@ def read_request(
     header_length: bytes | None = None,
     content_type: bytes = b"",
     content_encoding: bytes = b"",
+    pause: Pause | None = None,
 ) -> InferenceRequest:
-    """The request in `body`, whose head said the last three; see `expand` and `decode_request` for two of the others.
+    """The request in `body`, whose head said `header_length` and the contents; see `expand` and `decode_request` for
+    the others.
 
     Raises MalformedRequest, RequestMismatch, PayloadTooLarge and UnsupportedEncoding.
     """
@@ -49,15 +52,24 @@ def read_request(
             # JSON cannot begin with the magic bytes, so a .npy file is known without its media type.
             if body[: len(MAGIC)] == MAGIC or MEDIA_TYPE in content_type:
                 return _npy_request(body, metadata, is_batchable)
-            return decode_request(body, None, regions)
+            return decode_request(body, None, regions, pause)
         header_bytes = parse_header_bytes(header_length)
         if header_bytes == 0:
             return _raw_request(body, metadata, is_batchable)
-        return decode_request(body, header_bytes, regions)
+        return decode_request(body, header_bytes, regions, pause)
     except (MalformedRequest, RequestMismatch) as error:
         if next_step := _next_step(memoryview(body), header_length):
             raise type(error)(f"{error}; {next_step}") from error
         raise
+
+
+def reads_long(body: Body, header_length: bytes | None, content_type: bytes) -> bool:
+    """Whether so much of it is JSON that others should not wait for it. Of a body that is not compressed."""
+    if len(body) < LONG_JSON_BYTES:
+        return False
+    if header_length is None:
+        return body[: len(MAGIC)] != MAGIC and MEDIA_TYPE not in content_type
+    return header_length.isdigit() and len(header_length) <= 18 and int(header_length) >= LONG_JSON_BYTES
 
 
 # --- a head that does not fit its body ----------------------------------------------------------------------------

@@ -24,13 +24,16 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from service.answers import Answer
-from service.compression import expand
+from service.decode import LONG_JSON_BYTES
 from service.errors import ModelNotReady, NotFound, NotSupported, quoted, status_of
 from service.http_api import InferRoute, ModelName, Version
-from service.infer import EXPANDED_AT_ONCE_BYTES, Cancel, InferHead, answer_with, begin_expanded, refusal
+from service.infer import Encode, InferHead, answer_with, begin_expanded, begin_long, refusal
+from service.json_slices import Pause
+from service.model import Model
 from service.model_states import ModelState, ModelStatus
+from service.off_loop import Cancel, pause
 from service.openapi import GENERIC_MODEL, can_be_shown, example_request
-from service.protocol import ErrorResponse, ModelMetadata
+from service.protocol import ErrorResponse, InferenceRequest, ModelMetadata
 from service.registry import Registry
 from service.request_body import Body
 from service.v1_predict import decode_predict, encode_predictions
@@ -54,21 +57,22 @@ def begin_predict(
     """As `begin_infer`, for `POST ...:predict`. max_body_bytes: what a compressed body may grow to."""
     arrived_s = time.monotonic()
 
+    def read(model: Model, body: Body, pause: Pause | None = None) -> tuple[InferenceRequest, Encode]:
+        predict = decode_predict(body, model.metadata, is_batchable=model.max_batch_size > 0, pause=pause)
+        return predict.request, functools.partial(encode_predictions, predict=predict)
+
     def begin(head: InferHead, body: Body) -> Cancel | None:
+        if len(body) >= LONG_JSON_BYTES:
+            return begin_long(registry, head, reply, lambda model: read(model, body, pause), arrived_s)
         try:
             model = registry.get(head.model_name, head.version)
-            if head.content_encoding:
-                body = expand(body, head.content_encoding, max_body_bytes)
-            predict = decode_predict(body, model.metadata, is_batchable=model.max_batch_size > 0)
-            encode = functools.partial(encode_predictions, predict=predict)
-            return model.begin(predict.request, lambda outcome: answer_with(encode, head, outcome, reply), arrived_s)
+            request, encode = read(model, body)
+            return model.begin(request, lambda outcome: answer_with(encode, head, outcome, reply), arrived_s)
         except Exception as error:
             reply(refusal(head, error))
             return None
 
-    if head.content_encoding and len(body) > EXPANDED_AT_ONCE_BYTES:
-        return begin_expanded(begin, head, body, reply, max_body_bytes)
-    return begin(head, body)
+    return begin_expanded(begin, head, body, reply, max_body_bytes)
 
 
 # --- models -------------------------------------------------------------------------------------------------------

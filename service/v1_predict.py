@@ -27,6 +27,7 @@ from service.datatypes import DATATYPES
 from service.decode import LARGE_BODY_BYTES, MAX_RANK, collector_paused
 from service.encode import EncodedResponse
 from service.errors import MalformedRequest, RequestMismatch, quoted
+from service.json_slices import LongArrays, Pause, cut_out
 from service.json_tensors import (
     BASE64,
     Json,
@@ -66,15 +67,35 @@ class Predict:
     is_whole: bool = False
 
 
-def decode_predict(body: bytes | bytearray | memoryview, model: ModelMetadata, *, is_batchable: bool = True) -> Predict:
-    """Raises MalformedRequest, and RequestMismatch for several instances where a model takes one."""
-    with collector_paused() if len(body) > LARGE_BODY_BYTES else nullcontext():
-        predict = _decode(memoryview(body), model)
-        return predict if is_batchable or predict.rows is None else _without_rows(predict, predict.rows, model)
+def decode_predict(
+    body: bytes | bytearray | memoryview,
+    model: ModelMetadata,
+    *,
+    is_batchable: bool = True,
+    pause: Pause | None = None,
+) -> Predict:
+    """pause: called now and then while long arrays are read. Raises MalformedRequest, and RequestMismatch for several
+    instances where a model takes one."""
+    predict = None if pause is None else _decode_in_slices(memoryview(body), model, pause)
+    if predict is None:
+        with collector_paused() if len(body) > LARGE_BODY_BYTES else nullcontext():
+            predict = _decode(parse_json(memoryview(body)), model)
+    return predict if is_batchable or predict.rows is None else _without_rows(predict, predict.rows, model)
 
 
-def _decode(body: memoryview, model: ModelMetadata) -> Predict:
-    members = parse_json(body)
+def _decode_in_slices(body: memoryview, model: ModelMetadata, pause: Pause) -> Predict | None:
+    """None where there is nothing long in it, or anything is amiss: whoever reads it whole knows what to say."""
+    text, arrays = cut_out(body, pause)
+    if not arrays:
+        return None
+    try:
+        predict = _decode(parse_json(memoryview(text)), model, arrays)
+    except MalformedRequest:
+        return None
+    return None if arrays else predict
+
+
+def _decode(members: Json, model: ModelMetadata, arrays: LongArrays | None = None) -> Predict:
     if type(members) is not dict:
         raise MalformedRequest(f"the request is {kind_of(members)}, expected an object with {ROWS!r} or {COLUMNS!r}")
     _refuse_other_signatures(members.get("signature_name"))
@@ -84,14 +105,21 @@ def _decode(body: memoryview, model: ModelMetadata) -> Predict:
             f"the request has {'both' if forms else 'neither'} {ROWS!r} {'and' if forms else 'nor'} {COLUMNS!r}; "
             f"give one of them"
         )
-    values = _by_input_from_rows(members[ROWS], model) if forms == [ROWS] else _by_input(members[COLUMNS], model)
+    (form,) = forms
+    is_long = bool(arrays) and type(members[form]) is str
+    values = (
+        _by_input_from_rows(members[ROWS], model) if form == ROWS and not is_long else _by_input(members[form], model)
+    )
     expected = {tensor.name: tensor for tensor in model.inputs}
     # Names that the model does not know have no datatype to be read as; `validate` tells the missing ones.
     for name in values:
         if name not in expected:
             raise MalformedRequest(f"input {quoted(name)} is unknown to model {model.name!r}, {_takes(model)}")
-    tensors = tuple(_tensor(expected[name], value) for name, value in values.items())
-    return Predict(InferenceRequest(inputs=tensors), len(members[ROWS]) if forms == [ROWS] else None)
+    tensors = tuple(_tensor(expected[name], value, arrays) for name, value in values.items())
+    request = InferenceRequest(inputs=tensors)
+    if form == COLUMNS:
+        return Predict(request, None)
+    return Predict(request, len(tensors[0].data) if is_long else len(members[ROWS]))
 
 
 def encode_predictions(response: InferenceResponse, predict: Predict) -> EncodedResponse:
@@ -186,10 +214,12 @@ def _takes(model: ModelMetadata) -> str:
     return f"the model takes {', '.join(repr(tensor.name) for tensor in model.inputs[:10]) or 'none'}"
 
 
-def _tensor(expected: TensorMetadata, value: Json) -> InputTensor:
+def _tensor(expected: TensorMetadata, value: Json, arrays: LongArrays | None) -> InputTensor:
     where = f"input {expected.name!r}"
-    shape = _shape_of(value, where)
     datatype = DATATYPES[expected.datatype]
+    if arrays and (long := arrays.take(value)) is not None:
+        return InputTensor(expected.name, datatype.name, long.nested(datatype, where))
+    shape = _shape_of(value, where)
     values = value if shape else [value]
     if datatype.name == "BYTES":
         flat = bytes_from_json(values, shape, where)

@@ -287,3 +287,67 @@ def test_no_rows_of_a_model_whose_answer_has_any_size_are_400(tmp_path: Path) ->
     answer = ask(model, body)
     assert answer.status == 400
     assert b"cannot be told without one" in answer.body
+
+
+# --- much JSON ----------------------------------------------------------------------------------------------------
+
+
+def much_json(rows: int = 50_000) -> tuple[bytes, Any]:
+    values = np.random.default_rng(0).normal(size=(rows, 2)).astype("<f4")
+    tensor = {"name": "x", "datatype": "FP32", "shape": list(values.shape), "data": values.tolist()}
+    return json.dumps({"inputs": [tensor]}).encode(), values
+
+
+def test_nobody_waits_for_a_request_of_much_json(tmp_path: Path) -> None:
+    model = load(tmp_path, DOUBLE, {"max_batch_size": 100_000})
+    registry = cast("Registry", SimpleNamespace(get=lambda name, version: model))
+    long_body, values = much_json()
+    short_body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1,2]}]}'
+    answers: list[Answer] = []
+
+    async def ask_both() -> None:
+        head = read_head(model.name, None, [])
+        assert begin_infer(registry, head, long_body, answers.append) is not None
+        begin_infer(registry, head, short_body, answers.append)
+        while len(answers) < 2:
+            await asyncio.sleep(0.001)
+        await model.close()
+
+    asyncio.run(asyncio.wait_for(ask_both(), timeout=60))
+    assert [read(answer).tolist() for answer in answers] == [[[2.0, 4.0]], (values * 2).tolist()]
+
+
+def test_a_request_of_much_json_can_be_given_up(tmp_path: Path) -> None:
+    model = load(tmp_path, DOUBLE, {"max_batch_size": 100_000})
+    registry = cast("Registry", SimpleNamespace(get=lambda name, version: model))
+    long_body, _ = much_json()
+    answers: list[Answer] = []
+
+    async def ask_and_leave() -> None:
+        head = read_head(model.name, None, [])
+        cancel = begin_infer(registry, head, long_body, answers.append)
+        assert cancel is not None
+        cancel()
+        # Behind it in the same thread: once this is answered, the first would have been.
+        begin_infer(registry, head, long_body, answers.append)
+        while not answers:
+            await asyncio.sleep(0.001)
+        await model.close()
+
+    asyncio.run(asyncio.wait_for(ask_and_leave(), timeout=60))
+    assert len(answers) == 1
+    assert model.statistics.read("m", 1).inference_stats.success.count == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_much_json_is_read_and_refused_like_little(tmp_path: Path, packed: bool) -> None:
+    model = load(tmp_path, DOUBLE, {"max_batch_size": 100_000})
+    body, values = much_json(20_000)
+    wrong = body.replace(b"[20000, 2]", b"[20000, 3]")
+    damaged = body[:-1]
+    headers = [(b"content-encoding", b"gzip")] if packed else []
+    bodies = [gzip.compress(text) if packed else text for text in (body, wrong, damaged)]
+    good, refused, broken = ask_all(model, *[(text, headers) for text in bodies])
+    assert read(good).tolist() == (values * 2).tolist()
+    assert json.loads(refused.body)["error"].startswith("input 'x': data is nested as [20000, 2], shape is [20000, 3]")
+    assert (broken.status, b"not JSON" in broken.body) == (400, True)

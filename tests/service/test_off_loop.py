@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from service.off_loop import Work, in_thread
+
+
+def run(steps: Any) -> Any:
+    async def bounded() -> Any:
+        return await asyncio.wait_for(steps(), timeout=30)
+
+    return asyncio.run(bounded())
+
+
+def test_what_follows_runs_on_the_event_loop_and_the_work_does_not() -> None:
+    threads: list[str] = []
+
+    def compute() -> int:
+        threads.append(threading.current_thread().name)
+        return 5
+
+    async def steps() -> int:
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def then(result: int) -> None:
+            threads.append(threading.current_thread().name)
+            done.set_result(result)
+
+        in_thread(Work.READ, compute, then, done.set_exception)
+        return await done
+
+    assert run(steps) == 5
+    assert threads == ["read_0", threading.current_thread().name]
+
+
+def test_what_it_raises_is_told() -> None:
+    async def steps() -> Exception:
+        told: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        in_thread(Work.READ, lambda: 1 // 0, lambda _: None, told.set_result)
+        return await told
+
+    assert isinstance(run(steps), ZeroDivisionError)
+
+
+def test_what_is_given_up_never_begins_or_is_never_told() -> None:
+    begun, told = threading.Event(), []
+    held = threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        held.wait(30)
+
+    async def steps() -> None:
+        first = in_thread(Work.READ, hold, told.append, told.append)
+        second = in_thread(Work.READ, lambda: told.append("begun"), told.append, told.append)
+        await asyncio.to_thread(begun.wait, 30)
+        first()
+        second()
+        held.set()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        in_thread(Work.READ, lambda: None, done.set_result, told.append)
+        await done
+
+    run(steps)
+    assert told == []
+
+
+def test_giving_up_behind_the_work_gives_up_what_followed() -> None:
+    calls: list[str] = []
+
+    async def steps() -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def then(_: None) -> Any:
+            done.set_result(None)
+            return lambda: calls.append("cancelled")
+
+        cancel = in_thread(Work.READ, lambda: None, then, done.set_exception)
+        await done
+        cancel()
+
+    run(steps)
+    assert calls == ["cancelled"]
