@@ -41,8 +41,8 @@ from service.json_members import (
     refuse_too_many,
     required,
 )
-from service.json_slices import LongArrays, Pause, cut_out
-from service.json_tensors import Json, elements_from_json, kind_of, parse_json, shown
+from service.json_slices import LongArrays, cut_out
+from service.json_tensors import Json, Pause, elements_from_json, kind_of, parse_json, shown
 from service.protocol import InferenceRequest, InputTensor, RequestedOutput
 from service.shared_memory import NO_AREAS, Area, RequestAreas, SharedMemory
 

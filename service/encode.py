@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from service.datatypes import DATATYPES, pack_bytes
-from service.json_tensors import elements_to_json
+from service.json_tensors import LONG_ELEMENTS, Pause, elements_to_json
 from service.protocol import InferenceResponse, OutputTensor
 
 JSON_CONTENT_TYPE = "application/json"
@@ -39,11 +39,12 @@ class EncodedResponse(NamedTuple):
     depends_on_accept_encoding: bool = False
 
 
-def encode_response(response: InferenceResponse) -> EncodedResponse:
+def encode_response(response: InferenceResponse, pause: Pause | None = None) -> EncodedResponse:
     """JSON, followed by the binary outputs in order, if there are any.
 
-    Outputs that go to shared memory are written there. Raises RequestMismatch when that is too small, or an output is
-    asked for as JSON and has no JSON form (FP16, BYTES that are not UTF-8).
+    pause: called now and then while long outputs are written as JSON. Outputs that go to shared memory are written
+    there. Raises RequestMismatch when that is too small, or an output is asked for as JSON and has no JSON form (FP16,
+    BYTES that are not UTF-8).
     """
     pieces = [_head(response.model_name, response.model_version)]
     if response.id is not None:
@@ -62,13 +63,18 @@ def encode_response(response: InferenceResponse) -> EncodedResponse:
             buffers.append(buffer)
             pieces.append(b'"parameters":{"binary_data_size":%d}},' % size_bytes)
         else:
-            text = elements_to_json(output.data, DATATYPES[output.datatype], f"output {output.name!r}")
+            text = elements_to_json(output.data, DATATYPES[output.datatype], f"output {output.name!r}", pause)
             pieces += (b'"data":', text, b"},")
     pieces[-1] = pieces[-1].removesuffix(b",") + b"]}"
     if not buffers:
         return EncodedResponse(b"".join(pieces))
     header_bytes = sum(map(len, pieces))
     return EncodedResponse(b"".join([*pieces, *buffers]), BINARY_CONTENT_TYPE, header_bytes)
+
+
+def writes_long(response: InferenceResponse) -> bool:
+    """Whether so much of it becomes JSON that others should not wait for that."""
+    return any(output.data.size >= LONG_ELEMENTS and not output.binary for output in response.outputs)
 
 
 @lru_cache(maxsize=1024)

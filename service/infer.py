@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from service.answers import Answer, answer_error, make_answer
 from service.compression import MOST_EXPANDED_BYTES, compress, expand, takes_long
 from service.decode import HEADER_LENGTH, LONG_JSON_BYTES, Preview, peek
-from service.encode import EncodedResponse, encode_response
+from service.encode import EncodedResponse, encode_response, writes_long
 from service.errors import ServiceError, quoted
+from service.json_tensors import Pause
 from service.model import Model
 from service.off_loop import Cancel, Work, in_thread, pause
 from service.protocol import InferenceRequest, InferenceResponse
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 Headers = Iterable[tuple[bytes, bytes]]
 """As in ASGI: names in lower case."""
 
-Encode = Callable[[InferenceResponse], EncodedResponse]
+Encode = Callable[[InferenceResponse, Pause | None], EncodedResponse]
 
 # Longer compressed bodies are expanded in a thread; a shorter one cannot grow to more than some four megabytes.
 EXPANDED_AT_ONCE_BYTES = 4096
@@ -217,11 +218,28 @@ def answer_with(
     if isinstance(outcome, Exception):
         reply(refusal(head, outcome))
         return
+    if writes_long(outcome):
+        in_thread(
+            Work.WRITE,
+            lambda: encode(outcome, pause),
+            lambda encoded: _answer_encoded(encoded, head, reply),
+            lambda error: reply(refusal(head, error)),
+        )
+        return
     try:
-        encoded = encode(outcome)
-        if takes_long(encoded, head.accept_encoding):
-            _answer_packed(encoded, head, reply)
-            return
+        encoded = encode(outcome, None)
+    except Exception as error:
+        reply(refusal(head, error))
+        return
+    _answer_encoded(encoded, head, reply)
+
+
+def _answer_encoded(encoded: EncodedResponse, head: InferHead, reply: Callable[[Answer], object]) -> None:
+    """Packed as the caller likes it."""
+    if takes_long(encoded, head.accept_encoding):
+        _answer_packed(encoded, head, reply)
+        return
+    try:
         answer = make_answer(200, compress(encoded, head.accept_encoding))
     except Exception as error:
         answer = refusal(head, error)

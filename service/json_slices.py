@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -21,11 +21,8 @@ import numpy as np
 
 from service.datatypes import Datatype
 from service.errors import MalformedRequest
-from service.json_tensors import Json, elements_from_json, parse_json
+from service.json_tensors import Json, Pause, elements_from_json, parse_json
 from service.protocol import Array
-
-Pause = Callable[[], object]
-"""Called where others may have the interpreter; see `infer.py`."""
 
 # An array that takes the event loop less than some 300 us is not worth the trouble.
 LONG_BYTES = 32 * 1024

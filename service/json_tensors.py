@@ -11,6 +11,7 @@ import binascii
 import json
 import math
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NoReturn
@@ -21,6 +22,9 @@ import orjson
 from service.datatypes import DATATYPES, Datatype
 from service.errors import MalformedRequest, RequestMismatch, excerpt, quoted
 from service.protocol import Array
+
+Pause = Callable[[], object]
+"""Called where others may have the interpreter (off_loop.py)."""
 
 Json = Any
 """What a JSON parser returns: dict, list, str, int, float, bool or None."""
@@ -232,27 +236,47 @@ def _range(datatype: Datatype) -> str:
 # --- elements, to JSON --------------------------------------------------------------------------------------------
 
 
-def elements_to_json(array: Array, datatype: Datatype, where: str) -> bytes:
+LONG_ELEMENTS = 32 * 1024
+"""A millisecond or two of writing."""
+_SLICE_ELEMENTS = LONG_ELEMENTS // 2
+
+
+def elements_to_json(array: Array, datatype: Datatype, where: str, pause: Pause | None = None) -> bytes:
     """The array's elements as the text of one flat JSON list.
 
-    float32 is written in its own shortest form, without passing through Python floats. Raises RequestMismatch when the
-    values have no JSON form, each line beginning with `where`.
+    float32 is written in its own shortest form, without passing through Python floats. pause: called now and then while
+    long arrays of numbers are written. Raises RequestMismatch when the values have no JSON form, each line beginning
+    with `where`.
     """
     if not datatype.in_json:
         raise RequestMismatch(f"{where}: {datatype.name} does not travel as JSON; {_ASK_FOR_BINARY}")
     if datatype.name == "BYTES":
         return orjson.dumps([_to_text(element, index, where) for index, element in enumerate(array.reshape(-1))])
-    return numbers_to_text(np.ascontiguousarray(array, dtype=datatype.dtype))
+    return numbers_to_text(np.ascontiguousarray(array, dtype=datatype.dtype).reshape(-1), pause)
 
 
-def numbers_to_text(array: Array) -> bytes:
-    """Numbers or truths, contiguous and in this machine's byte order, as the text of one flat JSON list."""
-    text = orjson.dumps(array.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)
-    # Of floats orjson writes `null` for what JSON lacks; of nothing else that comes here.
-    return _with_bare_words(text, array.reshape(-1)) if b"null" in text else text
+def numbers_to_text(array: Array, pause: Pause | None = None) -> bytes:
+    """Numbers or truths, contiguous and in this machine's byte order, as JSON text, nested like the array's shape; of
+    one dimension at least."""
+    if pause is None or array.size <= _SLICE_ELEMENTS:
+        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+        # Of floats orjson writes `null` for what JSON lacks; of nothing else that comes here.
+        return _with_bare_words(text, array.reshape(-1)) if b"null" in text else text
+    row_elements = array.size // len(array)
+    if row_elements > _SLICE_ELEMENTS:
+        parts = [numbers_to_text(row, pause) for row in array]
+    else:
+        rows = _SLICE_ELEMENTS // row_elements
+        parts = []
+        for start in range(0, len(array), rows):
+            parts.append(numbers_to_text(array[start : start + rows])[1:-1])
+            pause()
+    return b"[%b]" % b",".join(parts)
 
 
-def nested_to_text(array: Array, datatype: Datatype, where: str, *, as_base64: bool = False) -> bytes:
+def nested_to_text(
+    array: Array, datatype: Datatype, where: str, *, as_base64: bool = False, pause: Pause | None = None
+) -> bytes:
     """As `elements_to_json`, but nested like the array's shape; a single value where it has no dimensions. BYTES that
     are not UTF-8, or all of them with `as_base64`, become objects with the one key b64."""
     if datatype.name == "BYTES":
@@ -260,10 +284,9 @@ def nested_to_text(array: Array, datatype: Datatype, where: str, *, as_base64: b
         values[:] = [_text_or_base64(element, as_base64=as_base64) for element in array.reshape(-1)]
         return orjson.dumps(values.reshape(array.shape).tolist())
     if array.ndim == 1 or not datatype.in_json:
-        return elements_to_json(array, datatype, where)
-    numbers = np.ascontiguousarray(array, dtype=datatype.dtype)  # of one dimension at least
-    text = orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
-    text = _with_bare_words(text, numbers.reshape(-1)) if b"null" in text else text
+        return elements_to_json(array, datatype, where, pause)
+    # Of one dimension at least, as ascontiguousarray makes it.
+    text = numbers_to_text(np.ascontiguousarray(array, dtype=datatype.dtype), pause)
     return text if array.ndim else text[1:-1]
 
 

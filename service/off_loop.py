@@ -1,4 +1,4 @@
-"""Work that would hold the event loop up, done in threads: expanding, reading and packing what is large.
+"""Work that would hold the event loop up, done in threads: expanding, reading, writing and packing what is large.
 
 One thread for each kind of work, so that whoever sends many bombs, or much JSON, waits behind his own. What is to
 follow runs on the event loop again, unless the request has been given up. Knows neither the work nor the request.
@@ -24,6 +24,7 @@ class Work(Enum):
 
     EXPAND = "expand"
     READ = "read"
+    WRITE = "write"
     PACK = "pack"
 
 

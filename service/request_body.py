@@ -20,7 +20,7 @@ from service.compression import MOST_EXPANDED_BYTES, expand
 from service.datatypes import DATATYPES
 from service.decode import HEADER_LENGTH, LONG_JSON_BYTES, decode_request, parse_header_bytes
 from service.errors import MalformedRequest, RequestMismatch
-from service.json_slices import Pause
+from service.json_tensors import Pause
 from service.npy import MAGIC, MEDIA_TYPE, read_npy
 from service.protocol import InferenceRequest, InputTensor, ModelMetadata, RequestedOutput, TensorMetadata
 from service.shared_memory import SharedMemory

@@ -28,7 +28,7 @@ from service.decode import LONG_JSON_BYTES
 from service.errors import ModelNotReady, NotFound, NotSupported, quoted, status_of
 from service.http_api import InferRoute, ModelName, Version
 from service.infer import Encode, InferHead, answer_with, begin_expanded, begin_long, refusal
-from service.json_slices import Pause
+from service.json_tensors import Pause
 from service.model import Model
 from service.model_states import ModelState, ModelStatus
 from service.off_loop import Cancel, pause
@@ -59,7 +59,7 @@ def begin_predict(
 
     def read(model: Model, body: Body, pause: Pause | None = None) -> tuple[InferenceRequest, Encode]:
         predict = decode_predict(body, model.metadata, is_batchable=model.max_batch_size > 0, pause=pause)
-        return predict.request, functools.partial(encode_predictions, predict=predict)
+        return predict.request, lambda response, pause: encode_predictions(response, predict, pause)
 
     def begin(head: InferHead, body: Body) -> Cancel | None:
         if len(body) >= LONG_JSON_BYTES:

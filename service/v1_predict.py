@@ -27,10 +27,11 @@ from service.datatypes import DATATYPES
 from service.decode import LARGE_BODY_BYTES, MAX_RANK, collector_paused
 from service.encode import EncodedResponse
 from service.errors import MalformedRequest, RequestMismatch, quoted
-from service.json_slices import LongArrays, Pause, cut_out
+from service.json_slices import LongArrays, cut_out
 from service.json_tensors import (
     BASE64,
     Json,
+    Pause,
     bytes_from_json,
     elements_from_json,
     is_base64,
@@ -122,14 +123,16 @@ def _decode(members: Json, model: ModelMetadata, arrays: LongArrays | None = Non
     return Predict(request, len(tensors[0].data) if is_long else len(members[ROWS]))
 
 
-def encode_predictions(response: InferenceResponse, predict: Predict) -> EncodedResponse:
-    """Raises RequestMismatch when an output has no JSON form, or not one row for each instance."""
+def encode_predictions(response: InferenceResponse, predict: Predict, pause: Pause | None = None) -> EncodedResponse:
+    """pause: called now and then while long outputs are written.
+
+    Raises RequestMismatch when an output has no JSON form, or not one row for each instance."""
     if predict.rows is None:
-        return EncodedResponse(b'{"outputs":%b}' % _columns(response.outputs))
+        return EncodedResponse(b'{"outputs":%b}' % _columns(response.outputs, pause))
     outputs = response.outputs
     if predict.is_whole:
         outputs = tuple(output._replace(data=output.data[np.newaxis]) for output in outputs)
-    return EncodedResponse(b'{"predictions":%b}' % _rows(outputs, predict.rows))
+    return EncodedResponse(b'{"predictions":%b}' % _rows(outputs, predict.rows, pause))
 
 
 # --- requests -----------------------------------------------------------------------------------------------------
@@ -244,12 +247,12 @@ def _shape_of(value: Json, where: str) -> tuple[int, ...]:
 # --- answers ------------------------------------------------------------------------------------------------------
 
 
-def _columns(outputs: tuple[OutputTensor, ...]) -> bytes:
-    texts = [_text(output, output.data) for output in outputs]
+def _columns(outputs: tuple[OutputTensor, ...], pause: Pause | None) -> bytes:
+    texts = [_text(output, output.data, pause) for output in outputs]
     return texts[0] if len(texts) == 1 else _object([output.name for output in outputs], texts)
 
 
-def _rows(outputs: tuple[OutputTensor, ...], rows: int) -> bytes:
+def _rows(outputs: tuple[OutputTensor, ...], rows: int, pause: Pause | None) -> bytes:
     for output in outputs:
         if output.data.shape[:1] != (rows,):
             raise RequestMismatch(
@@ -257,9 +260,11 @@ def _rows(outputs: tuple[OutputTensor, ...], rows: int) -> bytes:
                 f"{rows} {ROWS}; send {COLUMNS!r} instead, and outputs come whole"
             )
     if len(outputs) == 1:
-        return _text(outputs[0], outputs[0].data)
+        return _text(outputs[0], outputs[0].data, pause)
     names = [output.name for output in outputs]
-    objects = [_object(names, [_text(output, _row(output.data, row)) for output in outputs]) for row in range(rows)]
+    objects = [
+        _object(names, [_text(output, _row(output.data, row), pause) for output in outputs]) for row in range(rows)
+    ]
     return b"[%b]" % b",".join(objects)
 
 
@@ -272,6 +277,7 @@ def _object(names: list[str], texts: list[bytes]) -> bytes:
     return b"{%b}" % b",".join(orjson.dumps(name) + b":" + text for name, text in zip(names, texts, strict=True))
 
 
-def _text(output: OutputTensor, values: Array) -> bytes:
+def _text(output: OutputTensor, values: Array, pause: Pause | None) -> bytes:
     where = f"output {output.name!r}"
-    return nested_to_text(values, DATATYPES[output.datatype], where, as_base64=output.name.endswith(_BYTES_SUFFIX))
+    as_base64 = output.name.endswith(_BYTES_SUFFIX)
+    return nested_to_text(values, DATATYPES[output.datatype], where, as_base64=as_base64, pause=pause)

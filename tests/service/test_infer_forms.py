@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,14 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from service import json_tensors
 from service.answers import Answer
 from service.compression import PACKED_AT_ONCE_BYTES
 from service.infer import begin_infer, read_head
+from service.json_tensors import LONG_ELEMENTS
 from service.model import Model
 from service.registry import Registry
+from service.v1_api import begin_predict
 from tests.service.handmade import DOUBLE, FIXED, TEXT, load_version, save_version
 from tests.service.test_npy import saved
 
@@ -347,7 +351,41 @@ def test_much_json_is_read_and_refused_like_little(tmp_path: Path, packed: bool)
     damaged = body[:-1]
     headers = [(b"content-encoding", b"gzip")] if packed else []
     bodies = [gzip.compress(text) if packed else text for text in (body, wrong, damaged)]
+    # Its answer is long as well, and is written by another thread than it was read by.
     good, refused, broken = ask_all(model, *[(text, headers) for text in bodies])
     assert read(good).tolist() == (values * 2).tolist()
     assert json.loads(refused.body)["error"].startswith("input 'x': data is nested as [20000, 2], shape is [20000, 3]")
     assert (broken.status, b"not JSON" in broken.body) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["infer", "predict"])
+def test_nobody_waits_for_an_answer_of_much_json(tmp_path: Path, path: str) -> None:
+    model = load(tmp_path, DOUBLE, {"max_batch_size": 100_000})
+    registry = cast("Registry", SimpleNamespace(get=lambda name, version: model))
+    values = np.arange(2 * LONG_ELEMENTS, dtype="<f4").reshape(-1, 2)
+    tensor = input_of(values, "FP32")
+    body, headers = request_of([tensor], [triton.InferRequestedOutput("y", binary_data=False)])
+    begin = begin_infer
+    if path == "predict":
+        body, headers, begin = json.dumps({"instances": values.tolist()}).encode(), [], begin_predict
+    threads: list[str] = []
+    write = json_tensors.numbers_to_text
+
+    def watched(*arguments: Any) -> bytes:
+        threads.append(threading.current_thread().name)
+        return write(*arguments)
+
+    async def answer() -> Answer:
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        head = read_head(model.name, None, headers)
+        begin(registry, head, body, answered.set_result, max_body_bytes=10**7)
+        await asyncio.wait([answered])
+        await model.close()
+        return answered.result()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(json_tensors, "numbers_to_text", watched)
+        told = json.loads(asyncio.run(asyncio.wait_for(answer(), timeout=60)).body)
+    found = told["predictions"] if path == "predict" else told["outputs"][0]["data"]
+    assert np.array_equal(np.reshape(found, values.shape), values * 2)
+    assert set(threads) == {"write_0"}

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from service import json_tensors
 from service.datatypes import DATATYPES
 from service.errors import MalformedRequest
-from service.json_tensors import elements_from_json, elements_to_json, parse_json
+from service.json_tensors import elements_from_json, elements_to_json, nested_to_text, numbers_to_text, parse_json
 
 # Strings that look like what may stand bare, with the characters that make it hard to see where a string ends.
 TRICKY = st.lists(st.sampled_from(["NaN", "Infinity", "-Infinity", "null", '"', "\\", ",", ":", "[", "\x00"])).map(
@@ -97,3 +98,21 @@ def test_numbers_round_to_float32_as_numpy_rounds_them_or_are_refused(values: li
     else:
         read = elements_from_json(values, DATATYPES["FP32"], (len(values),), "x")
         assert read.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", ["FP32", "FP64", "INT64", "UINT8", "BOOL"])
+@given(data=st.data())
+def test_numbers_written_in_slices_are_the_same_text(name: str, data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(0, 7), min_size=1, max_size=4).map(tuple))
+    array = data.draw(hnp.arrays(DATATYPES[name].dtype, shape))
+    pauses: list[None] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(json_tensors, "_SLICE_ELEMENTS", 4)
+        sliced = numbers_to_text(array, lambda: pauses.append(None))
+    assert sliced == numbers_to_text(array)
+    assert len(pauses) >= array.size // 4 - 1 or array.size <= 4
+    for transposed in (array, array.T):  # whatever the strides are
+        for write in (elements_to_json, nested_to_text):
+            assert write(transposed, DATATYPES[name], "y", pause=lambda: None) == write(
+                transposed, DATATYPES[name], "y"
+            )
