@@ -9,7 +9,8 @@ the inputs, without gaps. No header: the whole body is JSON. Bodies of other for
 
 Numbers in JSON keep the interpreter until they are read, 9 ms for 1 MiB and 0.65-0.8 s for the 61 MiB that the default
 limit lets in, on one core of 2026; so from `LONG_JSON_BYTES` on whoever has others to serve decodes in a thread, and
-gives a `pause`: then long arrays are read in slices (json_slices.py). Strings, and JSON that is refused, are not.
+gives a `pause`: then long arrays are read in slices (json_slices.py). Strings are not, nor what is refused: that is
+read once more in one go, for the words to refuse it with.
 
 Decisions where the specifications are silent:
 - A JSON null means the same as leaving the member out; some clients dump their optional fields that way.
@@ -22,9 +23,12 @@ Decisions where the specifications are silent:
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
+
+import numpy as np
 
 from service.binary_tensors import check_size, tensor_from_bytes
 from service.datatypes import DATATYPES, Datatype
@@ -41,8 +45,8 @@ from service.json_members import (
     refuse_too_many,
     required,
 )
-from service.json_slices import LongArrays, cut_out
-from service.json_tensors import Json, Pause, elements_from_json, kind_of, parse_json, shown
+from service.json_slices import LongArray, LongArrays, cut_out
+from service.json_tensors import Json, Pause, elements_from_json, kind_of, parse_json, reads_alike, shown
 from service.protocol import InferenceRequest, InputTensor, RequestedOutput
 from service.shared_memory import NO_AREAS, Area, RequestAreas, SharedMemory
 
@@ -83,12 +87,13 @@ def decode_request(
     regions: of shared memory, which inputs may be copied from and outputs go to. pause: called now and then while long
     arrays are read. Each input's `data` has its datatype's dtype and its declared shape. Raises MalformedRequest.
     """
-    if pause is not None and (request := _decode_in_slices(memoryview(body), header_bytes, regions, pause)) is not None:
-        return request
-    if len(body) <= LARGE_BODY_BYTES:
-        return _decode(memoryview(body), header_bytes, regions)
+    view = memoryview(body)
+    if pause is None and len(body) <= LARGE_BODY_BYTES:
+        return _decode(view, header_bytes, regions)
     with collector_paused():
-        return _decode(memoryview(body), header_bytes, regions)
+        if pause is not None and (request := _decode_in_slices(view, header_bytes, regions, pause)) is not None:
+            return request
+        return _decode(view, header_bytes, regions)
 
 
 class Preview(NamedTuple):
@@ -106,26 +111,38 @@ def peek(text: bytes) -> Preview | None:
         description = _REMEMBERED.get(text) or _describe_once(text, NO_AREAS)
     except MalformedRequest:
         return None
-    shapes = [tensor.shape if isinstance(tensor, _Binary) else tensor.data.shape for tensor in description.inputs[:1]]
+    shapes = [tensor.shape for tensor in description.inputs[:1]]
     return Preview(shapes[0][0] if shapes and shapes[0] else 1, description.parameters)
 
 
 LARGE_BODY_BYTES = 2**20
 
 
+_pausing = threading.Lock()
+_pauses = 0
+_was_enabled = True
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Python's cycle collector looks through all live containers again and again while a parser makes millions of them,
     and finds nothing: 64 MiB of `[],[],...` took 7.3 s with it, 1.0 s without. When it runs again the parser's values
-    must be gone, or it would look through them once more: hence around all of the decoding.
+    must be gone, or it would look through them once more: hence around all of the decoding, of the last one when
+    several threads decode. Where somebody else has switched it off, it stays off.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
+    global _pauses, _was_enabled
+    with _pausing:
+        _pauses += 1
+        if _pauses == 1:
+            _was_enabled = gc.isenabled()
+            gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        with _pausing:
+            _pauses -= 1
+            if not _pauses and _was_enabled:
+                gc.enable()
 
 
 def _decode(view: memoryview, header_bytes: int | None, regions: SharedMemory | None) -> InferenceRequest:
@@ -156,10 +173,18 @@ def _decode_in_slices(
         return None
     areas = regions.for_request() if regions else NO_AREAS
     try:
-        request = _describe(memoryview(text), areas, arrays).request_with(_BinaryPart(view, text_bytes), areas)
+        description = _describe(memoryview(text), areas, arrays)
+        if arrays:
+            return None
+        request = description.request_with(_BinaryPart(view, text_bytes), areas)
     except MalformedRequest:
         return None
-    return None if arrays else request
+    return request if all_finite(request.inputs) or reads_alike(text) else None
+
+
+def all_finite(tensors: Iterable[InputTensor]) -> bool:
+    """Without bare words, then: no number in JSON is infinite."""
+    return all(tensor.data.dtype.kind != "f" or bool(np.isfinite(tensor.data).all()) for tensor in tensors)
 
 
 def _decode_json(view: memoryview, regions: SharedMemory | None) -> InferenceRequest:
@@ -195,10 +220,23 @@ class _Binary(NamedTuple):
         )
 
 
-class _Description(NamedTuple):
-    """A request, but for the elements of inputs that are not in the JSON."""
+class _Long(NamedTuple):
+    """An input whose elements have been cut out of the JSON."""
 
-    inputs: list[InputTensor | _Binary]
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    array: LongArray
+    where: str
+
+    def read(self) -> InputTensor:
+        return InputTensor(self.name, self.datatype.name, self.array.elements(self.datatype, self.shape, self.where))
+
+
+class _Description(NamedTuple):
+    """A request, but for the elements of inputs that are not in the JSON, or not any more."""
+
+    inputs: list[InputTensor | _Binary | _Long]
     outputs: tuple[RequestedOutput, ...]
     id: str | None
     binary_data_output: bool
@@ -212,7 +250,14 @@ class _Description(NamedTuple):
         )
 
     def request_with(self, binary: _BinaryPart, areas: RequestAreas) -> InferenceRequest:
-        tensors = [tensor.read(binary, areas) if isinstance(tensor, _Binary) else tensor for tensor in self.inputs]
+        tensors = [
+            tensor
+            if isinstance(tensor, InputTensor)
+            else tensor.read()
+            if isinstance(tensor, _Long)
+            else tensor.read(binary, areas)
+            for tensor in self.inputs
+        ]
         binary.finish()
         return InferenceRequest(tuple(tensors), self.outputs, self.id, self.binary_data_output, self.parameters)
 
@@ -298,7 +343,7 @@ class _BinaryPart:
             )
 
 
-def _refuse_repeated_names(tensors: list[InputTensor | _Binary]) -> None:
+def _refuse_repeated_names(tensors: Sequence[InputTensor | _Binary | _Long]) -> None:
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:
@@ -306,7 +351,9 @@ def _refuse_repeated_names(tensors: list[InputTensor | _Binary]) -> None:
         seen.add(tensor.name)
 
 
-def _input(description: Json, position: int, areas: RequestAreas, arrays: LongArrays | None) -> InputTensor | _Binary:
+def _input(
+    description: Json, position: int, areas: RequestAreas, arrays: LongArrays | None
+) -> InputTensor | _Binary | _Long:
     name = named(description, "inputs", position)
     where = f"input {quoted(name)}"
     datatype = _datatype(required(description, "datatype", str, where), where)
@@ -314,7 +361,7 @@ def _input(description: Json, position: int, areas: RequestAreas, arrays: LongAr
     parameters = parameters_of(description, where, INPUT_PARAMETERS)
     size_bytes: int | None = parameters.get("binary_data_size")
     if arrays and not parameters and (long := arrays.take(description.get("data"))) is not None:
-        return InputTensor(name, datatype.name, long.elements(datatype, shape, where))
+        return _Long(name, datatype, shape, long, where)
     values: list[Json] | None = optional(description, "data", list, where)
     # Most inputs have that parameter, or none.
     area = None if len(parameters) == (size_bytes is not None) else areas.find(parameters, where)

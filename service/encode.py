@@ -72,9 +72,10 @@ def encode_response(response: InferenceResponse, pause: Pause | None = None) -> 
     return EncodedResponse(b"".join([*pieces, *buffers]), BINARY_CONTENT_TYPE, header_bytes)
 
 
-def writes_long(response: InferenceResponse) -> bool:
-    """Whether so much of it becomes JSON that others should not wait for that."""
-    return any(output.data.size >= LONG_ELEMENTS and not output.binary for output in response.outputs)
+def long_json_elements(response: InferenceResponse) -> int:
+    """How many elements become JSON, where these are so many that others should not wait for that; otherwise 0."""
+    count = sum([output.data.size for output in response.outputs if not output.binary])
+    return count if count >= LONG_ELEMENTS else 0
 
 
 @lru_cache(maxsize=1024)

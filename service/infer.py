@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from service.answers import Answer, answer_error, make_answer
 from service.compression import MOST_EXPANDED_BYTES, compress, expand, takes_long
 from service.decode import HEADER_LENGTH, LONG_JSON_BYTES, Preview, peek
-from service.encode import EncodedResponse, encode_response, writes_long
+from service.encode import EncodedResponse, encode_response, long_json_elements
 from service.errors import ServiceError, quoted
 from service.json_tensors import Pause
 from service.model import Model
@@ -36,6 +36,10 @@ Encode = Callable[[InferenceResponse, Pause | None], EncodedResponse]
 
 # Longer compressed bodies are expanded in a thread; a shorter one cannot grow to more than some four megabytes.
 EXPANDED_AT_ONCE_BYTES = 4096
+
+# Of JSON, and of its numbers: some 20 ms of work.
+_VERY_LARGE_BYTES = 4 * 1024 * 1024
+_VERY_LARGE_ELEMENTS = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +85,24 @@ def begin_infer(
     regions: SharedMemory | None = None,
 ) -> Cancel | None:
     """Begins to answer `POST .../infer`. Calls `reply` once, unless what is returned is called before: it
-    comes too late for an answer that is being packed, which is told all the same.
+    comes too late for an answer that is being written or packed, which is told all the same.
 
     max_body_bytes: what a compressed body may grow to. regions: of shared memory, which the request may name.
     Never raises. Returns None when `reply` has been called already.
     """
     arrived_s = time.monotonic()
     if not head.content_encoding and len(body) < LONG_JSON_BYTES:
-        return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
+        return _begin(registry, head, body, reply, regions, arrived_s)
 
     def begin(head: InferHead, body: Body) -> Cancel | None:
         if not reads_long(body, head.header_length, head.content_type):
-            return _begin(registry, head, body, reply, max_body_bytes, regions, arrived_s)
+            return _begin(registry, head, body, reply, regions, arrived_s)
 
         def read(model: Model) -> tuple[InferenceRequest, Encode]:
             request = read_request(
                 body,
                 model.metadata,
                 is_batchable=model.max_batch_size > 0,
-                max_body_bytes=max_body_bytes,
                 regions=regions,
                 header_length=head.header_length,
                 content_type=head.content_type,
@@ -107,7 +110,7 @@ def begin_infer(
             )
             return request, encode_response
 
-        return begin_long(registry, head, reply, read, arrived_s)
+        return begin_long(registry, head, body, reply, read, arrived_s)
 
     return begin_expanded(begin, head, body, reply, max_body_bytes)
 
@@ -162,7 +165,6 @@ def _begin(
     head: InferHead,
     body: Body,
     reply: Callable[[Answer], object],
-    max_body_bytes: int,
     regions: SharedMemory | None,
     arrived_s: float,
 ) -> Cancel | None:
@@ -172,7 +174,6 @@ def _begin(
             body,
             model.metadata,
             is_batchable=model.max_batch_size > 0,
-            max_body_bytes=max_body_bytes,
             regions=regions,
             header_length=head.header_length,
             content_type=head.content_type,
@@ -186,15 +187,19 @@ def _begin(
 def begin_long(
     registry: Registry,
     head: InferHead,
+    body: Body,
     reply: Callable[[Answer], object],
     read: Callable[[Model], tuple[InferenceRequest, Encode]],
     arrived_s: float,
 ) -> Cancel | None:
     """`read` makes, in a thread, a request of a body that holds much JSON; the second is how its answer is written."""
 
-    def go_on(found: tuple[InferenceRequest, Encode]) -> Cancel | None:
+    def begin(model: Model, found: tuple[InferenceRequest, Encode]) -> Cancel | None:
         request, encode = found
         try:
+            # By now another load may answer to this name: then it is read once more, as that one wants it.
+            if registry.get(head.model_name, head.version) is not model:
+                return begin_long(registry, head, body, reply, read, arrived_s)
             return model.begin(request, lambda outcome: answer_with(encode, head, outcome, reply), arrived_s)
         except Exception as error:
             reply(refusal(head, error))
@@ -205,7 +210,10 @@ def begin_long(
     except Exception as error:
         reply(refusal(head, error))
         return None
-    return in_thread(Work.READ, lambda: read(model), go_on, lambda error: reply(refusal(head, error)))
+    work = Work.READ if len(body) <= _VERY_LARGE_BYTES else Work.READ_VERY_LARGE
+    return in_thread(
+        work, lambda: read(model), functools.partial(begin, model), lambda error: reply(refusal(head, error))
+    )
 
 
 def answer_with(
@@ -218,9 +226,9 @@ def answer_with(
     if isinstance(outcome, Exception):
         reply(refusal(head, outcome))
         return
-    if writes_long(outcome):
+    if elements := long_json_elements(outcome):
         in_thread(
-            Work.WRITE,
+            Work.WRITE if elements <= _VERY_LARGE_ELEMENTS else Work.WRITE_VERY_LARGE,
             lambda: encode(outcome, pause),
             lambda encoded: _answer_encoded(encoded, head, reply),
             lambda error: reply(refusal(head, error)),

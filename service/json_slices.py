@@ -64,10 +64,12 @@ class LongArray:
         parts: list[Array] = []
         separators: list[bytes] = []
         rank = _leading_brackets(bytes(self.text[:_BEGINNING_BYTES]))
+        if rank > _MOST_DIMENSIONS:
+            raise Unsliceable("more dimensions than NumPy has")
         depth = 0  # of arrays that are open where a slice begins
         for piece, is_last in self._slices():
             behind = depth + piece.count(b"[") - piece.count(b"]")
-            if not (behind == 0 if is_last else 0 < behind <= rank <= _MOST_DIMENSIONS):
+            if not (behind == 0 if is_last else 0 < behind <= rank):
                 raise Unsliceable("brackets in odd places")
             values = _elements(piece, depth, behind, rank)
             try:
@@ -114,6 +116,10 @@ class LongArrays:
         stand_in = f"{_STAND_IN}{len(self._left)}"
         self._left[stand_in] = array
         return stand_in
+
+    def stands(self, value: Json) -> bool:
+        """Does `value` stand for one of those that are left?"""
+        return type(value) is str and value in self._left
 
     def take(self, value: Json) -> LongArray | None:
         """The array that `value` stands for, if it stands for one."""
@@ -184,18 +190,21 @@ def _elements(piece: bytes, depth: int, behind: int, rank: int) -> list[Json]:
 
 
 def _nesting(separators: bytes, size: int) -> tuple[int, ...]:
-    """The shape of an array of `size` elements whose brackets and commas these are. Raises Unsliceable if ragged."""
-    at = len(separators) - len(separators.lstrip(b"[")) - 1
-    length = separators.find(b"]") - at
-    shape = [length]
-    array = separators[at : at + length + 1]
-    while at > 0 and array:
-        count = 1
-        while separators.startswith(b",", at + count * (len(array) + 1) - 1):
-            count += 1
-        at -= 1
+    """The shape of an array of `size` elements whose brackets and commas these are. Raises Unsliceable if ragged.
+
+    From inside out: what the first array of each depth is like tells what the whole must be like.
+    """
+    rank = len(separators) - len(separators.lstrip(b"["))
+    shape: list[int] = []
+    array = b""  # the first one of the depth before; of an element nothing is left
+    for depth in range(rank):
+        end = separators.find(b"]" * (depth + 1)) + depth
+        length = end - (rank - depth)  # of what is between its brackets
+        count, rest = divmod(length + 1, len(array) + 1)
+        if length < 0 or rest:
+            raise Unsliceable("a ragged array")
         shape.insert(0, count)
-        array = b"[%b]" % b",".join([array] * count)
+        array = b"[%b]" % ((array + b",") * count)[:-1]
     if array != separators or math.prod(shape) != size:
         raise Unsliceable("a ragged array")
     return tuple(shape)

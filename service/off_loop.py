@@ -1,7 +1,8 @@
 """Work that would hold the event loop up, done in threads: expanding, reading, writing and packing what is large.
 
-One thread for each kind of work, so that whoever sends many bombs, or much JSON, waits behind his own. What is to
-follow runs on the event loop again, unless the request has been given up. Knows neither the work nor the request.
+One thread for each kind of work: much of it at once makes those who brought it wait, and takes no cores from the rest.
+What is very large has a thread of its own, so that nobody waits behind it whose own work is small beside it. What is
+to follow runs on the event loop again, unless the request has been given up. Knows neither the work nor the request.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ class Work(Enum):
 
     EXPAND = "expand"
     READ = "read"
+    READ_VERY_LARGE = "read-very-large"
     WRITE = "write"
+    WRITE_VERY_LARGE = "write-very-large"
     PACK = "pack"
 
 
 @functools.cache
 def _thread_of(work: Work) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix=work.value)
+
+
+_unfinished: set[Callable[[Exception], None]] = set()
 
 
 def in_thread(
@@ -48,9 +54,12 @@ def in_thread(
 
     def go_on(computing: asyncio.Future[ResultT]) -> None:
         nonlocal cancel
+        _unfinished.discard(end)
+        # Asked for in any case, or asyncio logs that nobody did.
+        error = None if computing.cancelled() else computing.exception()
         if given_up:
             return
-        if (error := computing.exception()) is not None:
+        if error is not None:
             assert isinstance(error, Exception)
             refuse(error)
         else:
@@ -59,13 +68,27 @@ def in_thread(
     def give_up() -> None:
         nonlocal given_up
         given_up = True
+        _unfinished.discard(end)
         computing.cancel()  # what has not begun never does
         if cancel is not None:
             cancel()
 
+    def end(error: Exception) -> None:
+        give_up()
+        refuse(error)
+
     computing = _thread_of(work).submit(compute)
+    _unfinished.add(end)
     asyncio.wrap_future(computing).add_done_callback(go_on)
     return give_up
+
+
+def refuse_unfinished(error: Exception) -> int:
+    """Refuses every request that is in a thread's hands; returns how many there were."""
+    ends = list(_unfinished)
+    for end in ends:
+        end(error)
+    return len(ends)
 
 
 # To sleep at all is what counts: it hands the interpreter over at once, where others would ask for it for 5 ms

@@ -5,9 +5,9 @@
     0                                 one raw tensor                 here (Triton, "raw binary request")
     none                              one .npy file                  npy.py
 
-Any of them may be compressed (compression.py); lengths count what is inside. The last two say nothing about names,
-datatypes and batches, so the model's metadata fills that in. Where the head announces another form than the body has,
-the refusal ends with what the head should have said. Knows no model beyond its metadata, and no connection.
+Compressed ones are expanded before (compression.py); lengths count what is inside. The last two say nothing about
+names, datatypes and batches, so the model's metadata fills that in. Where the head announces another form than the body
+has, the refusal ends with what the head should have said. Knows no model beyond its metadata, and no connection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import math
 
 from service.binary_tensors import tensor_from_bytes
-from service.compression import MOST_EXPANDED_BYTES, expand
 from service.datatypes import DATATYPES
 from service.decode import HEADER_LENGTH, LONG_JSON_BYTES, decode_request, parse_header_bytes
 from service.errors import MalformedRequest, RequestMismatch
@@ -33,20 +32,15 @@ def read_request(
     metadata: ModelMetadata,
     *,
     is_batchable: bool,
-    max_body_bytes: int = MOST_EXPANDED_BYTES,
     regions: SharedMemory | None = None,
     header_length: bytes | None = None,
     content_type: bytes = b"",
-    content_encoding: bytes = b"",
     pause: Pause | None = None,
 ) -> InferenceRequest:
-    """The request in `body`, whose head said `header_length` and the contents; see `expand` and `decode_request` for
-    the others.
+    """The request in `body`, whose head said `header_length` and `content_type`; see `decode_request` for the others.
 
-    Raises MalformedRequest, RequestMismatch, PayloadTooLarge and UnsupportedEncoding.
+    Raises MalformedRequest and RequestMismatch.
     """
-    if content_encoding:
-        body = expand(body, content_encoding, max_body_bytes)
     try:
         if header_length is None:
             # JSON cannot begin with the magic bytes, so a .npy file is known without its media type.

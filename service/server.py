@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from service import __version__
+from service.errors import ModelNotReady
 from service.memory import keep_what_is_there
+from service.off_loop import refuse_unfinished
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -168,7 +170,8 @@ class _Server(uvicorn.Server):
         limit.cancel()
 
     def _refuse_what_is_left(self) -> None:
-        log.warning("the drain limit has passed: requests refused: %d", self._registry.give_up())
+        refused = self._registry.give_up() + refuse_unfinished(ModelNotReady("the server is stopping"))
+        log.warning("the drain limit has passed: requests refused: %d", refused)
 
     def tell_the_drain_in_our_words(self, record: logging.LogRecord) -> bool:
         """uvicorn counts its tasks, of which the lane has none, and logs a traceback for each that it cuts off: of

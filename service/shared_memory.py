@@ -9,7 +9,8 @@ extension_shared_memory). It is read and written through its file descriptor, an
   once, in one system call, and what was checked is what runs. The copy costs what a socket's would; parsing is saved.
 
 A region that is unregistered while a request uses it lasts until that request is done: an `Area` holds its region open.
-Knows no HTTP and no tensors. Used on one event loop, whose process alone the registrations are for.
+Knows no HTTP and no tensors. Registrations change on one event loop, and are for its process alone; inputs and outputs
+may also be found, read and written in threads (off_loop.py).
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ class SharedMemory:
             ) from error
 
     def _listed(self) -> str:
-        names = ", ".join(map(quoted, islice(self._regions, _NAMES_SHOWN))) or "none"
+        names = ", ".join(map(quoted, islice(list(self._regions), _NAMES_SHOWN))) or "none"
         more = f" and {len(self._regions) - _NAMES_SHOWN} more" if len(self._regions) > _NAMES_SHOWN else ""
         return f"registered are {names}{more}"
 

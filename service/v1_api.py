@@ -63,7 +63,7 @@ def begin_predict(
 
     def begin(head: InferHead, body: Body) -> Cancel | None:
         if len(body) >= LONG_JSON_BYTES:
-            return begin_long(registry, head, reply, lambda model: read(model, body, pause), arrived_s)
+            return begin_long(registry, head, body, reply, lambda model: read(model, body, pause), arrived_s)
         try:
             model = registry.get(head.model_name, head.version)
             request, encode = read(model, body)

@@ -24,10 +24,10 @@ import numpy as np
 import orjson
 
 from service.datatypes import DATATYPES
-from service.decode import LARGE_BODY_BYTES, MAX_RANK, collector_paused
+from service.decode import LARGE_BODY_BYTES, LONG_JSON_BYTES, MAX_RANK, all_finite, collector_paused
 from service.encode import EncodedResponse
 from service.errors import MalformedRequest, RequestMismatch, quoted
-from service.json_slices import LongArrays, cut_out
+from service.json_slices import LongArrays, Unsliceable, cut_out
 from service.json_tensors import (
     BASE64,
     Json,
@@ -38,6 +38,7 @@ from service.json_tensors import (
     kind_of,
     nested_to_text,
     parse_json,
+    reads_alike,
 )
 from service.protocol import (
     Array,
@@ -77,15 +78,17 @@ def decode_predict(
 ) -> Predict:
     """pause: called now and then while long arrays are read. Raises MalformedRequest, and RequestMismatch for several
     instances where a model takes one."""
-    predict = None if pause is None else _decode_in_slices(memoryview(body), model, pause)
-    if predict is None:
-        with collector_paused() if len(body) > LARGE_BODY_BYTES else nullcontext():
-            predict = _decode(parse_json(memoryview(body)), model)
+    with collector_paused() if len(body) > LARGE_BODY_BYTES else nullcontext():
+        view = memoryview(body)
+        predict = None if pause is None else _decode_in_slices(view, model, pause)
+        predict = predict or _decode(parse_json(view), model)
     return predict if is_batchable or predict.rows is None else _without_rows(predict, predict.rows, model)
 
 
 def _decode_in_slices(body: memoryview, model: ModelMetadata, pause: Pause) -> Predict | None:
     """None where there is nothing long in it, or anything is amiss: whoever reads it whole knows what to say."""
+    if len(body) < LONG_JSON_BYTES:
+        return None
     text, arrays = cut_out(body, pause)
     if not arrays:
         return None
@@ -93,7 +96,7 @@ def _decode_in_slices(body: memoryview, model: ModelMetadata, pause: Pause) -> P
         predict = _decode(parse_json(memoryview(text)), model, arrays)
     except MalformedRequest:
         return None
-    return None if arrays else predict
+    return predict if all_finite(predict.request.inputs) or reads_alike(text) else None
 
 
 def _decode(members: Json, model: ModelMetadata, arrays: LongArrays | None = None) -> Predict:
@@ -107,10 +110,12 @@ def _decode(members: Json, model: ModelMetadata, arrays: LongArrays | None = Non
             f"give one of them"
         )
     (form,) = forms
-    is_long = bool(arrays) and type(members[form]) is str
+    is_long = arrays is not None and arrays.stands(members[form])
     values = (
         _by_input_from_rows(members[ROWS], model) if form == ROWS and not is_long else _by_input(members[form], model)
     )
+    if arrays is not None and sum(map(arrays.stands, values.values())) != len(arrays):
+        raise Unsliceable("a long array that is no input's")
     expected = {tensor.name: tensor for tensor in model.inputs}
     # Names that the model does not know have no datatype to be read as; `validate` tells the missing ones.
     for name in values:
@@ -220,7 +225,7 @@ def _takes(model: ModelMetadata) -> str:
 def _tensor(expected: TensorMetadata, value: Json, arrays: LongArrays | None) -> InputTensor:
     where = f"input {expected.name!r}"
     datatype = DATATYPES[expected.datatype]
-    if arrays and (long := arrays.take(value)) is not None:
+    if arrays is not None and (long := arrays.take(value)) is not None:
         return InputTensor(expected.name, datatype.name, long.nested(datatype, where))
     shape = _shape_of(value, where)
     values = value if shape else [value]

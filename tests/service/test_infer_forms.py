@@ -343,6 +343,26 @@ def test_a_request_of_much_json_can_be_given_up(tmp_path: Path) -> None:
     assert model.statistics.read("m", 1).inference_stats.success.count == 1
 
 
+def test_a_load_while_much_json_is_read_costs_nobody_an_answer(tmp_path: Path) -> None:
+    before = load(tmp_path / "before", DOUBLE, {"max_batch_size": 100_000})
+    after = load(tmp_path / "after", DOUBLE.replace("2.0", "3.0"), {"max_batch_size": 100_000})
+    serving = [before]
+    registry = cast("Registry", SimpleNamespace(get=lambda name, version: serving[-1]))
+    long_body, values = much_json()
+
+    async def ask_and_load() -> Answer:
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        begin_infer(registry, read_head("m", None, []), long_body, answered.set_result)
+        serving.append(after)
+        await before.close()
+        await asyncio.wait([answered])
+        await after.close()
+        return answered.result()
+
+    answer = asyncio.run(asyncio.wait_for(ask_and_load(), timeout=60))
+    assert read(answer).tolist() == (values * 3).tolist()
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_much_json_is_read_and_refused_like_little(tmp_path: Path, packed: bool) -> None:
     model = load(tmp_path, DOUBLE, {"max_batch_size": 100_000})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import decode, json_slices
+from service import decode, json_slices, v1_predict
 from service.datatypes import DATATYPES
 from service.decode import decode_request
 from service.errors import MalformedRequest, RequestMismatch
@@ -35,6 +35,7 @@ class Pauses:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays are long, and slices full, after some bytes."""
     monkeypatch.setattr(decode, "LONG_JSON_BYTES", 0)
+    monkeypatch.setattr(v1_predict, "LONG_JSON_BYTES", 0)
     monkeypatch.setattr(json_slices, "LONG_BYTES", 8)
     monkeypatch.setattr(json_slices, "_SLICE_BYTES", 32)
     monkeypatch.setattr(json_slices, "_BLOCK_BYTES", 24)
@@ -128,7 +129,7 @@ def test_nesting_is_the_shape(text: str, expected: Any) -> None:
         "[[1,2],[3,4]],[[5,6],[7,8]]", "[[[1,2],[3,4]],[5,6]]", "[1 2 3 4 5 6 7 8 9 10]", "[01,2]", "[1.,2]", "[+1,2]",
         "[nan,1]", "[null,1]", "[true,1]", "[1e99,1]", "[1:2]", "[" * 65 + "1" + "]" * 65,
         "[1,2,3,4,5,6,7,8,,9,10,11,12]",
-        "[1,2,3,4,5,6,7,8],[9,10,11,12]", "[1234567890123456789012345678901234567890]",
+        "[1,2,3,4,5,6,7,8],[9,10,11,12]", "[" * 65 + "1,1" + "]" * 65, "[1234567890123456789012345678901234567890]",
     ],
 )  # fmt: skip
 def test_what_is_odd_is_left_to_those_who_read_it_whole(text: str) -> None:
@@ -293,6 +294,9 @@ TWO = ModelMetadata(
     inputs=(TensorMetadata("x", "FP32", (-1, -1)), TensorMetadata("t", "BYTES", (-1, -1))),
     outputs=(),
 )
+TEXT = ModelMetadata(
+    name="m", versions=("1",), platform="onnxruntime_onnx", inputs=(TensorMetadata("t", "BYTES", (-1,)),), outputs=()
+)
 V1_BODIES = st.sampled_from([
     '{"instances":%s}', '{"inputs":%s}', '{"inputs":{"x":%s}}', '{"inputs":{"x":%s,"t":[["a"]]}}',
     '{"inputs":{"t":%s}}',
@@ -302,7 +306,9 @@ V1_BODIES = st.sampled_from([
 
 
 @pytest.mark.usefixtures("small")
-@given(V1_BODIES, SHAPES.flatmap(lambda shape: nested(SCALARS, shape)), st.sampled_from([ONE, TWO]), st.booleans())
+@given(
+    V1_BODIES, SHAPES.flatmap(lambda shape: nested(SCALARS, shape)), st.sampled_from([ONE, TWO, TEXT]), st.booleans()
+)
 def test_a_prediction_means_the_same_read_in_slices(
     form: str, values: str, model: ModelMetadata, is_batchable: bool
 ) -> None:
@@ -312,6 +318,31 @@ def test_a_prediction_means_the_same_read_in_slices(
         for p in (lambda: None, None)
     )
     assert sliced == whole
+
+
+WITH_NAN = '"inputs":[{"name":"x","shape":[3],"datatype":"FP32","data":[1,2,NaN]}]}'
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        # Another parser reads what is around bare words: it takes long integers for what they are, and less nesting.
+        ('{"parameters":{"k":123456789012345678901},' + WITH_NAN, ONE),
+        ('{"z":' + "[" * 1000 + "]" * 1000 + "," + WITH_NAN, ONE),
+        ('{"z":' + "[" * 1000 + "]" * 1000 + ',"instances":[[1,2,3,NaN]]}', ONE),
+        ('{"instances":' + "[" * 65 + "1,1,1,1,1,1" + "]" * 65 + ',"x":"y"}', ONE),
+        ('{"instances":"abc","x":[1,1,1,1,1,1,1]}', TEXT),
+    ],
+)  # fmt: skip
+def test_rare_requests_mean_the_same_read_in_slices(text: str, model: ModelMetadata) -> None:
+    body = text.encode()
+    reads = {
+        "inputs": lambda pause: decode_request(body, None, pause=pause),
+        "instances": lambda pause: decode_predict(body, model, pause=pause),
+    }
+    read = reads["instances" if "instances" in text else "inputs"]
+    assert outcome(lambda: read(lambda: None)) == outcome(lambda: read(None))
 
 
 def test_a_long_prediction_is_read_in_slices() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import Any
 
-from service.off_loop import Work, in_thread
+import pytest
+
+from service.off_loop import Work, in_thread, refuse_unfinished
 
 
 def run(steps: Any) -> Any:
@@ -83,3 +86,45 @@ def test_giving_up_behind_the_work_gives_up_what_followed() -> None:
 
     run(steps)
     assert calls == ["cancelled"]
+
+
+def test_what_fails_behind_a_caller_who_has_left_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    async def steps() -> None:
+        in_thread(Work.READ, lambda: 1 // 0, lambda _: None, lambda _: None)()
+        begun = threading.Event()
+
+        def fail() -> None:
+            begun.set()
+            raise ValueError
+
+        give_up = in_thread(Work.READ, fail, lambda _: None, lambda _: None)
+        await asyncio.to_thread(begun.wait, 30)
+        give_up()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        in_thread(Work.READ, lambda: None, done.set_result, done.set_exception)
+        await done
+
+    run(steps)
+    gc.collect()
+    assert not caplog.records
+
+
+def test_what_is_unfinished_can_be_refused_once(caplog: pytest.LogCaptureFixture) -> None:
+    held = threading.Event()
+    told: list[Any] = []
+
+    async def steps() -> list[int]:
+        in_thread(Work.READ, lambda: held.wait(30), told.append, told.append)
+        in_thread(Work.READ, lambda: told.append("begun"), told.append, told.append)
+        cancel = in_thread(Work.READ, lambda: told.append("begun"), told.append, told.append)
+        cancel()
+        counts = [refuse_unfinished(ValueError("over")), refuse_unfinished(ValueError("over"))]
+        held.set()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        in_thread(Work.READ, lambda: None, done.set_result, told.append)
+        await done
+        return [*counts, refuse_unfinished(ValueError("over"))]
+
+    assert run(steps) == [2, 0, 0]
+    assert [str(error) for error in told] == ["over", "over"]
+    assert not caplog.records

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.compression import expand
 from service.errors import MalformedRequest, PayloadTooLarge, RequestMismatch, UnsupportedEncoding
 from service.protocol import InferenceRequest, ModelMetadata, RequestedOutput, TensorMetadata
 from service.request_body import read_request
@@ -34,8 +35,12 @@ def model(*inputs: tuple[str, tuple[int, ...]], outputs: tuple[str, ...] = ("FP3
 IMAGE = model(("UINT8", (-1, 2, 3)))
 
 
-def read(body: bytes, metadata: ModelMetadata, *, is_batchable: bool = True, **head: Any) -> InferenceRequest:
-    return read_request(body, metadata, is_batchable=is_batchable, max_body_bytes=LIMIT, **head)
+def read(
+    body: bytes, metadata: ModelMetadata, *, is_batchable: bool = True, content_encoding: bytes = b"", **head: Any
+) -> InferenceRequest:
+    """As both doors do: expanded first, if it is packed."""
+    expanded = expand(body, content_encoding, LIMIT) if content_encoding else body
+    return read_request(expanded, metadata, is_batchable=is_batchable, **head)
 
 
 # --- raw tensors --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -12,10 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from service.server import CannotServe, listen
+from service.off_loop import Work, in_thread
+from service.server import CannotServe, _Server, listen
 from tests.end_to_end.running import Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, publish, save_model, save_version
 
@@ -236,3 +240,17 @@ def test_a_single_file_that_can_be_served_is(tmp_path: Path) -> None:
     with foldserve("--model", path) as running:
         answer = running.request("POST", "/v2/models/doubling/infer", BODY)
         assert answer.json()["outputs"][0]["data"] == [2.0, 2.0]
+
+
+def test_the_drain_limit_refuses_what_threads_have_in_hand() -> None:
+    held = threading.Event()
+    told: list[Any] = []
+
+    async def refuse() -> None:
+        in_thread(Work.READ, lambda: held.wait(30), told.append, told.append)
+        server: Any = SimpleNamespace(_registry=SimpleNamespace(give_up=lambda: 0))
+        _Server._refuse_what_is_left(server)
+        held.set()
+
+    asyncio.run(refuse())
+    assert [str(error) for error in told] == ["the server is stopping"]
