@@ -207,6 +207,7 @@ def begin_long(
 
     try:
         model = registry.get(head.model_name, head.version)
+        model.check_admission(1, {}, arrived_s)  # of as little as it may be: what it is, reading tells
     except Exception as error:
         reply(refusal(head, error))
         return None

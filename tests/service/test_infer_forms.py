@@ -19,6 +19,7 @@ import tritonclient.http as triton
 from service import json_tensors
 from service.answers import Answer
 from service.compression import PACKED_AT_ONCE_BYTES
+from service.errors import QueueFull
 from service.infer import begin_infer, read_head
 from service.json_tensors import LONG_ELEMENTS
 from service.model import Model
@@ -341,6 +342,16 @@ def test_a_request_of_much_json_can_be_given_up(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(ask_and_leave(), timeout=60))
     assert len(answers) == 1
     assert model.statistics.read("m", 1).inference_stats.success.count == 1
+
+
+def test_much_json_that_a_full_queue_would_refuse_is_not_read() -> None:
+    def refuse(*_: Any) -> None:
+        raise QueueFull("no room", retry_after_s=1.0)
+
+    registry = cast("Registry", SimpleNamespace(get=lambda name, version: SimpleNamespace(check_admission=refuse)))
+    answers: list[Answer] = []
+    assert begin_infer(registry, read_head("m", None, []), much_json()[0], answers.append) is None
+    assert [answer.status for answer in answers] == [503]
 
 
 def test_a_load_while_much_json_is_read_costs_nobody_an_answer(tmp_path: Path) -> None:
