@@ -99,16 +99,7 @@ def begin_infer(
             return _begin(registry, head, body, reply, regions, arrived_s)
 
         def read(model: Model) -> tuple[InferenceRequest, Encode]:
-            request = read_request(
-                body,
-                model.metadata,
-                is_batchable=model.max_batch_size > 0,
-                regions=regions,
-                header_length=head.header_length,
-                content_type=head.content_type,
-                pause=pause,
-            )
-            return request, encode_response
+            return _request_for(model, head, body, regions, pause), encode_response
 
         return begin_long(registry, head, body, reply, read, arrived_s)
 
@@ -170,18 +161,25 @@ def _begin(
 ) -> Cancel | None:
     try:
         model = registry.get(head.model_name, head.version)
-        request = read_request(
-            body,
-            model.metadata,
-            is_batchable=model.max_batch_size > 0,
-            regions=regions,
-            header_length=head.header_length,
-            content_type=head.content_type,
-        )
+        request = _request_for(model, head, body, regions)
         return model.begin(request, lambda outcome: answer_with(encode_response, head, outcome, reply), arrived_s)
     except Exception as error:
         reply(refusal(head, error))
         return None
+
+
+def _request_for(
+    model: Model, head: InferHead, body: Body, regions: SharedMemory | None, pause: Pause | None = None
+) -> InferenceRequest:
+    return read_request(
+        body,
+        model.metadata,
+        is_batchable=model.max_batch_size > 0,
+        regions=regions,
+        header_length=head.header_length,
+        content_type=head.content_type,
+        pause=pause,
+    )
 
 
 def begin_long(
