@@ -221,7 +221,7 @@ def answer_with(
     outcome: InferenceResponse | Exception,
     reply: Callable[[Answer], object],
 ) -> None:
-    """Calls `reply` with the outcome as `encode` writes it, packed as `head` asks; later when packing takes long."""
+    """Calls `reply` with the outcome as `encode` writes it, packed as `head` asks; later when either takes long."""
     if isinstance(outcome, Exception):
         reply(refusal(head, outcome))
         return
