@@ -129,11 +129,13 @@ _SMALL_S = 1e-3
 _UNIT_OF_TIMEOUT = "timeout is a number of microseconds"
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 _MOST_DIGITS = 9
+# Two digits tell what differs by so much: their last one is worth no more.
+_TOLD_APART = 0.1
 
 
 def _span(seconds: float, digits: int = 2) -> str:
     rounded = float(f"{seconds:.{digits}g}")
-    size, unit = next((row for row in _UNITS if rounded >= row[0]), _UNITS[-1])
+    size, unit = _UNITS[0] if rounded >= 1 else _UNITS[1] if rounded >= _SMALL_S else _UNITS[2]
     return f"{rounded / size:.12g} {unit}"
 
 
@@ -143,6 +145,8 @@ def _unit_if_small(timeout_s: float) -> str:
 
 def _digits_to_tell_apart(one_s: float, other_s: float) -> int:
     """Figures that are compared in a message must not look the same."""
+    if abs(one_s - other_s) > _TOLD_APART * one_s:
+        return 2
     for digits in range(2, _MOST_DIGITS):
         if float(f"{one_s:.{digits}g}") != float(f"{other_s:.{digits}g}"):
             return digits

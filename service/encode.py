@@ -91,7 +91,8 @@ def _description(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
 
 def encode_error(message: str) -> EncodedResponse:
     """The protocol's error body. Any text will do: what is not ASCII is escaped, half a surrogate pair included."""
-    return EncodedResponse(json.dumps({"error": message}).encode("ascii"))
+    # Of a bare text json.dumps takes a sixth of the time that it takes of a dict, and refusals come in floods.
+    return EncodedResponse(f'{{"error": {json.dumps(message)}}}'.encode("ascii"))
 
 
 def _to_bytes(output: OutputTensor) -> tuple[bytes | memoryview, int]:

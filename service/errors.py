@@ -126,7 +126,13 @@ STATUS: dict[type[ServiceError], Status] = {
 
 def status_of(error: ServiceError) -> Status:
     """The status of the nearest ancestor that has a row in `STATUS`."""
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    kind = type(error)
+    if kind not in _NEAREST:
+        _NEAREST[kind] = next(STATUS[ancestor] for ancestor in kind.__mro__ if ancestor in STATUS)
+    return _NEAREST[kind]
+
+
+_NEAREST: dict[type[ServiceError], Status] = {}
 
 
 _EXCERPT_CHARACTERS = 60

@@ -3,9 +3,13 @@
 Pure arithmetic over seconds; knows no queue, no model, no clock. What the scheduler asks it: is a larger batch worth
 waiting for, how many rows are worth running together, and when will those who wait be served.
 
-A measured point is a *shape*, how sizes compare with each other, times one *speed* for all of them. When the machine
-slows down every size does, also those that nobody runs just then: so an observation moves the speed soon, and the shape
-of its own size slowly. Otherwise sizes that are not run would look fast for being out of date.
+What is known is the logarithm of the time of each size, and how sure that is: a Kalman filter whose state are the sizes
+(R. E. Kalman, "A New Approach to Linear Filtering and Prediction Problems", 1960; the update is its equations 21 to 24
+for one scalar observation). Times change for two reasons. The machine becomes slower or faster, and then every size
+does, also those that nobody runs just then: in the filter, noise that all sizes share. Or one size was measured badly,
+or has changed by itself (memory lies elsewhere, a cache is full): noise of its own, smaller by far. Which of the two an
+observation tells is what the covariances decide. A filter that put all on the one would let sizes that are not run look
+fast for being out of date; on the other, one lucky run would keep a size for long.
 Between measured points time is taken to be linear in rows; beyond the last one nothing more is gained a row, for the
 slope of the last stretch is mostly noise, and far out it would promise the most. Both are guesses that observations
 correct: larger batches are tried one doubling at a time.
@@ -13,20 +17,28 @@ correct: larger batches are tried one doubling at a time.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping
 
-# Weights of one observation, on logarithms. Speed: about the last five batches count.
-_SPEED_WEIGHT = 0.2
-# Shape: about the last thirty of that size, so that a disturbance of a few batches does not change which size looks
-# best; and the mean of all as long as there are fewer, where the measurement at load counts as so many.
-_MOST_COUNTS = 30
-_MEASURED_COUNTS = 3
-# What is known of a size is forgotten while others run: after two hundred batches it counts for a third. So one
-# that was last run in a bad moment is believed again after a few tries.
-_KEPT_SHARE = 0.995
-# A single observation (a page fault, a process that took the core) counts as no further off than this.
-_MOST_FACTOR = 8.0
+# Variances of logarithms, so 0.01 is an error of a tenth. Of what one batch takes against what such batches take:
+_OBSERVED_VAR = 0.01
+# Of the machine's speed from one batch to the next. Against the noise above it makes the last five batches or so count.
+_SPEED_VAR = 0.0005
+# Of the machine's speed when requests come, against that at load: other work, the network, answers being written.
+_LOADED_VAR = 0.04
+# Of one size against the others, as measured at load, in turns.
+_MEASURED_VAR = 0.001
+# The same, added with each batch of another size: one that was last run in a bad moment, or long ago, is believed again
+# after a few tries. And where that ends.
+_FORGOTTEN_VAR = 0.00002
+_MOST_FORGOTTEN_VAR = 0.007
+# Of a guess between measured sizes, and of one a doubling beyond the largest.
+_BETWEEN_VAR = 0.01
+_BEYOND_VAR = 0.16
+# A single observation (a page fault, a process that took the core) counts as no further off than so many standard
+# deviations of what is expected: of a sound one, with all that is not known, one in a million is.
+_MOST_DEVIATIONS = 5.0
 # More rows never take less. Rows that fall out of a cache may take longer each, but not by more than this.
 _SLACK = 4.0
 # A batch is worth its size when its rows per second are within this share of the best that the queue allows: below it
@@ -52,10 +64,10 @@ class LatencyCurve:
         if not measured_s or min(measured_s) < 1 or min(measured_s.values()) <= 0:
             raise ValueError(f"a latency curve needs rows and seconds above zero, not {dict(measured_s)}")
         self._rows = sorted(measured_s)
-        self._shape = [measured_s[rows] for rows in self._rows]
-        self._seen = [float(_MEASURED_COUNTS) for _ in self._rows]
-        self._speed = 1.0
-        self._last_rows = 0
+        self._seconds = [measured_s[rows] for rows in self._rows]
+        self._variances = [
+            [_LOADED_VAR + (_MEASURED_VAR if row == column else 0.0) for column in self._rows] for row in self._rows
+        ]
         self._worth: dict[int, int] = {}
         self._chosen = 0
         self.is_trying = False
@@ -64,21 +76,21 @@ class LatencyCurve:
     @property
     def points(self) -> dict[int, float]:
         """Rows to seconds, as known now."""
-        return {rows: shape * self._speed for rows, shape in zip(self._rows, self._shape, strict=True)}
+        return dict(zip(self._rows, self._seconds, strict=True))
 
     def seconds(self, rows: float) -> float:
         """How long a batch of `rows` rows is expected to take."""
-        known, shape = self._rows, self._shape
+        known, seconds = self._rows, self._seconds
         if rows <= known[0]:
             # Fewer rows than were ever measured: a fixed-size model, whose runs all take the same.
-            return self._speed * shape[0]
+            return seconds[0]
         if rows >= known[-1]:
-            return self._speed * shape[-1] * rows / known[-1]
+            return seconds[-1] * rows / known[-1]
         right = bisect_left(known, rows)
         left = right - 1
-        slope = (shape[right] - shape[left]) / (known[right] - known[left])
+        slope = (seconds[right] - seconds[left]) / (known[right] - known[left])
         # A stretch that falls is noise; a batch never takes less for having more rows.
-        return self._speed * (shape[left] + max(slope, 0.0) * (rows - known[left]))
+        return seconds[left] + max(slope, 0.0) * (rows - known[left])
 
     def rows_worth_running(self, rows: int) -> int:
         """The smallest batch out of `rows` waiting rows that serves about as many rows a second as the best one."""
@@ -110,46 +122,60 @@ class LatencyCurve:
         if seconds <= 0 or rows < 1:
             return
         self._worth.clear()
-        ratio = min(max(seconds / self.seconds(rows), 1 / _MOST_FACTOR), _MOST_FACTOR)
+        surprise = math.log(seconds) - math.log(self.seconds(rows))
         index = self._index_of(rows)
         if index is None:
-            # Nothing like it was measured: the guess was worth little, and is the observation's now.
-            index = bisect_left(self._rows, rows)
-            self._shape.insert(index, self.seconds(rows) * ratio / self._speed)
-            self._rows.insert(index, rows)
-            self._seen.insert(index, _MEASURED_COUNTS)
-        else:
-            self._learn(index, ratio)
+            index = self._add(rows)
+        self._learn(index, surprise)
         self._bound_by(index)
-
-    def _learn(self, index: int, ratio: float) -> None:
-        """Of one size again and again nobody can tell a slow machine from a slow size: that is the machine's speed. A
-        size that differs from the one before is seen against a speed just known: that is its shape, mostly."""
-        for other, seen in enumerate(self._seen):
-            if other != index:
-                self._seen[other] = max(_KEPT_SHARE * seen, _MEASURED_COUNTS)
-        if self._last_rows in (0, self._rows[index]):
-            self._speed *= ratio**_SPEED_WEIGHT
-        else:
-            self._seen[index] = min(self._seen[index] + 1, _MOST_COUNTS)
-            self._speed *= ratio ** (_SPEED_WEIGHT / 2)
-            self._shape[index] *= ratio ** (1 / self._seen[index])
-        self._last_rows = self._rows[index]
 
     def _index_of(self, rows: int) -> int | None:
         """Of the measured point that `rows` rows count as."""
-        index = min(range(len(self._rows)), key=lambda known: abs(self._rows[known] - rows))
+        index = min(range(len(self._rows)), key=lambda known: abs(math.log(self._rows[known] / rows)))
         is_near = 1 / _NEAR < rows / self._rows[index] < _NEAR
         return index if is_near or len(self._rows) >= _MOST_POINTS else None
+
+    def _add(self, rows: int) -> int:
+        """A size of which nothing is known but its neighbours; returns its index."""
+        index, known = bisect_left(self._rows, rows), self._rows
+        is_between = 0 < index < len(known)
+        right = min(index, len(known) - 1)
+        left = max(index - 1, 0)
+        part = (rows - known[left]) / (known[right] - known[left]) if is_between else 0.0
+        shared = [
+            (1 - part) * one + part * other
+            for one, other in zip(self._variances[left], self._variances[right], strict=True)
+        ]
+        guessed_var = _BETWEEN_VAR if is_between else _BEYOND_VAR * math.log2(rows / known[left]) ** 2
+        own = (1 - part) * shared[left] + part * shared[right] + guessed_var
+        self._seconds.insert(index, self.seconds(rows))
+        self._rows.insert(index, rows)
+        for row, variance in zip(self._variances, shared, strict=True):
+            row.insert(index, variance)
+        self._variances.insert(index, [*shared[:index], own, *shared[index:]])
+        return index
+
+    def _learn(self, index: int, surprise: float) -> None:
+        """One step of the filter; `surprise`: the logarithm of what a batch took over what was expected."""
+        for other, row in enumerate(self._variances):
+            row[:] = [variance + _SPEED_VAR for variance in row]
+            apart = row[other] - 2 * row[index] + self._variances[index][index]
+            if other != index and apart < _MOST_FORGOTTEN_VAR:
+                row[other] += _FORGOTTEN_VAR
+        shared = list(self._variances[index])
+        total = shared[index] + _OBSERVED_VAR
+        most = _MOST_DEVIATIONS * math.sqrt(total)
+        surprise = min(max(surprise, -most), most)
+        for other, row in enumerate(self._variances):
+            gain = shared[other] / total
+            self._seconds[other] *= math.exp(gain * surprise)
+            row[:] = [variance - gain * known for variance, known in zip(row, shared, strict=True)]
 
     def _bound_by(self, index: int) -> None:
         """What one size tells about the others for certain: more rows never take less, nor many times more a row. This
         also keeps a size that is not run for long from drifting away."""
-        rows, shape = self._rows[index], self._shape[index]
+        rows, seconds = self._rows[index], self._seconds[index]
         for other, other_rows in enumerate(self._rows):
             share = other_rows / rows
-            low, high = (shape, shape * share * _SLACK) if share > 1 else (shape * share / _SLACK, shape)
-            self._shape[other] = min(max(self._shape[other], low), high)
-        # Only their product means anything; kept where floats are at home.
-        self._shape = [one * self._speed for one in self._shape]
-        self._speed = 1.0
+            low, high = (seconds, seconds * share * _SLACK) if share > 1 else (seconds * share / _SLACK, seconds)
+            self._seconds[other] = min(max(self._seconds[other], low), high)

@@ -12,7 +12,7 @@ from service.datatypes import DATATYPES
 from service.errors import InferenceFailed
 from service.golden import GoldenSamples
 from service.protocol import TensorMetadata
-from service.warm_up import Feed, find_feed, golden_feed, shapes_leave_no_guess
+from service.warm_up import Feed, find_feed, golden_feed, measure_curve, shapes_leave_no_guess
 
 IMAGE = (TensorMetadata("x", "FP32", (-1, 3, -1, -1)),)
 
@@ -92,3 +92,41 @@ def test_golden_samples_are_repeated_as_often_as_needed() -> None:
     assert golden_feed(golden, None)(5)["x"].ravel().tolist() == [1, 2, 3, 1, 2]
     assert golden_feed(golden, None)(1)["x"].ravel().tolist() == [1]
     assert golden_feed(golden, 2)(64)["x"].ravel().tolist() == [1, 2]
+
+
+class Machine:
+    """Runs take a time that depends on their rows, and the first of each size more: it allocates."""
+
+    def __init__(self, row_s: float, first_s: float = 0.0) -> None:
+        self.now = 0.0
+        self.ran: list[int] = []
+        self._row_s = row_s
+        self._first_s = first_s
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        rows = len(inputs["x"])
+        self.now += rows * self._row_s + (0.0 if rows in self.ran else self._first_s)
+        self.ran.append(rows)
+        return {}
+
+    def curve(self, max_rows: int = 64) -> dict[int, float]:
+        return measure_curve(self.run, lambda rows: {"x": np.zeros((rows, 1))}, max_rows, lambda: self.now)
+
+
+def test_what_the_first_run_of_a_size_allocates_is_in_no_point_of_the_curve() -> None:
+    machine = Machine(row_s=0.018, first_s=0.03)
+    curve = machine.curve()
+    assert curve == {rows: pytest.approx(0.018 * rows) for rows in (1, 2, 4, 8)}
+    assert machine.now <= 1.0
+
+
+def test_sizes_take_turns_so_that_a_disturbance_meets_all_of_them() -> None:
+    machine = Machine(row_s=1e-5)
+    assert list(machine.curve(max_rows=24)) == [1, 2, 4, 8, 16, 24]
+    assert machine.ran == [1, 2, 4, 8, 16, 24] + 3 * [24, 16, 8, 4, 2, 1]
+
+
+def test_a_row_that_takes_longer_than_the_measurement_may_runs_once() -> None:
+    machine = Machine(row_s=2.0)
+    assert machine.curve() == {1: pytest.approx(2.0)}
+    assert machine.ran == [1]
