@@ -33,11 +33,12 @@ class Pauses:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrays are long, and slices full, after some bytes."""
+    """Arrays are long, and slices full, after some bytes: a slice holds the longest number drawn here with the blanks
+    and brackets around it, for one without a comma is not read in slices."""
     monkeypatch.setattr(decode, "LONG_JSON_BYTES", 0)
     monkeypatch.setattr(v1_predict, "LONG_JSON_BYTES", 0)
     monkeypatch.setattr(json_slices, "LONG_BYTES", 8)
-    monkeypatch.setattr(json_slices, "_SLICE_BYTES", 32)
+    monkeypatch.setattr(json_slices, "_SLICE_BYTES", 48)
     monkeypatch.setattr(json_slices, "_BLOCK_BYTES", 24)
     monkeypatch.setattr(json_slices, "_EDGE_BYTES", 8)
 
