@@ -35,8 +35,11 @@ _HELD_BYTES = 64 * 1024
 _ALIGNMENT = 64
 # Where at least so much of a body is still to come, it is read into its place.
 _READ_IN_PLACE_BYTES = 64 * 1024
-# Where a body goes that nobody wants.
-_THROWN_AWAY = memoryview(bytearray(256 * 1024))
+# Where bytes go that have no place of their own: those of a body that nobody wants, and those that are looked at
+# before the next read. One for all connections, which are read one after the other.
+_SCRATCH = memoryview(bytearray(256 * 1024))
+# A read that may bring a head brings little more: what it brings of a body is copied once more.
+_SCRATCH_FOR_A_HEAD = _SCRATCH[: 16 * 1024]
 # One write call instead of two costs a copy of the body; below this the copy is cheaper.
 _ONE_WRITE_BYTES = 64 * 1024
 
@@ -44,15 +47,15 @@ _ONE_WRITE_BYTES = 64 * 1024
 # --- large bodies -------------------------------------------------------------------------------------------------
 
 
-class _Filler(asyncio.BufferedProtocol):
-    """Stands in for a lane while a large body comes: the event loop reads right into the body's memory. Through
+class _Reader(asyncio.BufferedProtocol):
+    """Stands in for a lane from its first large body on: the event loop reads right into the body's memory. Through
     `data_received` every byte would be copied twice more, which for an image costs as long as the socket does."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
 
     def get_buffer(self, _: int) -> memoryview:
-        return self._lane.unfilled()
+        return self._lane.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         self._lane.filled(nbytes)
@@ -93,6 +96,7 @@ class Lane(Connection):
         """Of the request that the lane has taken and not answered yet."""
         self._body: memoryview | None = None
         self._body_filled = 0
+        self._reads_in_place = False
         self._unwanted_bytes = 0
         """Of a body whose request has been refused before it came whole."""
         self._cancel: Cancel | None = None
@@ -155,8 +159,13 @@ class Lane(Connection):
         else:
             self._body, self._body_filled = _aligned_buffer(head), 0
             self._collect(memoryview(data)[start:])
-        if not self.transport.is_closing():
-            self._switch_to(_Filler(self))
+        if not self._reads_in_place and not self.transport.is_closing():
+            # For good: to change costs more than small requests lose by it. Event loops choose how to read when they
+            # begin to.
+            self._reads_in_place = True
+            self.transport.set_protocol(_Reader(self))
+            self.transport.pause_reading()
+            self.transport.resume_reading()
 
     def _throw_away(self, data: bytes) -> bytes:
         """Returns what belongs to the next request."""
@@ -165,34 +174,27 @@ class Lane(Connection):
         self._await(Phase.BODY if self._unwanted_bytes else Phase.REQUEST)
         return rest
 
-    def _switch_to(self, protocol: asyncio.BaseProtocol) -> None:
-        """Event loops choose how to read when they begin to."""
-        self.transport.set_protocol(protocol)
-        self.transport.pause_reading()
-        self.transport.resume_reading()
-
-    def unfilled(self) -> memoryview:
-        """Where the rest of the body belongs."""
+    def buffer(self) -> memoryview:
+        """Where the next bytes are to be put; never empty."""
         if self._unwanted_bytes:
-            return _THROWN_AWAY[: self._unwanted_bytes]
-        assert self._body is not None
-        return self._body[self._body_filled :]
+            return _SCRATCH[: self._unwanted_bytes]
+        if self._body is not None:
+            return self._body[self._body_filled :]
+        return _SCRATCH_FOR_A_HEAD if self._phase is Phase.REQUEST else _SCRATCH
 
     def filled(self, size_bytes: int) -> None:
-        """The next `size_bytes` of `unfilled` have come."""
+        """The next `size_bytes` have been put where `buffer` said."""
         if self._unwanted_bytes:
             self._unwanted_bytes -= size_bytes
             self._await(Phase.BODY if self._unwanted_bytes else Phase.REQUEST)
-            if not self._unwanted_bytes:
-                self._switch_to(self)
-            return
-        assert self._body is not None
-        self._body_filled += size_bytes
-        if self._body_filled < len(self._body):
-            self._await(Phase.BODY)
+        elif self._body is None:
+            self.data_received(bytes(_SCRATCH[:size_bytes]))
         else:
-            self._switch_to(self)
-            self._infer_collected()
+            self._body_filled += size_bytes
+            if self._body_filled < len(self._body):
+                self._await(Phase.BODY)
+            else:
+                self._infer_collected()
 
     def _collect(self, data: bytes | memoryview) -> None:
         """Puts `data` where the body wants it; what is left over belongs to the next request."""
@@ -303,7 +305,6 @@ class Lane(Connection):
         # A body of the lane's own: uvicorn's cycle, if there is one, is that of an earlier request.
         self._lane_head = self._body = None
         self._refused = True
-        self._switch_to(self)
         self._part(refusal_bytes(refusal))
 
     def shutdown(self) -> None:
