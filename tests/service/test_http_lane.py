@@ -232,6 +232,14 @@ def test_both_doors_answer_byte_for_byte_alike(name: str) -> None:
     assert asyncio.run(lane().exchange(*sent)) == asyncio.run(REFERENCE.exchange(*sent))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_both_doors_answer_alike_on_a_connection_that_has_brought_a_large_body(name: str) -> None:
+    """From there on the lane's bytes come to it another way."""
+    large = post(LARGE, b"Inference-Header-Content-Length: %d" % LARGE_HEAD_BYTES)
+    sent = (large[:100_000], large[100_000:], *CASES[name], *(() if name in FINAL else (post(GOOD, LAST),)))
+    assert asyncio.run(lane().exchange(*sent)) == asyncio.run(REFERENCE.exchange(*sent))
+
+
 @pytest.mark.parametrize("cut", range(0, 180, 7))
 def test_a_request_cut_anywhere_is_answered_alike(cut: int) -> None:
     request = post(BINARY + TENSOR, b"Inference-Header-Content-Length: %d" % len(BINARY))
