@@ -11,9 +11,10 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from enum import Enum
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 ResultT = TypeVar("ResultT")
 
@@ -36,9 +37,6 @@ def _thread_of(work: Work) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix=work.value)
 
 
-_unfinished: set[Callable[[Exception], None]] = set()
-
-
 def in_thread(
     work: Work,
     compute: Callable[[], ResultT],
@@ -49,46 +47,80 @@ def in_thread(
 
     What is returned gives the request up: neither is called any more, but what `then` has returned.
     """
-    given_up = False
-    cancel: Cancel | None = None
+    job = _Job(then, refuse)
+    _unfinished.add(job)
+    job.queued = _thread_of(work).submit(job.run, compute, asyncio.get_running_loop())
+    return job.give_up
 
-    def go_on(computing: asyncio.Future[ResultT]) -> None:
-        nonlocal cancel
-        _unfinished.discard(end)
-        # Asked for in any case, or asyncio logs that nobody did.
-        error = None if computing.cancelled() else computing.exception()
-        if given_up:
-            return
-        if error is not None:
-            assert isinstance(error, Exception)
+
+class _Job(Generic[ResultT]):
+    """One piece of work, from the queue to what follows.
+
+    A request's body and its numbers hang on it, and on the traceback of what it raises. So nothing here may lead back
+    to itself (asyncio.wrap_future and the futures of both modules do): only the cycle collector would free it, which
+    comes by when there are many objects, however large they are.
+    """
+
+    __slots__ = ("_cancel", "_refuse", "_then", "queued")
+
+    def __init__(self, then: Callable[[ResultT], Cancel | None], refuse: Callable[[Exception], object]) -> None:
+        self._then: Callable[[ResultT], Cancel | None] | None = then
+        self._refuse: Callable[[Exception], object] | None = refuse
+        self._cancel: Cancel | None = None
+        self.queued: Future[None] | None = None
+
+    # --- in the thread ---
+
+    def run(self, compute: Callable[[], ResultT], loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            tell: Callable[[], None] = functools.partial(self._computed, compute())
+        except Exception as error:
+            tell = functools.partial(self._failed, error)
+        with suppress(RuntimeError):  # the loop has ended: there is nobody left to answer
+            loop.call_soon_threadsafe(tell)
+        del tell  # or the error leads to this frame, and this frame to the error
+
+    # --- on the event loop ---
+
+    def _computed(self, result: ResultT) -> None:
+        then = self._then
+        self._end()
+        if then is not None:
+            self._cancel = then(result)
+
+    def _failed(self, error: Exception) -> None:
+        refuse = self._refuse
+        self._end()
+        if refuse is not None:
             refuse(error)
-        else:
-            cancel = then(computing.result())
 
-    def give_up() -> None:
-        nonlocal given_up
-        given_up = True
-        _unfinished.discard(end)
-        computing.cancel()  # what has not begun never does
-        if cancel is not None:
-            cancel()
+    def give_up(self) -> None:
+        if self.queued is not None:
+            self.queued.cancel()  # what has not begun never does
+        self._end()
+        if self._cancel is not None:
+            self._cancel()
 
-    def end(error: Exception) -> None:
-        give_up()
-        refuse(error)
+    def refuse(self, error: Exception) -> None:
+        refuse = self._refuse
+        self.give_up()
+        if refuse is not None:
+            refuse(error)
 
-    computing = _thread_of(work).submit(compute)
-    _unfinished.add(end)
-    asyncio.wrap_future(computing).add_done_callback(go_on)
-    return give_up
+    def _end(self) -> None:
+        self._then = self._refuse = self.queued = None
+        _unfinished.discard(self)
+
+
+_unfinished: set[_Job[Any]] = set()
 
 
 def refuse_unfinished(error: Exception) -> int:
     """Refuses every request that is in a thread's hands; returns how many there were."""
-    ends = list(_unfinished)
-    for end in ends:
-        end(error)
-    return len(ends)
+    jobs = list(_unfinished)
+    for job in jobs:
+        job.refuse(error)
+    return len(jobs)
 
 
 # To sleep at all is what counts: it hands the interpreter over at once, where others would ask for it for 5 ms

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -128,3 +129,48 @@ def test_what_is_unfinished_can_be_refused_once(caplog: pytest.LogCaptureFixture
     assert run(steps) == [2, 0, 0]
     assert [str(error) for error in told] == ["over", "over"]
     assert not caplog.records
+
+
+class Body:
+    """As large as one likes."""
+
+
+def succeeds(body: Body) -> Body:
+    return body
+
+
+def fails(body: Body) -> Body:
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize("compute", [succeeds, fails])
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_what_is_over_is_freed_without_the_cycle_collector(compute: Any, gives_up: bool) -> None:
+    """It counts objects, not bytes: of a thousand refused bodies of a megabyte each it would not free one."""
+
+    async def steps() -> weakref.ref[Body]:
+        body = Body()
+        seen = weakref.ref(body)
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def over(_: Any) -> None:
+            told.set_result(None)
+
+        cancel = in_thread(Work.READ, lambda body=body: compute(body), over, over)
+        del body
+        if gives_up:
+            cancel()
+            behind: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            in_thread(Work.READ, lambda: None, behind.set_result, behind.set_exception)
+            await behind
+        else:
+            await told
+        await asyncio.sleep(0)
+        return seen
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert run(steps)() is None
+    finally:
+        gc.enable()
