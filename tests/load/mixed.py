@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import gzip
 import io
 import json
@@ -133,6 +134,24 @@ def good_large(chance: random.Random) -> Request:
     return Request(_post("/v2/models/wide/infer", body, f"Inference-Header-Content-Length: {head}"), _doubled(x))
 
 
+@functools.cache
+def _much(number: int) -> tuple[np.ndarray, bytes]:
+    """Enough numbers that they are read in slices, and answered in slices."""
+    x = np.random.default_rng(number).random((17, 2000), np.float32)
+    return x, _json_body(x)
+
+
+def good_much_json(chance: random.Random) -> Request:
+    x, body = _much(chance.randrange(4))
+    return Request(_post("/v2/models/wide/infer", body), _doubled(x))
+
+
+def bad_much_json(chance: random.Random) -> Request:
+    _, body = _much(chance.randrange(4))
+    damaged = chance.choice([body[:-1], body.replace(b"[17, 2000]", b"[17, 2001]"), body.replace(b", ", b",,", 9)])
+    return Request(_post("/v2/models/wide/infer", damaged), _is(400))
+
+
 def good_chunked(chance: random.Random) -> Request:
     x = _rows(chance)
     body = _chunked(_json_body(x), chance.choice([1, 7, 1000]))
@@ -244,6 +263,8 @@ KINDS: dict[Callable[[random.Random], Request], int] = {
     good_json: 30,
     good_binary: 30,
     good_large: 2,
+    good_much_json: 1,
+    bad_much_json: 1,
     good_chunked: 5,
     good_gzip: 4,
     good_raw: 4,
