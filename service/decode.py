@@ -24,11 +24,9 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
-
-import numpy as np
 
 from service.binary_tensors import check_size, tensor_from_bytes
 from service.datatypes import DATATYPES, Datatype
@@ -45,8 +43,8 @@ from service.json_members import (
     refuse_too_many,
     required,
 )
-from service.json_slices import LongArray, LongArrays, cut_out
-from service.json_tensors import Json, Pause, elements_from_json, kind_of, parse_json, reads_alike, shown
+from service.json_slices import LongArray, LongArrays, read_in_slices
+from service.json_tensors import Json, Pause, elements_from_json, kind_of, parse_json, shown
 from service.protocol import InferenceRequest, InputTensor, RequestedOutput
 from service.shared_memory import NO_AREAS, Area, RequestAreas, SharedMemory
 
@@ -164,27 +162,15 @@ def _decode(view: memoryview, header_bytes: int | None, regions: SharedMemory | 
 def _decode_in_slices(
     view: memoryview, header_bytes: int | None, regions: SharedMemory | None, pause: Pause
 ) -> InferenceRequest | None:
-    """None where there is nothing long in it, or anything is amiss: whoever reads it whole knows what to say."""
     text_bytes = len(view) if header_bytes is None else header_bytes
     if not LONG_JSON_BYTES <= text_bytes <= len(view):
         return None
-    text, arrays = cut_out(view[:text_bytes], pause)
-    if not arrays:
-        return None
-    areas = regions.for_request() if regions else NO_AREAS
-    try:
-        description = _describe(memoryview(text), areas, arrays)
-        if arrays:
-            return None
-        request = description.request_with(_BinaryPart(view, text_bytes), areas)
-    except MalformedRequest:
-        return None
-    return request if all_finite(request.inputs) or reads_alike(text) else None
 
+    def read(text: memoryview, arrays: LongArrays) -> InferenceRequest:
+        areas = regions.for_request() if regions else NO_AREAS
+        return _describe(text, areas, arrays).request_with(_BinaryPart(view, text_bytes), areas)
 
-def all_finite(tensors: Iterable[InputTensor]) -> bool:
-    """Without bare words, then: no number in JSON is infinite."""
-    return all(tensor.data.dtype.kind != "f" or bool(np.isfinite(tensor.data).all()) for tensor in tensors)
+    return read_in_slices(view[:text_bytes], pause, read, lambda request: request.inputs)
 
 
 def _decode_json(view: memoryview, regions: SharedMemory | None) -> InferenceRequest:

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
 from service.datatypes import Datatype
 from service.errors import MalformedRequest
-from service.json_tensors import Json, Pause, elements_from_json, parse_json
-from service.protocol import Array
+from service.json_tensors import Json, Pause, elements_from_json, parse_json, reads_alike
+from service.protocol import Array, InputTensor
+
+ReadT = TypeVar("ReadT")
 
 # An array that takes the event loop less than some 300 us is not worth the trouble.
 LONG_BYTES = 32 * 1024
@@ -162,6 +165,31 @@ def _array_between(text: memoryview, start: int, end: int) -> tuple[int, int]:
     if before.strip(_WHITESPACE) != b":" or not found or not behind:
         return start, start
     return start + len(before), end - _EDGE_BYTES + behind
+
+
+def read_in_slices(
+    text: memoryview,
+    pause: Pause,
+    read: Callable[[memoryview, LongArrays], ReadT],
+    tensors_of: Callable[[ReadT], Iterable[InputTensor]],
+) -> ReadT | None:
+    """What `read` makes of `text` without its long arrays, and of these. None where there is nothing long in it, or
+    anything is amiss: whoever reads it whole knows what to say."""
+    left, arrays = cut_out(text, pause)
+    if not arrays:
+        return None
+    try:
+        found = read(memoryview(left), arrays)
+    except MalformedRequest:
+        return None
+    if arrays:
+        return None
+    return found if _all_finite(tensors_of(found)) or reads_alike(left) else None
+
+
+def _all_finite(tensors: Iterable[InputTensor]) -> bool:
+    """Without bare words, then: no number in JSON is infinite."""
+    return all(tensor.data.dtype.kind != "f" or bool(np.isfinite(tensor.data).all()) for tensor in tensors)
 
 
 # --- how an array is nested ---------------------------------------------------------------------------------------

@@ -24,10 +24,10 @@ import numpy as np
 import orjson
 
 from service.datatypes import DATATYPES
-from service.decode import LARGE_BODY_BYTES, LONG_JSON_BYTES, MAX_RANK, all_finite, collector_paused
+from service.decode import LARGE_BODY_BYTES, LONG_JSON_BYTES, MAX_RANK, collector_paused
 from service.encode import EncodedResponse
 from service.errors import MalformedRequest, RequestMismatch, quoted
-from service.json_slices import LongArrays, Unsliceable, cut_out
+from service.json_slices import LongArrays, Unsliceable, read_in_slices
 from service.json_tensors import (
     BASE64,
     Json,
@@ -38,7 +38,6 @@ from service.json_tensors import (
     kind_of,
     nested_to_text,
     parse_json,
-    reads_alike,
 )
 from service.protocol import (
     Array,
@@ -80,23 +79,16 @@ def decode_predict(
     instances where a model takes one."""
     with collector_paused() if len(body) > LARGE_BODY_BYTES else nullcontext():
         view = memoryview(body)
-        predict = None if pause is None else _decode_in_slices(view, model, pause)
+        predict = None
+        if pause is not None and len(body) >= LONG_JSON_BYTES:
+            predict = read_in_slices(
+                view,
+                pause,
+                lambda text, arrays: _decode(parse_json(text), model, arrays),
+                lambda found: found.request.inputs,
+            )
         predict = predict or _decode(parse_json(view), model)
     return predict if is_batchable or predict.rows is None else _without_rows(predict, predict.rows, model)
-
-
-def _decode_in_slices(body: memoryview, model: ModelMetadata, pause: Pause) -> Predict | None:
-    """None where there is nothing long in it, or anything is amiss: whoever reads it whole knows what to say."""
-    if len(body) < LONG_JSON_BYTES:
-        return None
-    text, arrays = cut_out(body, pause)
-    if not arrays:
-        return None
-    try:
-        predict = _decode(parse_json(memoryview(text)), model, arrays)
-    except MalformedRequest:
-        return None
-    return predict if all_finite(predict.request.inputs) or reads_alike(text) else None
 
 
 def _decode(members: Json, model: ModelMetadata, arrays: LongArrays | None = None) -> Predict:
