@@ -43,7 +43,7 @@ from service.json_members import (
     refuse_too_many,
     required,
 )
-from service.json_slices import LongArray, LongArrays, read_in_slices
+from service.json_slices import LongArray, LongArrays, Unsliceable, read_in_slices
 from service.json_tensors import Json, Pause, elements_from_json, kind_of, parse_json, shown
 from service.protocol import InferenceRequest, InputTensor, RequestedOutput
 from service.shared_memory import NO_AREAS, Area, RequestAreas, SharedMemory
@@ -168,7 +168,10 @@ def _decode_in_slices(
 
     def read(text: memoryview, arrays: LongArrays) -> InferenceRequest:
         areas = regions.for_request() if regions else NO_AREAS
-        return _describe(text, areas, arrays).request_with(_BinaryPart(view, text_bytes), areas)
+        description = _describe(text, areas, arrays)
+        if arrays:
+            raise Unsliceable("a long array that is no input's")
+        return description.request_with(_BinaryPart(view, text_bytes), areas)
 
     return read_in_slices(view[:text_bytes], pause, read, lambda request: request.inputs)
 

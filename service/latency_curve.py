@@ -48,6 +48,9 @@ _WORTH_SHARE = 0.985
 # of them costs throughput, about a hundredth of it when it is wrong.
 _LARGER_EVERY = 16
 _SMALLER_EVERY = 64
+# Every so many of the smaller tries is of a quarter: where half is no better than the whole, the better size may lie
+# behind it.
+_QUARTER_EVERY = 8
 # What takes no longer than this may be tried with all rows that wait: one doubling after the other never gets past a
 # size where more rows cost as much more, such as the one from which on ONNX Runtime divides a product among threads.
 _FREE_TRY_S = 1e-3
@@ -110,7 +113,8 @@ class LatencyCurve:
         self._chosen += 1
         size = worth
         if worth > 1 and not larger and self._chosen % _SMALLER_EVERY == 0:
-            size = worth // 2
+            is_quarter = self._chosen // _SMALLER_EVERY % _QUARTER_EVERY == 0
+            size = max(1, worth // (4 if is_quarter else 2))
         elif worth < rows and (larger or self._chosen % _LARGER_EVERY == 0):
             is_all = self._chosen // _LARGER_EVERY % 2 == 1 and self.seconds(rows) <= _FREE_TRY_S
             size = rows if is_all else min(2 * worth, rows)
@@ -119,7 +123,7 @@ class LatencyCurve:
 
     def observe(self, rows: int, seconds: float) -> None:
         """A batch of `rows` rows took `seconds`."""
-        if seconds <= 0 or rows < 1:
+        if not seconds > 0 or rows < 1:
             return
         self._worth.clear()
         surprise = math.log(seconds) - math.log(self.seconds(rows))

@@ -48,8 +48,12 @@ def in_thread(
     What is returned gives the request up: neither is called any more, but what `then` has returned.
     """
     job = _Job(then, refuse)
+    try:
+        job.queued = _thread_of(work).submit(job.run, compute, asyncio.get_running_loop())
+    except Exception:
+        job.give_up()  # no thread could be started; should one find it in the queue later, nobody is told again
+        raise
     _unfinished.add(job)
-    job.queued = _thread_of(work).submit(job.run, compute, asyncio.get_running_loop())
     return job.give_up
 
 
@@ -76,6 +80,8 @@ class _Job(Generic[ResultT]):
             tell: Callable[[], None] = functools.partial(self._computed, compute())
         except Exception as error:
             tell = functools.partial(self._failed, error)
+        except BaseException as error:  # meant for a main thread, and lost on this one
+            tell = functools.partial(self._failed, RuntimeError(f"{type(error).__name__} in a thread"))
         with suppress(RuntimeError):  # the loop has ended: there is nobody left to answer
             loop.call_soon_threadsafe(tell)
         del tell  # or the error leads to this frame, and this frame to the error

@@ -114,23 +114,26 @@ def measure_curve(run: Run, feed: Feed, max_rows: int, clock: Callable[[], float
     takes so long that there is no time for a second run, its first one is what is told.
     Raises what `run` raises.
     """
-    began = clock()
+    until_s = clock() + _MEASURING_S
     inputs, first_s = _first_runs(run, feed, max_rows, clock)
+    # Making the inputs up may have taken long.
+    until_s = max(until_s, clock() + _MEASURING_S / 2)
     measured: dict[int, float] = {}
-    for _ in range(_RUNS_OF_A_SIZE - 1):
-        # The largest first: if time ends within a turn, it is not left with less than the others.
-        for rows in reversed(inputs):
+    for turn in range(_RUNS_OF_A_SIZE - 1):
+        # Where time ends within the first turn the largest sizes are left out; behind it none is left with less runs.
+        for rows in reversed(inputs) if turn else inputs:
             expected_s = measured.get(rows, first_s[rows])
-            if clock() - began + expected_s > _MEASURING_S:
-                return first_s | measured
+            if clock() + expected_s > until_s:
+                return measured or {1: first_s[1]}
             measured[rows] = min(_timed(run, inputs[rows], clock), measured.get(rows, math.inf))
-    return first_s | measured
+    return measured
 
 
 def _first_runs(
     run: Run, feed: Feed, max_rows: int, clock: Callable[[], float]
 ) -> tuple[dict[int, dict[str, Array]], dict[int, float]]:
     """Inputs and seconds by rows, of as many sizes as there is time to run once more."""
+    began = clock()
     inputs: dict[int, dict[str, Array]] = {}
     first_s: dict[int, float] = {}
     for rows in _doubling(max_rows):
@@ -138,7 +141,8 @@ def _first_runs(
         if inputs and sum(array.nbytes for array in arrays.values()) > _MOST_BYTES:
             break
         inputs[rows], first_s[rows] = arrays, _timed(run, arrays, clock)
-        if 2 * (sum(first_s.values()) + 2 * first_s[rows]) > _MEASURING_S:
+        # So far, all of these again, and the next size twice.
+        if clock() - began + sum(first_s.values()) + 4 * first_s[rows] > _MEASURING_S:
             break
     return inputs, first_s
 

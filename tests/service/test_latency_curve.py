@@ -206,6 +206,18 @@ def test_only_what_takes_next_to_no_time_is_tried_with_all_rows_at_once() -> Non
         assert sizes == {2, 4} | tried
 
 
+def test_a_cliff_that_appears_behind_the_best_size_is_got_away_from() -> None:
+    """Batches of more than 16 rows have become three times as slow: half of 64 is no better, a quarter is."""
+    curve = LatencyCurve({2**power: 0.01 + 0.001 * 2**power for power in range(7)})
+    used = []
+    for _ in range(4000):
+        rows = curve.rows_to_run(64)
+        used.append(rows)
+        curve.observe(rows, (0.01 + 0.001 * rows) * (3 if rows > 16 else 1))
+    assert used[0] == 64
+    assert used[-200:].count(16) > 150
+
+
 def test_trying_other_sizes_is_rare() -> None:
     curve = LatencyCurve({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0})
     assert sum(curve.rows_to_run(8) != 1 for _ in range(160)) == 10

@@ -131,6 +131,31 @@ def test_what_is_unfinished_can_be_refused_once(caplog: pytest.LogCaptureFixture
     assert not caplog.records
 
 
+def test_without_a_thread_the_caller_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(work: Work) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    async def steps() -> int:
+        monkeypatch.setattr("service.off_loop._thread_of", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            in_thread(Work.READ, lambda: None, lambda _: None, lambda _: None)
+        return refuse_unfinished(ValueError("over"))
+
+    assert run(steps) == 0
+
+
+def test_what_would_end_a_program_is_told_like_any_failure() -> None:
+    def leave() -> None:
+        raise SystemExit
+
+    async def steps() -> Exception:
+        told: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        in_thread(Work.READ, leave, lambda _: None, told.set_result)
+        return await told
+
+    assert str(run(steps)) == "SystemExit in a thread"
+
+
 class Body:
     """As large as one likes."""
 

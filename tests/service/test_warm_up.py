@@ -123,7 +123,23 @@ def test_what_the_first_run_of_a_size_allocates_is_in_no_point_of_the_curve() ->
 def test_sizes_take_turns_so_that_a_disturbance_meets_all_of_them() -> None:
     machine = Machine(row_s=1e-5)
     assert list(machine.curve(max_rows=24)) == [1, 2, 4, 8, 16, 24]
-    assert machine.ran == [1, 2, 4, 8, 16, 24] + 3 * [24, 16, 8, 4, 2, 1]
+    sizes = [1, 2, 4, 8, 16, 24]
+    assert machine.ran == sizes + sizes + 2 * sizes[::-1]
+
+
+@pytest.mark.parametrize("feed_s", [0.008, 0.016, 0.2])
+def test_where_time_runs_out_sizes_are_left_out_rather_than_told_by_their_first_run(feed_s: float) -> None:
+    """Inputs take long to make up, a row each; and first runs are three times as long."""
+    machine = Machine(row_s=0.001, first_s=0.002)
+
+    def feed(rows: int) -> dict[str, Any]:
+        machine.now += feed_s * rows
+        return {"x": np.zeros((rows, 1))}
+
+    curve = measure_curve(machine.run, feed, 64, lambda: machine.now)
+    assert curve == {rows: pytest.approx(0.001 * rows) for rows in curve}
+    assert 1 in curve
+    assert machine.now < 1.6
 
 
 def test_a_row_that_takes_longer_than_the_measurement_may_runs_once() -> None:
