@@ -127,7 +127,6 @@ class Admission(Generic[ItemT, ResultT]):
 # A timeout that leaves no more is likely to be meant in another unit than it has.
 _SMALL_S = 1e-3
 _UNIT_OF_TIMEOUT = "timeout is a number of microseconds"
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 _MOST_DIGITS = 9
 # Two digits tell what differs by so much: their last one is worth no more.
 _TOLD_APART = 0.1
@@ -135,7 +134,7 @@ _TOLD_APART = 0.1
 
 def _span(seconds: float, digits: int = 2) -> str:
     rounded = float(f"{seconds:.{digits}g}")
-    size, unit = _UNITS[0] if rounded >= 1 else _UNITS[1] if rounded >= _SMALL_S else _UNITS[2]
+    size, unit = (1.0, "s") if rounded >= 1 else (1e-3, "ms") if rounded >= 1e-3 else (1e-6, "us")
     return f"{rounded / size:.12g} {unit}"
 
 

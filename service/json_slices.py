@@ -173,16 +173,14 @@ def read_in_slices(
     read: Callable[[memoryview, LongArrays], ReadT],
     tensors_of: Callable[[ReadT], Iterable[InputTensor]],
 ) -> ReadT | None:
-    """What `read` makes of `text` without its long arrays, and of these. None where there is nothing long in it, or
-    anything is amiss: whoever reads it whole knows what to say."""
+    """What `read` makes of `text` without its long arrays, and of these: it takes them all, or raises Unsliceable. None
+    where there is nothing long in it, or anything is amiss: whoever reads it whole knows what to say."""
     left, arrays = cut_out(text, pause)
     if not arrays:
         return None
     try:
         found = read(memoryview(left), arrays)
     except MalformedRequest:
-        return None
-    if arrays:
         return None
     return found if _all_finite(tensors_of(found)) or reads_alike(left) else None
 

@@ -4,12 +4,12 @@ Pure arithmetic over seconds; knows no queue, no model, no clock. What the sched
 waiting for, how many rows are worth running together, and when will those who wait be served.
 
 What is known is the logarithm of the time of each size, and how sure that is: a Kalman filter whose state are the sizes
-(R. E. Kalman, "A New Approach to Linear Filtering and Prediction Problems", 1960; the update is its equations 21 to 24
-for one scalar observation). Times change for two reasons. The machine becomes slower or faster, and then every size
-does, also those that nobody runs just then: in the filter, noise that all sizes share. Or one size was measured badly,
-or has changed by itself (memory lies elsewhere, a cache is full): noise of its own, smaller by far. Which of the two an
-observation tells is what the covariances decide. A filter that put all on the one would let sizes that are not run look
-fast for being out of date; on the other, one lucky run would keep a size for long.
+(R. E. Kalman, "A New Approach to Linear Filtering and Prediction Problems", 1960; here with one scalar observation a
+step). Times change for two reasons. The machine becomes slower or faster, and then every size does, also those that
+nobody runs just then: in the filter, noise that all sizes share. Or one size was measured badly, or has changed by
+itself (memory lies elsewhere, a cache is full): noise of its own, smaller by far. Which of the two an observation tells
+is what the covariances decide. A filter that put all on the one would let sizes that are not run look fast for being
+out of date; on the other, one lucky run would keep a size for long.
 Between measured points time is taken to be linear in rows; beyond the last one nothing more is gained a row, for the
 slope of the last stretch is mostly noise, and far out it would promise the most. Both are guesses that observations
 correct: larger batches are tried one doubling at a time.
@@ -107,7 +107,7 @@ class LatencyCurve:
         return worth
 
     def rows_to_run(self, rows: int, *, larger: bool = False) -> int:
-        """As `rows_worth_running`, but now and then a neighbouring size, so that what was measured in a bad moment, or
+        """As `rows_worth_running`, but now and then another size near it, so that what was measured in a bad moment, or
         has changed since, is found out. `larger`: now it is the larger one's turn."""
         worth = self.rows_worth_running(rows)
         self._chosen += 1
@@ -161,9 +161,10 @@ class LatencyCurve:
 
     def _learn(self, index: int, surprise: float) -> None:
         """One step of the filter; `surprise`: the logarithm of what a batch took over what was expected."""
+        own = self._variances[index][index]
         for other, row in enumerate(self._variances):
+            apart = row[other] - 2 * row[index] + own
             row[:] = [variance + _SPEED_VAR for variance in row]
-            apart = row[other] - 2 * row[index] + self._variances[index][index]
             if other != index and apart < _MOST_FORGOTTEN_VAR:
                 row[other] += _FORGOTTEN_VAR
         shared = list(self._variances[index])

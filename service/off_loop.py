@@ -79,9 +79,9 @@ class _Job(Generic[ResultT]):
         try:
             tell: Callable[[], None] = functools.partial(self._computed, compute())
         except Exception as error:
-            tell = functools.partial(self._failed, error)
+            tell = functools.partial(self.refuse, error)
         except BaseException as error:  # meant for a main thread, and lost on this one
-            tell = functools.partial(self._failed, RuntimeError(f"{type(error).__name__} in a thread"))
+            tell = functools.partial(self.refuse, RuntimeError(f"{type(error).__name__} in a thread"))
         with suppress(RuntimeError):  # the loop has ended: there is nobody left to answer
             loop.call_soon_threadsafe(tell)
         del tell  # or the error leads to this frame, and this frame to the error
@@ -93,12 +93,6 @@ class _Job(Generic[ResultT]):
         self._end()
         if then is not None:
             self._cancel = then(result)
-
-    def _failed(self, error: Exception) -> None:
-        refuse = self._refuse
-        self._end()
-        if refuse is not None:
-            refuse(error)
 
     def give_up(self) -> None:
         if self.queued is not None:
