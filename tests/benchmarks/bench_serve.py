@@ -154,6 +154,9 @@ class Bench:
 
     def _with_server(self, contender: Contender, model: str, workloads: Sequence[Workload]) -> None:
         served = self._served[model]
+        workloads = [each for each in workloads if contender.takes(each.form, each.clients)]
+        if not workloads:
+            return
         try:
             with running(contender, served, THREADS[model]) as port:
                 for workload in workloads:

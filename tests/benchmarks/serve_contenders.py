@@ -34,6 +34,7 @@ START_S = 60.0
 STOP_S = 15.0
 TOLERANCE = 1e-4  # of an answer: a batch may round otherwise than a row
 FORMS = ("json", "binary")
+BARE_LOOP = "bare loop"
 
 Array = NDArray[np.float32]
 
@@ -90,6 +91,11 @@ class Contender:
     """Given the form, the body and the headers of an answer."""
     only_small: bool = False
     """It is not meant for a large model."""
+    only_alone: bool = False
+    """It knows one caller, and binary."""
+
+    def takes(self, form: str, clients: int) -> bool:
+        return not self.only_alone or (form == "binary" and clients == 1)
 
 
 # --- ours ---------------------------------------------------------------------------------------------------------
@@ -155,7 +161,7 @@ def rivals(environment: Path, deadline_s: float) -> list[Contender]:
     """Those of `serve_rivals/`, run by the interpreter of `environment`.
 
     Overload, for the large model: mosec refuses (429) what is beyond one batch that runs and one that waits, LitServe
-    gives up at the deadline, FastAPI has nothing of its own.
+    gives up at the deadline, FastAPI has nothing of its own. The bare loop is no server but the floor under one.
     """
     python = str(environment / "bin" / "python")
 
@@ -182,6 +188,7 @@ def rivals(environment: Path, deadline_s: float) -> list[Contender]:
         Contender(
             "LitServe", lambda _, port: script("with_litserve", str(port), str(deadline_s)), ask_rival, read_rival
         ),
+        Contender(BARE_LOOP, lambda _, port: script("bare_loop", str(port)), ask_rival, read_rival, only_alone=True),
     ]
 
 
@@ -213,8 +220,9 @@ def running(contender: Contender, served: Served, threads: int) -> Iterator[int]
             start_new_session=True,  # a group of its own: whatever it starts can be ended with it
         )
         try:
-            for form in FORMS if served.is_small else FORMS[1:]:
-                _check(contender, served, form, port, process)
+            for form in FORMS:
+                if contender.takes(form, 1) and (served.is_small or form == "binary"):
+                    _check(contender, served, form, port, process)
             yield port
         except ContenderFailed as error:
             log.seek(0)

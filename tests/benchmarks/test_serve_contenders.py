@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from service.decode import decode_request
+from tests.benchmarks import serve_models
 from tests.benchmarks.serve_contenders import (
+    BARE_LOOP,
     Array,
     ContenderFailed,
     Served,
@@ -94,3 +97,13 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path
         running(ours(), missing, 1),
     ):
         pass
+
+
+def test_the_bare_loop_answers_a_lone_caller_in_binary_and_is_asked_nothing_else(tmp_path: Path):
+    serve_models.write("mlp", tmp_path)
+    (floor,) = (each for each in rivals(Path(sys.prefix), 1.0) if each.name == BARE_LOOP)
+
+    with running(floor, Served(tmp_path / "mlp.onnx", 64), 1) as port:  # which compares its answer
+        assert port
+    assert floor.takes("binary", 1)
+    assert [floor.takes(*asked) for asked in (("json", 1), ("binary", 8), ("binary", 0))] == [False] * 3
