@@ -177,37 +177,47 @@ class Registry:
         await asyncio.gather(*(self._load_first(name) for name in self._entries))
 
     async def load(self, name: str, config: str | None = None) -> None:
-        """Loads `name` as it is on disk now, and lets it answer in place of what answered before.
+        """Loads `name` as it is on disk now, and lets it answer in place of what answered before. Raises as `prepare`
+        does; then what answered before goes on."""
+        (await self.prepare(name, config)).commit()
+
+    async def prepare(self, name: str, config: str | None = None) -> Prepared:
+        """Loads `name` as it is on disk now. It answers nobody before the caller commits it, or else aborts.
 
         config: Triton's model configuration as JSON, in place of the one on disk, until the next load.
-        Raises NotFound, LoadFailed with the reason (then what answered before goes on), and ModelNotReady while the
-        server starts or stops.
+        Raises NotFound, LoadFailed with the reason, and ModelNotReady while the server starts or stops.
         """
         self._require_running()
-        async with self._lock(name):
+        lock = self._lock(name)
+        await lock.acquire()
+        try:
             found = await self._find(name, config)
             self._require_running()
             numbers = [str(one.version.version) for one in found if one.version]
             log.info("model %s: a client asks to load version %s", name, ", ".join(numbers))
-            before = self._entries.get(name, [])
-            counts = any(entry.counts for entry in before)
-            after = [Entry(one, ModelState.LOADING, counts=counts) for one in found]
-            serves = any(entry.model is not None for entry in before)
-            if not serves:
-                self._entries[name] = after
-            outcomes = await asyncio.gather(*(self._loader.load(one, replaces=serves) for one in found))
-            results = zip(after, outcomes, strict=True)
-            failures = [f"version {entry.number}: {outcome}" for entry, outcome in results if isinstance(outcome, str)]
-            if failures or self._closing:
-                # All or nothing, as in Triton: half of what was asked for would be a surprise.
-                await asyncio.gather(*(self._loader.end(outcome) for outcome in outcomes if isinstance(outcome, Model)))
-                for entry, outcome in zip(after, outcomes, strict=True):
-                    entry.settle(outcome if isinstance(outcome, str) else "another version could not be loaded")
-                self._require_running()
-                raise LoadFailed(f"model {quoted(name)} cannot be loaded: {_kept('; '.join(failures), serves)}")
-            for entry, outcome in zip(after, outcomes, strict=True):
-                entry.settle(outcome)
-            self._replace(name, before, after)
+            return await self._prepare(name, found, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    async def _prepare(self, name: str, found: Sequence[Found], lock: asyncio.Lock) -> Prepared:
+        before = self._entries.get(name, [])
+        counts = any(entry.counts for entry in before)
+        after = [Entry(one, ModelState.LOADING, counts=counts) for one in found]
+        serves = any(entry.model is not None for entry in before)
+        if not serves:
+            self._entries[name] = after
+        outcomes = await asyncio.gather(*(self._loader.load(one, replaces=serves) for one in found))
+        prepared = Prepared(self, name, before, tuple(zip(after, outcomes, strict=True)), lock)
+        failures = [
+            f"version {entry.number}: {outcome}" for entry, outcome in prepared.outcomes if isinstance(outcome, str)
+        ]
+        if failures or self._closing:
+            # All or nothing, as in Triton: half of what was asked for would be a surprise.
+            await prepared.drop("another version could not be loaded")
+            self._require_running()
+            raise LoadFailed(f"model {quoted(name)} cannot be loaded: {_kept('; '.join(failures), serves)}")
+        return prepared
 
     async def unload(self, name: str) -> None:
         """Takes `name` out of service, and returns when what it had taken is answered and its memory given back.
@@ -275,6 +285,10 @@ class Registry:
             )
         return found
 
+    async def end(self, models: Iterable[Model]) -> None:
+        """Gives the memory of models back that never answered."""
+        await asyncio.gather(*(self._loader.end(model) for model in models))
+
     async def _load_first(self, name: str) -> None:
         """What was found at the start; each version for itself."""
         async with self._lock(name):
@@ -285,7 +299,7 @@ class Registry:
             entry.settle(await self._loader.load(entry.found))
             self._refresh(entry.found.name)
 
-    def _replace(self, name: str, before: list[Entry], after: list[Entry]) -> None:
+    def replace(self, name: str, before: list[Entry], after: list[Entry]) -> None:
         """From here on `after` answers; what `before` has taken is answered by it, and then it goes."""
         self._entries[name] = after
         self._refresh(name)
@@ -336,6 +350,48 @@ class Registry:
             there = _listed(str(entry.number) for entry in entries if entry.number)
             raise NotFound(f"model {quoted(name)} has no version {quoted(version)} here; its versions are {there}")
         return chosen
+
+
+# --- a load in two steps ------------------------------------------------------------------------------------------
+
+
+class Prepared:
+    """Versions of one name that are loaded and answer nobody yet: whoever serves with several processes lets them
+    answer when all of these have got so far. Until then the name is locked. One of `commit` and `abort`, once."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        name: str,
+        before: list[Entry],
+        outcomes: tuple[tuple[Entry, Model | str], ...],
+        lock: asyncio.Lock,
+    ) -> None:
+        self.outcomes = outcomes
+        self._registry = registry
+        self._name = name
+        self._before = before
+        self._lock = lock
+
+    def commit(self) -> None:
+        """From here on they answer; what answered before ends behind what it has taken."""
+        for entry, outcome in self.outcomes:
+            entry.settle(outcome)
+        self._registry.replace(self._name, self._before, [entry for entry, _ in self.outcomes])
+        self._lock.release()
+
+    async def abort(self, reason: str) -> None:
+        """They go; what answered before goes on. `reason`: why those that loaded well do not answer."""
+        try:
+            await self.drop(reason)
+        finally:
+            self._lock.release()
+
+    async def drop(self, reason: str) -> None:
+        """As `abort`, of one who holds the lock on."""
+        await self._registry.end(outcome for _, outcome in self.outcomes if isinstance(outcome, Model))
+        for entry, outcome in self.outcomes:
+            entry.settle(outcome if isinstance(outcome, str) else reason)
 
 
 # --- words --------------------------------------------------------------------------------------------------------

@@ -213,17 +213,49 @@ def test_what_was_taken_before_the_change_is_answered_by_what_took_it(tmp_path: 
                 tensor = InputTensor("x", "FP32", np.full((1, 2), value, np.float32))
                 model.begin(InferenceRequest((tensor,)), keep(value))
 
-        replace = registry._replace
-
-        def replace_under_load(*arguments: Any) -> None:
-            submit(500)
-            replace(*arguments)
-
-        registry._replace = replace_under_load  # type: ignore[method-assign]  # the moment before the change
-        await registry.load("m")
+        prepared = await registry.prepare("m")
+        submit(500)
+        prepared.commit()
         await until_gone(registry, 1)
         assert answers == {value: 2 * value for value in range(500)}
         assert await ask(registry) == -1
+
+    running(test, model_repository=tmp_path)
+
+
+def test_what_is_prepared_answers_nobody_until_it_is_committed(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        save_version(tmp_path, "m", NEGATE, version=2)
+        prepared = await registry.prepare("m")
+        assert await ask(registry) == 2
+        assert registry.states() == (ModelStatus("m", 1, READY),)
+        second = asyncio.ensure_future(registry.load("m"))
+        await asyncio.sleep(0.05)
+        assert not second.done()  # the name is locked
+        prepared.commit()
+        assert await ask(registry) == -1
+        await second
+
+    running(test, model_repository=tmp_path)
+
+
+def test_what_is_prepared_and_aborted_is_gone_and_the_name_is_free_again(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        save_version(tmp_path, "m", NEGATE, version=2)
+        save_version(tmp_path, "late", NEGATE)
+        await (await registry.prepare("m")).abort("another process could not load it")
+        await (await registry.prepare("late")).abort("another process could not load it")
+        assert await ask(registry) == 2
+        assert registry.states() == (
+            ModelStatus("m", 1, READY),
+            ModelStatus("late", 1, UNAVAILABLE, "another process could not load it"),
+        )
+        await registry.load("late")
+        assert await ask(registry, "late") == -1
 
     running(test, model_repository=tmp_path)
 
