@@ -68,16 +68,19 @@ def _hint(repository: Path) -> None:
         log.warning("%s is no repository, but looks like a model: serve it with --model", repository)
 
 
-def discover_model(settings: Settings, name: str, config: ModelConfig | None = None) -> list[Found]:
-    """As `discover`, for one name; empty when there is no such model. `config` stands in for that of its folder.
+def discover_model(
+    settings: Settings, name: str, config: ModelConfig | None = None, numbers: frozenset[int] | None = None
+) -> list[Found]:
+    """As `discover`, for one name; empty when there is no such model. `config` stands in for that of its folder,
+    `numbers` for its version policy.
 
     Raises ModelRejected.
     """
     if _is_single(settings):
-        return [found for found in _discover_single(settings, config) if found.name == name]
+        return [found for found in _discover_single(settings, config, numbers) if found.name == name]
     if name not in model_names(settings.model_repository):
         return []
-    return _discover_folder(settings.model_repository / name, settings.providers, config)
+    return _discover_folder(settings.model_repository / name, settings.providers, config, numbers)
 
 
 def names_on_disk(settings: Settings) -> tuple[str, ...]:
@@ -120,7 +123,9 @@ def _holds_a_model(folder: Path) -> bool:
         return True  # loading it tells why it cannot be read
 
 
-def _discover_folder(folder: Path, providers: Sequence[str], config: ModelConfig | None = None) -> list[Found]:
+def _discover_folder(
+    folder: Path, providers: Sequence[str], config: ModelConfig | None = None, numbers: frozenset[int] | None = None
+) -> list[Found]:
     """A model of the repository."""
     try:
         if not versions(folder) and not has_config(folder):
@@ -135,17 +140,20 @@ def _discover_folder(folder: Path, providers: Sequence[str], config: ModelConfig
         # As in loader.py: a defect of ours must not take the other models down, nor hide.
         log.exception("model %s cannot be read", folder.name)
         return [Found(folder.name, None, None, f"internal error: {type(error).__name__}: {error}")]
-    return _versions_of(folder, config)
+    return _versions_of(folder, config, numbers)
 
 
-def _versions_of(folder: Path, config: ModelConfig) -> list[Found]:
-    """Those that the version policy asks for, and the reason for each that it names and that is not there."""
+def _versions_of(folder: Path, config: ModelConfig, numbers: frozenset[int] | None) -> list[Found]:
+    """Those that `numbers`, or else the version policy, ask for, and the reason for each that the policy names and that
+    is not there."""
     try:
         on_disk = versions(folder)
         for stray in strays(folder, of="versions"):
             log.warning("%s/%s is ignored: a version is a positive integer without leading zeros", folder.name, stray)
     except OSError as error:
         return [_unreadable(config.name, error)]
+    if numbers is not None:
+        return [Found(config.name, version, config) for version in on_disk if version.version in numbers]
     if not on_disk:
         return [Found(config.name, None, None, "it has no version: a folder named by a positive number")]
     there = [str(found.version) for found in on_disk]
@@ -171,7 +179,9 @@ def _is_single(settings: Settings) -> bool:
     return settings.model is not None or settings.model_name is not None
 
 
-def _discover_single(settings: Settings, config: ModelConfig | None = None) -> list[Found]:
+def _discover_single(
+    settings: Settings, config: ModelConfig | None = None, numbers: frozenset[int] | None = None
+) -> list[Found]:
     """What `--model` or `--model-name` asks for, under the name that was asked for."""
     path = settings.model or settings.model_repository
     try:
@@ -181,7 +191,7 @@ def _discover_single(settings: Settings, config: ModelConfig | None = None) -> l
             config = config or read_config(place, name=name, stands_alone=True, providers=settings.providers)
             if settings.model_name:
                 config = config.model_copy(update={"name": settings.model_name})
-            return _versions_of(place, config)
+            return _versions_of(place, config, numbers)
     except ModelRejected as error:
         # Reasons are told to clients, who have no business with the server's folders.
         reason = str(error).replace(f"{path.parent}/", "")

@@ -16,8 +16,10 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from weakref import WeakValueDictionary
 
+from service.assignment import Assigned, Assignment
 from service.discovery import Found, Listing, discover, discover_model, names_on_disk
 from service.errors import LoadFailed, ModelNotReady, ModelRejected, NotFound, quoted
 from service.loader import Loader, without_folder
@@ -25,6 +27,7 @@ from service.model import Model
 from service.model_config import describe_configuration
 from service.model_states import STARTING, UNLOADED, Entry, ModelState, ModelStatus
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
+from service.repository import VersionDirectory
 from service.settings import Settings
 from service.triton_json import read_configuration
 
@@ -162,19 +165,50 @@ class Registry:
 
     # --- loading and unloading ---
 
-    async def load_all(self) -> None:
-        """Finds and loads every version; returns when each is READY or UNAVAILABLE. Meant to run in the background."""
+    async def load_all(self, assignment: Assignment | None = None) -> None:
+        """Finds and loads every version; returns when each is READY or UNAVAILABLE. Meant to run in the background.
+
+        assignment: what to load in place of what there is on disk, as another process has it.
+        """
         log.info("computing on %d cores: %s", self._loader.cpu.cores, self._loader.cpu.reason)
+        if assignment is None:
+            await self._scan()
+        else:
+            await self._take_over(assignment)
+        self._scanned = True
+        await asyncio.gather(*(self._load_first(name) for name in self._entries))
+
+    async def _scan(self) -> None:
         found = await self._loader.call(discover, self._settings)
         for one in found:
             state = ModelState.LOADING if one.config else ModelState.UNAVAILABLE
             self._entries.setdefault(one.name, []).append(Entry(one, state, one.reason))
             if one.reason:
                 log.error("model %s UNAVAILABLE: %s", one.name, one.reason)
-        self._scanned = True
         if not found:
             log.warning("no model in %s: nothing can be answered", self._settings.model_repository)
-        await asyncio.gather(*(self._load_first(name) for name in self._entries))
+
+    async def _take_over(self, assignment: Assignment) -> None:
+        """What is READY elsewhere is loaded here; what is not, is not tried, or the processes would differ."""
+        for name in dict.fromkeys(row.name for row in assignment.rows):
+            rows = [row for row in assignment.rows if row.name == name]
+            ready = frozenset(row.version for row in rows if row.state is ModelState.READY and row.version)
+            try:
+                found = await self._find(name, assignment.configs.get(name), ready) if ready else ()
+            except (NotFound, LoadFailed) as error:
+                found = ()
+                log.error("%s", error)
+            here = {one.version.version: one for one in found if one.version}
+            self._entries[name] = [_entry_for(row, here.get(row.version or 0)) for row in rows]
+
+    def assigned(self, name: str | None = None) -> tuple[Assigned, ...]:
+        """What another process would have to serve to be like this one: of all names or of one."""
+        names = list(self._entries) if name is None else [name]
+        return tuple(
+            Assigned(entry.found.name, entry.number, entry.state, entry.reason, entry.counts)
+            for one in names
+            for entry in self._entries.get(one, [])
+        )
 
     async def load(self, name: str, config: str | None = None) -> None:
         """Loads `name` as it is on disk now, and lets it answer in place of what answered before. Raises as `prepare`
@@ -268,11 +302,11 @@ class Registry:
         if not self._scanned:
             raise ModelNotReady(f"{STARTING}; try again in a moment")
 
-    async def _find(self, name: str, config: str | None) -> Sequence[Found]:
+    async def _find(self, name: str, config: str | None, numbers: frozenset[int] | None = None) -> Sequence[Found]:
         """The versions of `name` that are to be loaded, at least one. Raises NotFound and LoadFailed."""
         try:
             override = None if config is None else read_configuration(config, name, self._settings.providers)
-            found = await self._loader.call(discover_model, self._settings, name, override)
+            found = await self._loader.call(discover_model, self._settings, name, override, numbers)
         except (ModelRejected, OSError) as error:
             raise LoadFailed(
                 f"model {quoted(name)} cannot be loaded: {without_folder(self._settings, str(error))}"
@@ -392,6 +426,15 @@ class Prepared:
         await self._registry.end(outcome for _, outcome in self.outcomes if isinstance(outcome, Model))
         for entry, outcome in self.outcomes:
             entry.settle(outcome if isinstance(outcome, str) else reason)
+
+
+def _entry_for(row: Assigned, found: Found | None) -> Entry:
+    """The place of a version as another process has it; `found`: on disk, where it is READY there."""
+    if row.state is ModelState.READY and found is not None:
+        return Entry(found, ModelState.LOADING, counts=row.counts)
+    version = VersionDirectory(Path(row.name), row.version) if row.version else None
+    reason = row.reason or "it is not on disk any more"
+    return Entry(Found(row.name, version, None, reason), ModelState.UNAVAILABLE, reason, counts=row.counts)
 
 
 # --- words --------------------------------------------------------------------------------------------------------
