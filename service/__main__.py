@@ -6,23 +6,23 @@ served. A bad model in a good repository is not such a case: it becomes UNAVAILA
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from service.logs import configure_logging
 from service.settings import PROGRAM, Settings, SettingsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     _leave_on_signals()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        settings = Settings.from_command_line(sys.argv[1:] if argv is None else argv, os.environ)
+        settings = Settings.from_command_line(argv, os.environ)
         check_paths(settings)
     except SettingsError as error:
         return _refuse(error)
@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from service.server import CannotServe, run
 
     try:
+        if settings.workers > 1:
+            from service import workers
+
+            return workers.run(settings, argv)
         return run(settings)
     except CannotServe as error:
         return _refuse(error)
@@ -53,17 +57,6 @@ def check_paths(settings: Settings) -> None:
     except OSError as error:
         name, path = _what_to_serve(settings)
         raise SettingsError(f"{name}: {str(path)!r} cannot be read: {error.strerror}") from error
-
-
-def configure_logging(level: str) -> None:
-    """One line an event on stderr; times in UTC, as in ISO 8601."""
-    handler = logging.StreamHandler()
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # uvicorn tells its own start and stop in four lines; we tell ours.
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def _leave_on_signals() -> None:

@@ -20,10 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
 from service.answers import Answer, answer_error, make_answer
+from service.assignment import Assignment
+from service.control import Control
 from service.encode import encode_error
 from service.errors import ServiceError
 from service.http_api import INFER_PATHS, add_routes
-from service.model_states import ModelState
 from service.openapi import describe_infer
 from service.registry import Registry
 from service.repository_api import add_repository_routes
@@ -31,6 +32,7 @@ from service.settings import Settings
 from service.shared_memory import SharedMemory
 from service.shared_memory_api import add_shared_memory_routes
 from service.v1_api import add_v1_routes, describe_predict
+from service.version_states import ModelState
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +50,23 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def build_app(
-    registry: Registry, max_body_bytes: int, *, regions: SharedMemory | None = None, root_path: str = ""
+    registry: Registry,
+    max_body_bytes: int,
+    *,
+    regions: SharedMemory | None = None,
+    root_path: str = "",
+    control: Control | None = None,
+    assignment: Assignment | None = None,
 ) -> FastAPI:
-    """As `create_app`, around a registry, and regions of shared memory, that somebody else made."""
+    """As `create_app`, around a registry, and regions of shared memory, that somebody else made.
+
+    control: of all processes, where this is one of several. assignment: what to load in place of what is on disk.
+    """
     app: FastAPI = FastAPIOffline(
         title="Foldserve",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan(registry),
+        lifespan=_lifespan(registry, assignment),
         redoc_url=None,
         # A redirect from /v2/ to /v2 would be an answer that no client of the protocol expects.
         redirect_slashes=False,
@@ -63,8 +74,8 @@ def build_app(
         swagger_ui_parameters={"validatorUrl": None},
     )
     regions = regions or SharedMemory(is_enabled=False, max_request_bytes=max_body_bytes)
-    add_routes(app, registry, max_body_bytes, regions)
-    add_repository_routes(app, registry)
+    add_routes(app, registry, max_body_bytes, regions, control or registry)
+    add_repository_routes(app, control or registry, registry.repository_name)
     add_shared_memory_routes(app, regions)
     add_v1_routes(app, registry, max_body_bytes)
     _document_infer(app, registry)
@@ -75,10 +86,10 @@ def build_app(
     return app
 
 
-def _lifespan(registry: Registry) -> Any:
+def _lifespan(registry: Registry, assignment: Assignment | None) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(registry.load_all())
+        loading = asyncio.create_task(registry.load_all(assignment))
         loading.add_done_callback(_log_failure)
         try:
             yield

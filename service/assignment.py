@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.model_states import ModelState
+from service.version_states import ModelState
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,12 @@ class CpuPlan:
     cores: int
     reason: str
 
+    def shared_by(self, workers: int) -> CpuPlan:
+        """Of one among several processes that do the same: threads that compete for a core help none of them."""
+        if workers <= 1:
+            return self
+        return CpuPlan(max(1, self.cores // workers), f"{self.reason}, shared by {workers} workers")
+
 
 def plan(limits: CpuLimits) -> CpuPlan:
     """Whole cores to compute with: never more than either limit allows, at least one.
@@ -43,9 +49,9 @@ def plan(limits: CpuLimits) -> CpuPlan:
     return CpuPlan(limits.affinity_cores, f"affinity of {limits.affinity_cores}, no lower cgroup quota")
 
 
-def read_plan() -> CpuPlan:
-    """The plan for this process on this machine."""
-    return plan(read_limits())
+def read_plan(workers: int = 1) -> CpuPlan:
+    """The plan for this process on this machine, where `workers` processes serve."""
+    return plan(read_limits()).shared_by(workers)
 
 
 def read_limits(root: Path = Path("/")) -> CpuLimits:

@@ -20,10 +20,10 @@ from starlette.types import Receive, Scope, Send
 
 from service import __version__
 from service.answers import Answer, answer_error
+from service.control import Control
 from service.errors import MalformedRequest, ModelNotReady, PayloadTooLarge, status_of
 from service.infer import Headers, InferHead, begin_infer, read_head
 from service.json_tensors import kind_of, parse_json
-from service.model_states import STARTING, ModelState
 from service.off_loop import Cancel
 from service.openapi import TAG
 from service.protocol import (
@@ -39,6 +39,7 @@ from service.protocol import (
 )
 from service.registry import Registry
 from service.shared_memory import SharedMemory
+from service.version_states import STARTING, ModelState
 
 INFER_PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer")
 
@@ -180,9 +181,10 @@ Version = Annotated[str, Path(description="A version: a positive integer. Withou
 class Reads:
     """Handlers of the GET routes. They raise ServiceErrors; the application turns those into answers."""
 
-    def __init__(self, registry: Registry, regions: SharedMemory) -> None:
+    def __init__(self, registry: Registry, regions: SharedMemory, control: Control) -> None:
         self._registry = registry
         self._regions = regions
+        self._control = control
 
     async def server_metadata(self) -> ServerMetadata:
         optional = ("system_shared_memory",) if self._regions.is_enabled else ()
@@ -192,9 +194,11 @@ class Reads:
         return ServerLive(live=True)
 
     async def server_ready(self, response: Response) -> ServerReady:
-        if self._registry.is_ready():
+        if self._control.is_ready():
             return ServerReady(ready=True)
         response.status_code = status_of(ModelNotReady("")).http
+        if self._registry.is_ready():
+            return ServerReady(ready=False, error=f"the server is not ready: {self._control.why_not_ready()}")
         return ServerReady(ready=False, error=_why_not_ready(self._registry))
 
     async def model_metadata(self, model_name: ModelName) -> ModelMetadata:
@@ -280,9 +284,9 @@ READS = (
 )
 
 
-def add_routes(app: FastAPI, registry: Registry, max_body_bytes: int, regions: SharedMemory) -> None:
+def add_routes(app: FastAPI, registry: Registry, max_body_bytes: int, regions: SharedMemory, control: Control) -> None:
     """All routes of the protocol, the infer route in both spellings included."""
-    reads = Reads(registry, regions)
+    reads = Reads(registry, regions, control)
     for read in READS:
         app.add_api_route(
             read.path,

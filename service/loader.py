@@ -38,10 +38,10 @@ class Loader:
     def __init__(self, settings: Settings) -> None:
         self.under_way = 0
         """Calls that have begun and not ended, given up ones included: their threads cannot be interrupted."""
-        self.cpu = cpu_plan.read_plan()
+        self.cpu = cpu_plan.read_plan(settings.workers)
         self._settings = settings
-        # Requests that wait hold their tensors: of all models together, so much and no more.
-        self._queue_space = QueueSpace(memory.available_bytes() * _QUEUE_SHARE)
+        # Requests that wait hold their tensors: of all models and workers together, so much and no more.
+        self._queue_space = QueueSpace(memory.available_bytes() * _QUEUE_SHARE / max(1, settings.workers))
         self._statistics: dict[tuple[str, int], ModelStatistics] = {}
         # Loading is mostly ONNX Runtime optimising graphs, outside the interpreter lock.
         self._threads = ThreadPoolExecutor(self.cpu.cores, thread_name_prefix="load")

@@ -1,32 +1,12 @@
-"""The states that a version passes through, and one version's place among them.
-
-    (found on disk) -> LOADING -> READY -> UNLOADING -> UNAVAILABLE "unloaded", or gone when another took its place
-                          |
-                          +--> UNAVAILABLE (with a reason)
-
-Who moves them is the registry.
-"""
+"""One version's state, and its place among the others. What the states are: version_states.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from service.discovery import Found
 from service.model import Model
-
-STARTING = "the first scan of the model repository is not finished"
-UNLOADED = "unloaded"
-"""The reason of what somebody took out of service; any other is a failure."""
-
-
-class ModelState(Enum):
-    """Triton's words, as in its repository index."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    UNLOADING = "UNLOADING"
-    UNAVAILABLE = "UNAVAILABLE"
+from service.version_states import ModelState
 
 
 @dataclass(frozen=True, slots=True)

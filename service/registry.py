@@ -25,11 +25,12 @@ from service.errors import LoadFailed, ModelNotReady, ModelRejected, NotFound, q
 from service.loader import Loader, without_folder
 from service.model import Model
 from service.model_config import describe_configuration
-from service.model_states import STARTING, UNLOADED, Entry, ModelState, ModelStatus
+from service.model_states import Entry, ModelStatus
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.repository import VersionDirectory
 from service.settings import Settings
 from service.triton_json import read_configuration
+from service.version_states import STARTING, UNLOADED, ModelState
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Registry:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background: set[asyncio.Task[None]] = set()
         self._scanned = False
+        self._has_scanned = asyncio.Event()
         self._closing = False
         self.gave_up = False
 
@@ -143,9 +145,17 @@ class Registry:
             return False
         return states <= {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
 
+    def why_not_ready(self) -> str:
+        """Nothing beyond what the states of the models tell."""
+        return ""
+
     def is_scanned(self) -> bool:
         """Whether it is known what there is to load."""
         return self._scanned
+
+    async def until_scanned(self) -> None:
+        """Returns when it is known what there is to load."""
+        await self._has_scanned.wait()
 
     def is_settled(self) -> bool:
         """Whether everything that was found has been loaded or given up, and nothing is being loaded."""
@@ -176,6 +186,7 @@ class Registry:
         else:
             await self._take_over(assignment)
         self._scanned = True
+        self._has_scanned.set()
         await asyncio.gather(*(self._load_first(name) for name in self._entries))
 
     async def _scan(self) -> None:
@@ -406,6 +417,12 @@ class Prepared:
         self._name = name
         self._before = before
         self._lock = lock
+
+    def assigned(self) -> tuple[Assigned, ...]:
+        """What another process would have to serve, once this is committed."""
+        return tuple(
+            Assigned(self._name, entry.number, ModelState.READY, counts=entry.counts) for entry, _ in self.outcomes
+        )
 
     def commit(self) -> None:
         """From here on they answer; what answered before ends behind what it has taken."""

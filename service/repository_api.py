@@ -5,7 +5,7 @@
     POST /v2/repository/models/{m}/unload      answer what it has taken, then free it
 
 Each of them also under /v2/repository/{repository}/, where the one there is may be named. Bodies may be empty.
-Handlers read bodies and raise ServiceErrors; what loading means is the registry's affair. A name from a URL is only
+Handlers read bodies and raise ServiceErrors; what loading means is their control's affair. A name from a URL is only
 ever compared with names that the repository lists.
 """
 
@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
 
+from service.control import Control
 from service.errors import MalformedRequest, NotFound, NotSupported, quoted
 from service.http_api import read_object
 from service.json_members import optional
-from service.model_states import ModelState
 from service.protocol import ErrorResponse, RepositoryIndexRow
-from service.registry import Registry
+from service.version_states import ModelState
 
 TAG = "Model repository"
 # Room for a configuration with thousands of tensors; files do not travel here.
@@ -36,13 +36,14 @@ RepositoryName = Annotated[
 class Routes:
     """The handlers."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, control: Control, repository_name: str) -> None:
+        self._control = control
+        self._repository_name = repository_name
 
     async def repository_index(self, request: Request) -> list[RepositoryIndexRow]:
         members = await _read_object(request)
         ready_only = optional(members, "ready", bool, "the request")
-        rows = await self._registry.index()
+        rows = await self._control.index()
         return [row for row in rows if not ready_only or row.state == ModelState.READY.value]
 
     async def model_load(self, model_name: ModelName, request: Request) -> Response:
@@ -54,7 +55,7 @@ class Routes:
             )
         config = optional(parameters, "config", str, "the request's parameters")
         _refuse_others(parameters, "config", "load")
-        await self._registry.load(model_name, config)
+        await self._control.load(model_name, config)
         return _done()
 
     async def model_unload(self, model_name: ModelName, request: Request) -> Response:
@@ -62,7 +63,7 @@ class Routes:
         # No model here depends on another, so both values ask for the same.
         optional(parameters, "unload_dependents", bool, "the request's parameters")
         _refuse_others(parameters, "unload_dependents", "unload")
-        await self._registry.unload(model_name)
+        await self._control.unload(model_name)
         return _done()
 
     async def named_repository_index(self, repository: RepositoryName, request: Request) -> list[RepositoryIndexRow]:
@@ -78,7 +79,7 @@ class Routes:
         return await self.model_unload(model_name, request)
 
     def _require_here(self, repository: str) -> None:
-        if repository != self._registry.repository_name:
+        if repository != self._repository_name:
             raise NotFound(
                 f"there is no model repository {quoted(repository)} here; there is one only, so leave its name out"
             )
@@ -136,8 +137,8 @@ PREFIXES = {"/v2/repository": "", "/v2/repository/{repository}": "named_"}
 """Path before a route, and what stands before its handler's name."""
 
 
-def add_repository_routes(app: FastAPI, registry: Registry) -> None:
-    routes = Routes(registry)
+def add_repository_routes(app: FastAPI, control: Control, repository_name: str) -> None:
+    routes = Routes(control, repository_name)
     for prefix, named in PREFIXES.items():
         for route in ROUTES:
             app.add_api_route(

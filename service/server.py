@@ -29,6 +29,8 @@ from service.off_loop import refuse_unfinished
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.assignment import Assignment
+    from service.control import Control
     from service.registry import Registry
     from service.shared_memory import SharedMemory
 
@@ -54,14 +56,35 @@ def run(settings: Settings) -> int:
     """
     sockets = listen(settings.host, settings.port)
     # Late: importing the application takes most of the start-up time, and the port is ours already.
-    from service.app import build_app
     from service.registry import Registry
-    from service.shared_memory import SharedMemory
 
     registry = Registry(settings)
+    server = Server(configuration(settings, registry), registry, settings.drain_limit_s)
+    log.info("foldserve %s listens on %s", __version__, ", ".join(address(sock) for sock in sockets))
+    server.listen_to_signals()
+    server.run(sockets=sockets)
+    return server.after()
+
+
+def configuration(
+    settings: Settings, registry: Registry, control: Control | None = None, assignment: Assignment | None = None
+) -> uvicorn.Config:
+    """What uvicorn is told; control, assignment: see `build_app`."""
+    # Late, as above.
+    from service.app import build_app
+    from service.shared_memory import SharedMemory
+
     regions = SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
-    config = uvicorn.Config(
-        build_app(registry, settings.max_body_bytes, regions=regions, root_path=settings.root_path),
+    app = build_app(
+        registry,
+        settings.max_body_bytes,
+        regions=regions,
+        root_path=settings.root_path,
+        control=control,
+        assignment=assignment,
+    )
+    return uvicorn.Config(
+        app,
         http=_protocol(registry, settings, regions),
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
@@ -76,21 +99,6 @@ def run(settings: Settings) -> int:
         proxy_headers=False,
         backlog=_BACKLOG,
     )
-    server = _Server(config, registry, settings.drain_limit_s)
-    logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
-    log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock) for sock in sockets))
-    server.listen_to_signals()
-    server.run(sockets=sockets)
-    if server.gave_up:
-        raise CannotServe(server.gave_up)
-    log.info("stopped")
-    code = 0 if server.started else 1
-    if registry.gave_up or not registry.is_settled():
-        # Python would wait for the thread that loads, or computes, which may take minutes and cannot be interrupted;
-        # nobody is going to use what comes of it. Nothing is left to lose: both only read.
-        logging.shutdown()
-        os._exit(code)
-    return code
 
 
 def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> Any:
@@ -110,12 +118,15 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> 
 
     begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
     heads = HeadMemory(settings.max_body_bytes, Lane.limits.head_bytes)
-    poll = BusyPoll(RunningLoop(), cores=read_plan().cores)
+    poll = BusyPoll(RunningLoop(), cores=read_plan(settings.workers).cores)
     return functools.partial(Lane, begin, functools.partial(refuse_early, registry), heads, poll)
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address of `host`, all with the same port. Raises CannotServe."""
+def listen(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
+    """Listening sockets for every address of `host`, all with the same port. Raises CannotServe.
+
+    shared: others of this user may listen there as well, and the kernel spreads connections over all of them.
+    """
     sockets: list[socket.socket] = []
     try:
         # A name may have several addresses: localhost is both ::1 and 127.0.0.1.
@@ -126,6 +137,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
             sockets.append(sock)
             # Lets a restarted server listen at once; on Linux it does not let two servers share a port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             chosen = sockets[0].getsockname()[1] if len(sockets) > 1 else port
@@ -140,7 +153,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn closes its listeners first when told to exit; a grace period (not ready, but serving on) goes into
     `handle_exit`, before `should_exit` is set."""
 
@@ -150,6 +163,7 @@ class _Server(uvicorn.Server):
         self._drain_limit_s = drain_limit_s
         self._has_settled = False
         self.gave_up = ""
+        logging.getLogger("uvicorn.error").addFilter(self.tell_the_drain_in_our_words)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; true ends serving."""
@@ -173,6 +187,29 @@ class _Server(uvicorn.Server):
         refused = self._registry.give_up() + refuse_unfinished(ModelNotReady("the server is stopping"))
         log.warning("the drain limit has passed: requests refused: %d", refused)
 
+    def connection_maker(self) -> Any:
+        """What an event loop calls for each accepted socket, as uvicorn's own `startup` has it."""
+        make: Any = self.config.http_protocol_class
+        return functools.partial(
+            make,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
+    def after(self) -> int:
+        """The exit code, when `run` has returned. Raises CannotServe when there was nothing to serve."""
+        if self.gave_up:
+            raise CannotServe(self.gave_up)
+        log.info("stopped")
+        code = 0 if self.started else 1
+        if self._registry.gave_up or not self._registry.is_settled():
+            # Python would wait for the thread that loads, or computes, which may take minutes and cannot be
+            # interrupted; nobody is going to use what comes of it. Nothing is left to lose: both only read.
+            logging.shutdown()
+            os._exit(code)
+        return code
+
     def tell_the_drain_in_our_words(self, record: logging.LogRecord) -> bool:
         """uvicorn counts its tasks, of which the lane has none, and logs a traceback for each that it cuts off: of
         requests that have not come whole, or whose answers are not read."""
@@ -192,6 +229,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _address(sock: socket.socket) -> str:
+def address(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if sock.family == socket.AF_INET6 else f"http://{host}:{port}"

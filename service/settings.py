@@ -118,6 +118,15 @@ class Settings:
             metavar="A,B",
         ),
     )
+    workers: int = field(
+        default=1,
+        metadata=_about(
+            "processes that serve on the one port, under a supervisor that replaces what dies; each loads every model, "
+            "and has its share of the cores",
+            minimum=1,
+            maximum=256,
+        ),
+    )
     intra_op_threads: int = field(
         default=0,
         metadata=_about(

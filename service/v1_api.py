@@ -30,13 +30,14 @@ from service.http_api import InferRoute, ModelName, Version
 from service.infer import Encode, InferHead, answer_with, begin_expanded, begin_long, refusal
 from service.json_tensors import Pause
 from service.model import Model
-from service.model_states import ModelState, ModelStatus
+from service.model_states import ModelStatus
 from service.off_loop import Cancel, pause
 from service.openapi import GENERIC_MODEL, can_be_shown, example_request
 from service.protocol import ErrorResponse, InferenceRequest, ModelMetadata
 from service.registry import Registry
 from service.request_body import Body
 from service.v1_predict import decode_predict, encode_predictions
+from service.version_states import ModelState
 
 TAG = "V1 protocol"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from service.errors import ModelNotReady, NotFound, Unavailable
-from service.model_states import ModelState, ModelStatus
+from service.model_states import ModelStatus
 from service.protocol import (
     PLATFORM,
     InferenceRequest,
@@ -18,6 +18,7 @@ from service.protocol import (
     TensorMetadata,
 )
 from service.registry import Registry
+from service.version_states import ModelState
 
 _TENSOR = TensorMetadata("x", "FP32", (-1, 2))
 ECHO_METADATA = ModelMetadata("echo", ("1",), PLATFORM, (_TENSOR,), (_TENSOR,))
@@ -61,8 +62,9 @@ class FakeRegistry:
         self._models = models
         self._loads = loads
         self.is_closed = False
+        self.repository_name = "models"
 
-    async def load_all(self) -> None:
+    async def load_all(self, assignment: object = None) -> None:
         if not self._loads:
             await asyncio.Event().wait()
 
@@ -92,6 +94,9 @@ class FakeRegistry:
 
     def is_scanned(self) -> bool:
         return self._loads
+
+    def why_not_ready(self) -> str:
+        return ""
 
     def is_ready(self) -> bool:
         return bool(self._models) and all(isinstance(model, EchoModel) for model in self._models.values())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.__main__ import check_paths, configure_logging
+from service.__main__ import check_paths
+from service.logs import configure_logging
 from service.settings import Settings, SettingsError
 from tests.end_to_end.running import run_command
 

@@ -247,7 +247,7 @@ def test_model_that_is_not_ready_says_why_on_each_route() -> None:
 
 def test_failure_to_load_at_all_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(FakeRegistry):
-        async def load_all(self) -> None:
+        async def load_all(self, assignment: object = None) -> None:
             raise ZeroDivisionError("a defect of ours")
 
     with caplog.at_level(logging.ERROR), TestClient(build_app(Broken({}), 1000)) as client:

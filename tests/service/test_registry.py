@@ -13,10 +13,11 @@ import pytest
 
 from service import loader
 from service.errors import ModelNotReady, NotFound
-from service.model_states import ModelState, ModelStatus
+from service.model_states import ModelStatus
 from service.protocol import InferenceRequest, InputTensor, RepositoryIndexRow
 from service.registry import Registry
 from service.settings import Settings
+from service.version_states import ModelState
 from tests.service.handmade import DOUBLE, FIXED, LINEAR, publish, save_model, save_version
 
 LOADING, READY, UNLOADING, UNAVAILABLE = ModelState

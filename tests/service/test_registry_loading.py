@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,11 +17,13 @@ import onnx.numpy_helper
 import pytest
 
 from service import loader
+from service.assignment import Assignment
 from service.errors import LoadFailed, ModelNotReady, NotFound
-from service.model_states import ModelState, ModelStatus
+from service.model_states import ModelStatus
 from service.protocol import InferenceRequest, InputTensor, RepositoryIndexRow
 from service.registry import Registry
 from service.settings import Settings
+from service.version_states import ModelState
 from tests.service.handmade import DOUBLE, save_model, save_version
 
 LOADING, READY, UNLOADING, UNAVAILABLE = ModelState
@@ -521,5 +525,48 @@ def test_a_load_that_was_given_up_is_known_to_go_on(tmp_path: Path, monkeypatch:
             await loading
         assert not registry.is_settled()
         go_on.set()
+
+    running(test, model_repository=tmp_path)
+
+
+# --- like another process -----------------------------------------------------------------------------------------
+
+
+def test_a_registry_begins_with_what_another_serves_whatever_is_on_disk(tmp_path: Path) -> None:
+    for name in ("m", "unloaded", "bad", "gone"):
+        save_version(tmp_path, name, DOUBLE)
+    (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"nonsense")
+
+    async def test(first: Registry) -> None:
+        await first.unload("unloaded")
+        save_version(tmp_path, "m", NEGATE, version=2)
+        save_version(tmp_path, "late", NEGATE)
+        save_version(tmp_path, "bad", NEGATE)
+        shutil.rmtree(tmp_path / "gone")
+        second = Registry(Settings(model_repository=tmp_path))
+        assignment = Assignment.from_json(json.loads(json.dumps(Assignment(first.assigned(), {}).to_json())))
+        await second.load_all(assignment)
+        assert await ask(second) == 2
+        gone = ModelStatus("gone", 1, UNAVAILABLE, "it is not on disk any more")
+        assert second.states() == tuple(gone if status.name == "gone" else status for status in first.states())
+        assert second.metadata("m").versions == ("1",)
+        await second.close()
+
+    running(test, model_repository=tmp_path)
+
+
+def test_a_configuration_that_a_client_has_sent_goes_with_the_assignment(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    config = '{"max_batch_size": 5}'
+
+    async def test(first: Registry) -> None:
+        await first.load("m", config)
+        assignment = Assignment(first.assigned(), {}).with_model("m", first.assigned("m"), config)
+        second = Registry(Settings(model_repository=tmp_path))
+        await second.load_all(assignment)
+        assert second.configuration("m") == first.configuration("m")
+        assert second.configuration("m").max_batch_size == 5
+        await second.close()
+        assert assignment.with_model("m", first.assigned("m")).configs == {}
 
     running(test, model_repository=tmp_path)

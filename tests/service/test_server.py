@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from service.off_loop import Work, in_thread
-from service.server import CannotServe, _Server, listen
+from service.server import CannotServe, Server, listen
 from tests.end_to_end.running import Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, publish, save_model, save_version
 
@@ -249,7 +249,7 @@ def test_the_drain_limit_refuses_what_threads_have_in_hand() -> None:
     async def refuse() -> None:
         in_thread(Work.READ, lambda: held.wait(30), told.append, told.append)
         server: Any = SimpleNamespace(_registry=SimpleNamespace(give_up=lambda: 0))
-        _Server._refuse_what_is_left(server)
+        Server._refuse_what_is_left(server)
         held.set()
 
     asyncio.run(refuse())

@@ -33,6 +33,7 @@ ALL = [
     pytest.param("port", "65535", 65535, id="number-at-its-maximum"),
     pytest.param("providers", "CUDAExecutionProvider, CPUExecutionProvider,",
                  ("CUDAExecutionProvider", "CPUExecutionProvider"), id="names"),
+    pytest.param("workers", "4", 4, id="processes"),
     pytest.param("intra_op_threads", "3", 3, id="threads"),
     pytest.param("max_body_bytes", "1_000", 1000, id="number-with-underscore"),
     pytest.param("root_path", "/models/eu-1", "/models/eu-1", id="url-path"),

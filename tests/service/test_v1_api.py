@@ -18,7 +18,7 @@ from service.compression import PACKED_AT_ONCE_BYTES
 from service.errors import QueueFull
 from service.http_api import InferRoute
 from service.infer import EXPANDED_AT_ONCE_BYTES, InferHead
-from service.model_states import ModelState, ModelStatus
+from service.model_states import ModelStatus
 from service.protocol import (
     PLATFORM,
     InferenceRequest,
@@ -29,6 +29,7 @@ from service.protocol import (
 )
 from service.settings import Settings
 from service.v1_api import PREDICT_PATHS, begin_predict, example_predict
+from service.version_states import ModelState
 from tests.service.handmade import DOUBLE, FIXED, PICKY, TEXT, save_version
 
 PATIENCE_S = 60

@@ -13,10 +13,10 @@ import onnx_ir as ir
 import pytest
 
 from service import repository as layout
-from service.model_states import ModelState
 from service.protocol import InferenceRequest, InputTensor
 from service.registry import Registry
 from service.settings import Settings
+from service.version_states import ModelState
 from tests.training.fold.models import build, rng_of
 from training.command_files import CannotUseFile
 from training.errors import UserError

@@ -1,0 +1,218 @@
+"""One of several processes that serve on one port: what it is given at birth, and what its supervisor can ask of it.
+
+It listens where it is told to, loads what it is told to, and ends when it is told to, or when its supervisor has gone.
+A request it answers exactly as a single process would. workers.py is the other side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from service.all_workers import AllWorkers
+from service.assignment import Assignment, rows_to_json
+from service.board import Board, Seat
+from service.channel import Channel, ChannelClosed
+from service.logs import configure_logging
+from service.registry import Prepared, Registry
+from service.server import CannotServe, Server, configuration
+from service.settings import Settings
+from service.worker_birth import Birth
+
+log = logging.getLogger(__name__)
+
+LOST = 3
+"""Exit code of a worker whose supervisor has gone."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """argv: the birth, then the server's own command line. Returns the exit code."""
+    birth = Birth.from_json(argv[0])
+    # Ctrl-C in a terminal reaches every process of the group; the supervisor tells us what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = dataclasses.replace(Settings.from_command_line(argv[1:], os.environ), workers=birth.workers)
+    configure_logging(settings.log_level, f"[{birth.number}] ")
+    control = socket.socket(fileno=birth.control)
+    try:
+        assignment = _read_assignment(control)
+    except ConnectionError:
+        return LOST
+    board = Board(mmap.mmap(birth.board, Board.bytes_for(birth.seats)), birth.seats)
+    registry = Registry(settings)
+    worker = Worker(registry, board, birth)
+    config = configuration(settings, registry, AllWorkers(worker.channel, board), assignment)
+    worker.server = server = WorkerServer(worker, control, config, registry, settings.drain_limit_s)
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    server.run(sockets=[])
+    return server.after()
+
+
+def _read_assignment(control: socket.socket) -> Assignment | None:
+    """The first line; nothing follows it until we have spoken. Blocks: there is no event loop yet. Raises
+    ConnectionError."""
+    control.setblocking(True)
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        part = control.recv(1 << 16)
+        if not part:
+            raise ConnectionError("the supervisor has gone")
+        line += part
+    control.setblocking(False)
+    members = json.loads(line)
+    return None if members is None else Assignment.from_json(members)
+
+
+class Worker:
+    """What the supervisor may ask: the handlers of the channel."""
+
+    def __init__(self, registry: Registry, board: Board, birth: Birth) -> None:
+        self.board = board
+        self.birth = birth
+        self.server: WorkerServer
+        self._registry = registry
+        self._prepared: dict[str, Prepared] = {}
+        asked = (
+            self.listen, self.leave, self.prepare, self.commit, self.abort, self.unload, self.index, self.assigned,
+            self.drain,
+        )  # fmt: skip
+        self.channel = Channel({method.__name__: method for method in asked})
+
+    async def listen(self, slot: int) -> None:
+        """Takes new connections at the sockets of `slot`."""
+        await self.server.listen(slot, self.birth.listeners[slot])
+        self.publish()
+
+    async def leave(self, slot: int) -> None:
+        """Takes no more there; those that it has stay."""
+        self.server.leave(slot)
+        self.publish()
+
+    async def prepare(self, name: str, config: str | None) -> list[dict[str, Any]]:
+        """Loads what is to answer for `name` once it is committed; returns its rows of the assignment."""
+        await self._registry.until_scanned()
+        prepared = self._prepared[name] = await self._registry.prepare(name, config)
+        return rows_to_json(prepared.assigned())
+
+    async def commit(self, name: str) -> None:
+        self._prepared.pop(name).commit()
+        self.publish()
+
+    async def abort(self, name: str, reason: str) -> None:
+        """Of what was never prepared here, nothing."""
+        if (prepared := self._prepared.pop(name, None)) is not None:
+            await prepared.abort(reason)
+        self.publish()
+
+    async def unload(self, name: str) -> None:
+        await self._registry.until_scanned()
+        await self._registry.unload(name)
+        self.publish()
+
+    async def index(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(row) for row in await self._registry.index()]
+
+    async def assigned(self) -> list[dict[str, Any]]:
+        return rows_to_json(self._registry.assigned())
+
+    async def drain(self) -> None:
+        """Ends in order."""
+        self.server.handle_exit(signal.SIGTERM, None)
+
+    def publish(self) -> None:
+        """Tells the other processes whether requests can be sent here."""
+        self.board.set(self.birth.seat, Seat.READY, on=self._registry.is_ready())
+        self.board.set(self.birth.seat, Seat.LISTENING, on=self.server.listens)
+
+
+class WorkerServer(Server):
+    """Listens where the worker is told to, and tells the supervisor how it is."""
+
+    def __init__(self, worker: Worker, control: socket.socket, *of_server: Any) -> None:
+        super().__init__(*of_server)
+        self._worker = worker
+        self._control = control
+        self._listening: dict[int, list[asyncio.Server]] = {}
+        self._talks: set[asyncio.Task[None]] = set()
+        self._has_told = self.is_lost = False
+
+    @property
+    def listens(self) -> bool:
+        return bool(self._listening) and not self.should_exit
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._go_on(self._converse())
+
+    async def listen(self, slot: int, files: Sequence[int]) -> None:
+        """Takes connections at sockets that all workers and the supervisor hold open."""
+        if slot in self._listening or self.should_exit:
+            return
+        self._listening[slot] = []
+        for file in files:
+            # A file of its own: closing it leaves the socket open, and what waits in it, for the others.
+            sock = socket.socket(fileno=os.dup(file))
+            listener = await asyncio.get_running_loop().create_server(
+                self.connection_maker(), sock=sock, ssl=self.config.ssl, backlog=self.config.backlog
+            )
+            self._listening[slot].append(listener)
+            self.servers.append(listener)
+
+    def leave(self, slot: int) -> None:
+        for listener in self._listening.pop(slot, []):
+            listener.close()
+            self.servers.remove(listener)
+
+    async def on_tick(self, counter: int) -> bool:
+        over = await super().on_tick(counter)
+        self._worker.publish()
+        if over:
+            return True
+        if self._has_settled and not self._has_told:
+            self._has_told = True
+            self._go_on(self._tell("settled"))
+        return self.is_lost
+
+    def after(self) -> int:
+        try:
+            code = super().after()
+        except CannotServe:
+            return 1  # the supervisor has been told, and tells it
+        return LOST if self.is_lost else code
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._worker.publish()
+        if self.gave_up:
+            await self._tell("hopeless", reason=self.gave_up)
+        elif not self.is_lost:
+            await self._tell("leaving")
+        await super().shutdown(sockets)
+
+    async def _converse(self) -> None:
+        """Until the supervisor has gone."""
+        await self._worker.channel.serve(self._control, begun=lambda: self._go_on(self._tell("hello")))
+        if not self.should_exit:
+            log.error("the supervisor has ended, so this worker does")
+            self.is_lost = True
+
+    async def _tell(self, what: str, **members: Any) -> None:
+        with contextlib.suppress(ChannelClosed):  # then there is nobody to tell
+            await self._worker.channel.call(what, **members)
+
+    def _go_on(self, talk: Any) -> None:
+        task = asyncio.get_running_loop().create_task(talk)
+        self._talks.add(task)
+        task.add_done_callback(self._talks.discard)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

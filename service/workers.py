@@ -1,0 +1,437 @@
+"""The supervisor of `--workers N`: N processes on one port that are one server to whoever asks.
+
+    supervisor ──── control channel ────┬── worker, seat 0 ── listens at slot 0
+        │                               └── worker, seat 1 ── listens at slot 1
+        └── holds every listening socket open, and serves nobody itself
+
+Each slot has a listening socket of its own on the same port (SO_REUSEPORT: the kernel spreads new connections by a hash
+of their addresses). A slot outlives the process that listens there: what dies is replaced, and until the new process
+has loaded its models another one listens there as well, so a connection that waits is never lost.
+
+What concerns all is decided here, and first written down (`_assignment`): a load is prepared in every worker, and
+committed only when all are. A worker that dies before that undoes it; one that is born meanwhile is asked as well; one
+that dies behind it is replaced by one that begins with the new assignment.
+
+Imports nothing heavy: what it supervises must not be able to bring it down. Knows no model and no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakValueDictionary
+
+from service import __version__
+from service.assignment import Assigned, Assignment, rows_from_json
+from service.board import Board, Seat
+from service.channel import Channel, ChannelClosed, RemoteDefect
+from service.errors import LoadFailed, ModelNotReady, quoted
+from service.settings import Settings
+from service.version_states import STARTING, UNLOADED, ModelState
+from service.worker_birth import Birth
+
+log = logging.getLogger(__name__)
+
+# Behind what a worker may take to end by itself.
+_KILLED_AFTER_S = 5.0
+# A worker that ends before it has loaded its models is replaced after a pause, twice as long each time in a row.
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+# In a row, before the server has ever been ready: it will not be.
+_MOST_FALSE_STARTS = 3
+
+# sys.path as ours, and nothing of the folder that the command was started in.
+_BOOT = "import sys; sys.path[:] = {path!r}; from service.worker import main; sys.exit(main(sys.argv[1:]))"
+
+
+class WorkersFailed(Exception):
+    """The workers cannot serve what they were to. `str(error)` is one line."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One process. `is_leaving`: it has been told to end, or has said that it does."""
+
+    slot: int
+    seat: int
+    process: asyncio.subprocess.Process
+    channel: Channel
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    talks: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    is_leaving: bool = False
+
+    @property
+    def number(self) -> int:
+        """As people count."""
+        return self.slot + 1
+
+    def __str__(self) -> str:
+        return f"worker {self.number} (process {self.process.pid})"
+
+
+class Supervisor:
+    """`slots`: for each worker the listening sockets of all addresses. `argv`: the server's command line."""
+
+    def __init__(self, settings: Settings, argv: Sequence[str], slots: Sequence[Sequence[socket.socket]]) -> None:
+        self._settings = settings
+        self._argv = list(argv)
+        self._slots = slots
+        seats = 2 * len(slots)
+        self._board_file = _anonymous_file(Board.bytes_for(seats))
+        self._board = Board(mmap.mmap(self._board_file, Board.bytes_for(seats)), seats)
+        self._workers: list[_Worker] = []
+        self._listeners: dict[int, _Worker] = {}
+        self._false_starts = 0
+        self._assignment: Assignment | None = None
+        """None until the first worker has told what there is: then all begin with the same scan of the disk."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._balancing = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self._is_restarting = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._failure = ""
+
+    async def run(self) -> None:
+        """Serves until a signal ends it. Raises WorkersFailed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._go_on(self._restart_all()))
+        try:
+            await asyncio.gather(*(self._start(slot) for slot in range(len(self._slots))))
+            await self._stop.wait()
+        finally:
+            self._board.stopping()
+            await asyncio.gather(*(self._end(worker) for worker in tuple(self._workers)))
+            for task in self._tasks:
+                task.cancel()
+        if self._failure:
+            raise WorkersFailed(self._failure)
+
+    def _asked_to_stop(self, number: int) -> None:
+        log.info("%s: the workers finish their requests in flight", signal.Signals(number).name)
+        self._board.stopping()
+        self._stop.set()
+
+    def _fail(self, reason: str) -> None:
+        self._failure = self._failure or reason
+        self._stop.set()
+
+    def _go_on(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the supervisor failed unexpectedly", exc_info=error)
+            self._fail(f"the supervisor failed unexpectedly: {type(error).__name__}: {error}")
+
+    # --- births and deaths ---
+
+    async def _start(self, slot: int) -> _Worker:
+        """A new process for `slot`, which begins with the assignment of now."""
+        seat = next(seat for seat in range(self._board.seats) if seat not in self._board.taken())
+        self._board.write(seat, Seat.TAKEN)
+        ours, theirs = socket.socketpair()
+        birth = Birth(
+            number=slot + 1,
+            workers=len(self._slots),
+            seat=seat,
+            seats=self._board.seats,
+            control=theirs.fileno(),
+            board=self._board_file,
+            listeners=tuple(tuple(sock.fileno() for sock in sockets) for sockets in self._slots),
+        )
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", _BOOT.format(path=sys.path), birth.to_json(), *self._argv,
+                stdin=subprocess.DEVNULL, pass_fds=birth.files(),
+            )  # fmt: skip
+        worker = _Worker(slot, seat, process, Channel({}))
+        worker.channel = Channel(self._handlers(worker))
+        self._workers.append(worker)
+        first = json.dumps(self._assignment and self._assignment.to_json()).encode() + b"\n"
+        worker.tasks = [
+            asyncio.get_running_loop().create_task(worker.channel.serve(ours, first=first)),
+            asyncio.get_running_loop().create_task(self._bury(worker)),
+        ]
+        return worker
+
+    def _handlers(self, worker: _Worker) -> dict[str, Callable[..., Awaitable[Any]]]:
+        async def hello() -> None:
+            worker.talks.set()
+            await self._balance()
+
+        async def settled() -> None:
+            await self._settled(worker)
+
+        async def leaving() -> None:
+            worker.is_leaving = True
+            self._go_on(self._replace(worker))
+
+        async def hopeless(reason: str) -> None:
+            worker.is_leaving = True
+            self._fail(reason)
+
+        asked = (hello, settled, leaving, hopeless, self.load, self.unload, self.index)
+        return {function.__name__: function for function in asked}
+
+    async def _settled(self, worker: _Worker) -> None:
+        """It has loaded what it was to."""
+        worker.settled.set()
+        self._false_starts = 0
+        if self._assignment is None:
+            rows = rows_from_json(await worker.channel.call("assigned"))
+            self._assignment = self._assignment or Assignment(rows, {})
+        await self._balance()
+        if not self._board.has_started and all(one.settled.is_set() for one in self._workers):
+            self._board.started()
+
+    async def _bury(self, worker: _Worker) -> None:
+        """What is to be done when its process has ended."""
+        code = await worker.process.wait()
+        worker.ended.set()
+        self._workers.remove(worker)
+        self._board.write(worker.seat, Seat(0))
+        worker.channel.close()
+        if not self._stop.is_set():
+            if not worker.is_leaving:
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                log.error("%s %s; another one takes its place", worker, how)
+            await self._replace(worker)
+
+    async def _replace(self, worker: _Worker) -> None:
+        """Another process for its slot, unless there is one."""
+        await self._balance()
+        if not worker.settled.is_set() and worker.ended.is_set():
+            self._false_starts += 1
+            if self._false_starts >= _MOST_FALSE_STARTS and not self._board.has_started:
+                self._fail("worker processes end before they have loaded their models; the log tells why")
+                return
+            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._false_starts, 16))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause_s)
+        there = [one for one in self._workers if one.slot == worker.slot and not one.is_leaving]
+        if not there and not self._stop.is_set():
+            await self._start(worker.slot)
+
+    async def _end(self, worker: _Worker) -> None:
+        """In order, if it can; behind its limit, by force."""
+        worker.is_leaving = True
+        try:
+            if not worker.talks.is_set():
+                worker.process.terminate()  # it has nothing to finish
+            else:
+                await asyncio.wait_for(worker.channel.call("drain"), _KILLED_AFTER_S)
+            await asyncio.wait_for(worker.ended.wait(), self._settings.drain_limit_s + _KILLED_AFTER_S)
+        except (TimeoutError, ChannelClosed, RemoteDefect):
+            with contextlib.suppress(ProcessLookupError):
+                worker.process.kill()
+        await worker.ended.wait()
+
+    async def _restart_all(self) -> None:
+        """SIGHUP: each worker is replaced in turn, by a new process that serves before the old one goes."""
+        if self._is_restarting or self._stop.is_set():
+            return
+        self._is_restarting = True
+        log.info("SIGHUP: the workers are replaced, one after the other")
+        try:
+            for old in sorted(self._workers, key=lambda worker: worker.slot):
+                new = await self._start(old.slot)
+                settled, ended = (asyncio.ensure_future(event.wait()) for event in (new.settled, new.ended))
+                await asyncio.wait((settled, ended), return_when=asyncio.FIRST_COMPLETED)
+                settled.cancel()
+                ended.cancel()
+                if not new.settled.is_set():
+                    log.error("%s ended before it had loaded its models: the others stay as they are", new)
+                    return
+                old.is_leaving = True
+                await self._balance()
+                await self._end(old)
+        finally:
+            self._is_restarting = False
+
+    # --- who listens where ---
+
+    async def _balance(self) -> None:
+        """Every slot has somebody who listens there: the worker of its own, or else any other."""
+        async with self._balancing:
+            for slot in range(len(self._slots)):
+                await self._appoint(slot, self._choose(slot))
+
+    def _choose(self, slot: int) -> _Worker | None:
+        # At the start nobody has settled, and all listen: liveness is answered while models load.
+        able = [
+            one
+            for one in self._workers
+            if one.talks.is_set() and not one.is_leaving and (one.settled.is_set() or not self._board.has_started)
+        ]
+        own = [one for one in able if one.slot == slot]
+        others = [one for one in able if one.settled.is_set()]
+        return own[-1] if own else others[0] if others else None
+
+    async def _appoint(self, slot: int, new: _Worker | None) -> None:
+        old = self._listeners.get(slot)
+        if new is None or new is old:
+            return
+        try:
+            await new.channel.call("listen", slot=slot)
+        except ChannelClosed:
+            return  # its end brings us here again
+        self._listeners[slot] = new
+        if old is not None and not old.ended.is_set():
+            with contextlib.suppress(ChannelClosed):
+                await old.channel.call("leave", slot=slot)
+
+    # --- what clients ask of all ---
+
+    async def index(self) -> list[dict[str, Any]]:
+        """Of each version the state that is furthest from READY."""
+        workers = self._members()
+        answers = await asyncio.gather(*(one.channel.call("index") for one in workers), return_exceptions=True)
+        rows: dict[tuple[str, str | None], dict[str, Any]] = {}
+        for answer in answers:
+            if isinstance(answer, ChannelClosed):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            for row in answer:
+                place = (row["name"], row["version"])
+                if place not in rows or _RANK[row["state"]] < _RANK[rows[place]["state"]]:
+                    rows[place] = row
+        return sorted(rows.values(), key=lambda row: (row["name"], int(row["version"] or 0)))
+
+    async def load(self, name: str, config: str | None = None) -> None:
+        """In every worker or in none. Raises what `Registry.load` raises, and LoadFailed when a worker dies of it."""
+        self._require_running()
+        async with self._lock(name):
+            asked: dict[_Worker, list[dict[str, Any]]] = {}
+            try:
+                # Those that are born meanwhile begin with the assignment of before.
+                while missing := [one for one in self._members() if one not in asked]:
+                    answers = await asyncio.gather(
+                        *(one.channel.call("prepare", name=name, config=config) for one in missing),
+                        return_exceptions=True,
+                    )
+                    asked |= {
+                        one: answer
+                        for one, answer in zip(missing, answers, strict=True)
+                        if not isinstance(answer, BaseException)
+                    }
+                    _raise_first(name, answers)
+                rows = rows_from_json(next(iter(asked.values())))
+            except BaseException as error:
+                await self._in_each(list(asked), "abort", name=name, reason=f"undone: {error}")
+                await self._write_down(name)
+                raise
+            self._assignment = self._require_running().with_model(name, rows, config)
+            await self._in_each(list(asked), "commit", name=name)
+
+    async def unload(self, name: str) -> None:
+        """In every worker. Raises ModelNotReady."""
+        self._require_running()
+        async with self._lock(name):
+            assignment = self._require_running()
+            rows = [
+                Assigned(name, row.version, ModelState.UNAVAILABLE, UNLOADED, counts=False)
+                for row in assignment.rows
+                if row.name == name
+            ]
+            self._assignment = assignment.with_model(name, rows)
+            await self._in_each(self._members(), "unload", name=name)
+
+    def _members(self) -> list[_Worker]:
+        return [one for one in self._workers if one.talks.is_set() and not one.is_leaving]
+
+    async def _in_each(self, workers: Sequence[_Worker], what: str, **members: Any) -> None:
+        """Of all that live to the end of it. Raises what one of them raises."""
+        answers = await asyncio.gather(*(one.channel.call(what, **members) for one in workers), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ChannelClosed):
+                raise answer
+
+    async def _write_down(self, name: str) -> None:
+        """What a load that failed has left of `name`: a model that was not there before is UNAVAILABLE now."""
+        for worker in self._members():
+            with contextlib.suppress(ChannelClosed):
+                rows = [row for row in rows_from_json(await worker.channel.call("assigned")) if row.name == name]
+                assignment = self._require_running()
+                self._assignment = assignment.with_model(name, rows, assignment.configs.get(name))
+                return
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """One at a time for a name. Locks that nobody holds are forgotten: names are the caller's to invent."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _require_running(self) -> Assignment:
+        if self._stop.is_set():
+            raise ModelNotReady("the server is stopping; nothing is loaded or unloaded any more")
+        if self._assignment is None or not self._board.has_started:
+            raise ModelNotReady(f"{STARTING} in every worker process; try again in a moment")
+        return self._assignment
+
+
+# Triton's words, furthest from READY first.
+_RANK = {"LOADING": 0, "UNLOADING": 1, "UNAVAILABLE": 2, "READY": 3}
+
+
+def _raise_first(name: str, answers: Sequence[object]) -> None:
+    """Of what went wrong what the model is to blame for, if anything is."""
+    errors = [answer for answer in answers if isinstance(answer, BaseException)]
+    for error in errors:
+        if not isinstance(error, ChannelClosed):
+            raise error
+    if errors:
+        raise LoadFailed(
+            f"model {quoted(name)} cannot be loaded: a worker process ended meanwhile, so nothing was changed in any; "
+            f"if it ends again, the model may be the reason"
+        )
+
+
+def _anonymous_file(size_bytes: int) -> int:
+    """A file in memory, of zeros, that child processes may map."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("foldserve")
+    else:
+        with tempfile.TemporaryFile() as temporary:
+            file = os.dup(temporary.fileno())
+    os.ftruncate(file, size_bytes)
+    return file
+
+
+def run(settings: Settings, argv: Sequence[str]) -> int:
+    """Serves until a signal ends it; returns the exit code. argv: the command line that `settings` were read from.
+
+    Raises CannotServe when the address is not to be had, and later when the only model turns out not to be servable.
+    """
+    from service.server import CannotServe, address, listen
+
+    # Alone first: a socket that shares its port binds beside another server's, and neither would be told.
+    with contextlib.ExitStack() as stack:
+        probe = [stack.enter_context(sock) for sock in listen(settings.host, settings.port)]
+        port = probe[0].getsockname()[1]
+    slots = [listen(settings.host, port, shared=True) for _ in range(settings.workers)]
+    addresses = ", ".join(address(sock) for sock in slots[0])
+    log.info("foldserve %s listens on %s with %d workers", __version__, addresses, settings.workers)
+    try:
+        asyncio.run(Supervisor(settings, argv, slots).run())
+    except WorkersFailed as error:
+        raise CannotServe(str(error)) from error
+    log.info("stopped")
+    return 0

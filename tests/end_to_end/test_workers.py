@@ -1,0 +1,250 @@
+"""Several worker processes are one server: the real command, real sockets, and processes that die at bad moments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.running import PATIENCE_S, Answer, Foldserve, foldserve, run_command
+from tests.service.handmade import DOUBLE, save_version
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc")
+
+TRIPLE = DOUBLE.replace("2.0", "3.0")
+LOAD, UNLOAD, INDEX = "/v2/repository/models/m/load", "/v2/repository/models/m/unload", "/v2/repository/index"
+X = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
+CONNECTIONS = 100
+"""Fresh ones: that all of them come to one of two workers is as likely as 2 to the -99."""
+
+
+def workers_of(service: Foldserve) -> list[int]:
+    """Process ids of the supervisor's children, oldest first."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # it has just ended
+        if int(parent) == service.process.pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def answers(service: Foldserve, connections: int = CONNECTIONS) -> Counter[Any]:
+    """What as many fresh connections are told: the first number, or status and the beginning of the error."""
+
+    def told(answer: Answer) -> Any:
+        return answer.json()["outputs"][0]["data"][0] if answer.status == 200 else answer.status
+
+    return Counter(told(service.infer("m", X)) for _ in range(connections))
+
+
+def states(service: Foldserve) -> Counter[Any]:
+    return Counter(
+        tuple((row["version"], row["state"]) for row in service.request("POST", INDEX).json()) for _ in range(20)
+    )
+
+
+@contextmanager
+def two_workers(repository: Path, *arguments: str) -> Iterator[Foldserve]:
+    with foldserve("--model-repository", repository, "--workers", "2", *arguments) as service:
+        yield service
+        assert "Traceback" not in service.log()
+
+
+# --- one server ---------------------------------------------------------------------------------------------------
+
+
+def test_load_and_unload_and_the_index_speak_for_all_workers(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        assert len(workers_of(service)) == 2
+        assert answers(service) == {2: CONNECTIONS}
+
+        save_version(tmp_path, "m", TRIPLE, version=2)
+        assert service.request("POST", LOAD).status == 200
+        assert answers(service) == {3: CONNECTIONS}
+        assert states(service) == {(("2", "READY"),): 20}
+
+        (tmp_path / "m" / "2" / "model.onnx").write_bytes(b"nonsense")
+        refused = service.request("POST", LOAD)
+        assert refused.status == 400
+        assert re.search(
+            r"'m' cannot be loaded: version 2: model\.onnx cannot .*what was loaded before serves on",
+            refused.json()["error"],
+        )
+        assert answers(service) == {3: CONNECTIONS}
+        assert service.is_ready()
+
+        assert service.request("POST", UNLOAD).status == 200
+        assert answers(service) == {503: CONNECTIONS}
+        assert states(service) == {(("2", "UNAVAILABLE"),): 20}
+        assert Counter(service.is_ready() for _ in range(20)) == {False: 20}
+
+
+def test_a_model_that_can_be_loaded_in_one_worker_only_is_loaded_in_none(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        asking, told, let_go = slow_load(service, tmp_path)
+        let_go()  # what one reads of a pipe, the other does not
+        asking.join(PATIENCE_S)
+        assert told[0].status == 400
+        assert service.log().count("model m version 2 READY") == 1
+        assert "report.json" in told[0].json()["error"]
+        assert answers(service) == {2: CONNECTIONS}
+        assert states(service) == {(("1", "READY"),): 20}
+
+
+def test_readiness_waits_for_every_worker_and_liveness_for_none(tmp_path: Path) -> None:
+    report = save_version(tmp_path, "m", DOUBLE) / "report.json"
+    os.mkfifo(report)
+    with foldserve("--model-repository", tmp_path, "--workers", "2", wait="live") as service:
+        service.wait_until(lambda: service.log().count("computing on") == 2, "loading in both workers")
+        assert {service.get("/v2/health/ready").status for _ in range(20)} == {503}
+        with report.open("w") as pipe:
+            report.unlink()
+            pipe.write("{}")
+        service.wait_until(lambda: "UNAVAILABLE" in service.log(), "told that one could not read it")
+        assert not any(service.is_ready() for _ in range(20))
+
+
+# --- deaths -------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_in_the_middle_of_a_load_undoes_it_everywhere(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        before = {pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in workers_of(service)}
+        asking, told, let_go = slow_load(service, tmp_path)
+        # Not the one that holds the connection: it could only break.
+        victim = min(before, key=lambda pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) - before[pid])
+        os.kill(victim, signal.SIGKILL)
+        service.wait_until(lambda: "was killed by SIGKILL" in service.log(), "told of the death")
+        let_go()
+        asking.join(PATIENCE_S)
+        assert told[0].status == 400
+        assert "a worker process ended meanwhile, so nothing was changed" in told[0].json()["error"]
+        service.wait_until(lambda: service.log().count("version 1 READY") == 3, "complete again")
+        assert answers(service) == {2: CONNECTIONS}
+        assert service.request("POST", LOAD).status == 200
+        assert answers(service) == {3: CONNECTIONS}
+
+
+def slow_load(service: Foldserve, repository: Path) -> tuple[threading.Thread, list[Answer], Callable[[], None]]:
+    """A load of a second version that has begun in both workers, and goes on when the last is called: then one of them
+    reads a report that says that all is well."""
+    report = save_version(repository, "m", TRIPLE, version=2) / "report.json"
+    os.mkfifo(report)  # opening it waits for a writer
+    told: list[Answer] = []
+    asking = threading.Thread(target=lambda: told.append(service.request("POST", LOAD)))
+    asking.start()
+    service.wait_until(lambda: service.log().count("asks to load version 2") == 2, "loading in both workers")
+
+    def let_go() -> None:
+        model = (report.parent / "model.onnx").read_bytes()
+        record = {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}
+        with report.open("w") as pipe:
+            report.unlink()
+            pipe.write(json.dumps({"files": {"model.onnx": record}}))
+
+    return asking, told, let_go
+
+
+def test_a_dead_worker_is_replaced_by_one_that_serves_the_same(tmp_path: Path) -> None:
+    """Not what is on disk by now."""
+    save_version(tmp_path, "m", DOUBLE)
+    save_version(tmp_path, "gone", DOUBLE)
+    with two_workers(tmp_path) as service:
+        assert service.request("POST", "/v2/repository/models/gone/unload").status == 200
+        save_version(tmp_path, "m", TRIPLE, version=2)
+        for _ in range(2):
+            before = workers_of(service)
+            os.kill(before[0], signal.SIGKILL)
+            service.wait_until(
+                lambda before=before: len(workers_of(service)) == 2 and workers_of(service) != before, "complete again"
+            )
+            assert answers(service) == {2: CONNECTIONS}
+        assert {service.infer("gone", X).status for _ in range(40)} == {503}
+
+
+def test_connections_that_come_while_a_worker_is_replaced_are_answered(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        for _ in range(2):
+            os.kill(workers_of(service)[-1], signal.SIGKILL)
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                begin = time.monotonic()
+                assert answers(service, 1) == {2: 1}
+                assert time.monotonic() - begin < PATIENCE_S / 2
+
+
+def test_workers_that_lose_their_supervisor_end(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with foldserve("--model-repository", tmp_path, "--workers", "2") as service:
+        left = workers_of(service)
+        service.process.kill()
+        service.process.wait()
+        give_up = time.monotonic() + PATIENCE_S
+        while any(Path(f"/proc/{pid}").exists() for pid in left):
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+
+
+# --- ends ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_every_process(number: signal.Signals, tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        left = workers_of(service)
+        assert service.stop(number) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+        assert service.log().rstrip().endswith("stopped")
+
+
+def test_a_rolling_restart_replaces_every_worker_and_loses_no_new_connection(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        before = workers_of(service)
+        service.process.send_signal(signal.SIGHUP)
+        told: Counter[Any] = Counter()
+        give_up = time.monotonic() + PATIENCE_S
+        while set(workers_of(service)) & set(before) or len(workers_of(service)) != 2:
+            told += answers(service, 5)
+            assert time.monotonic() < give_up, service.log()
+        assert set(told) == {2}
+        assert service.is_ready()
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_another_server_with_workers_has_is_refused(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        port = service.address.rpartition(":")[2]
+        for workers in ("1", "2"):
+            done = run_command("foldserve", "--model-repository", tmp_path, "--port", port, "--workers", workers)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.endswith("choose another --host or --port\n")
+
+
+def test_a_lone_model_that_cannot_be_served_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"nonsense")
+    done = run_command("foldserve", "--model", tmp_path / "bad.onnx", "--workers", "2", "--port", "0")
+    assert done.returncode == 2
+    assert "foldserve: error: bad.onnx cannot be loaded" in done.stderr.splitlines()[-1]
