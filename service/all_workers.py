@@ -29,6 +29,12 @@ class AllWorkers:
     async def unload(self, name: str) -> None:
         await self._ask("unload", name=name)
 
+    async def register_region(self, name: str, key: str, offset: int, size_bytes: int) -> None:
+        await self._ask("register_region", name=name, key=key, offset=offset, size_bytes=size_bytes)
+
+    async def unregister_regions(self, name: str | None = None) -> None:
+        await self._ask("unregister_regions", name=name)
+
     def is_ready(self) -> bool:
         return self._board.is_ready()
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import __version__
 from service.answers import Answer, answer_error, make_answer
 from service.assignment import Assignment
-from service.control import Control
+from service.control import Control, OneProcess
 from service.encode import encode_error
 from service.errors import ServiceError
 from service.http_api import INFER_PATHS, add_routes
@@ -74,9 +74,10 @@ def build_app(
         swagger_ui_parameters={"validatorUrl": None},
     )
     regions = regions or SharedMemory(is_enabled=False, max_request_bytes=max_body_bytes)
-    add_routes(app, registry, max_body_bytes, regions, control or registry)
-    add_repository_routes(app, control or registry, registry.repository_name)
-    add_shared_memory_routes(app, regions)
+    control = control or OneProcess(registry, regions)
+    add_routes(app, registry, max_body_bytes, regions, control)
+    add_repository_routes(app, control, registry.repository_name)
+    add_shared_memory_routes(app, regions, control)
     add_v1_routes(app, registry, max_body_bytes)
     _document_infer(app, registry)
     _tell_every_error_alike(app)

@@ -7,7 +7,7 @@ load, the new process has the new file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from service.version_states import ModelState
@@ -29,23 +29,34 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """`configs`: by name, Triton's model configuration that a client has sent with its load, as JSON."""
+    """`configs`: by name, Triton's model configuration that a client has sent with its load, as JSON. `regions`: of
+    shared memory, as clients have registered them: key, offset and size in bytes, by name."""
 
     rows: tuple[Assigned, ...]
-    configs: Mapping[str, str]
+    configs: Mapping[str, str] = field(default_factory=dict)
+    regions: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
 
     def with_model(self, name: str, rows: Sequence[Assigned], config: str | None = None) -> Assignment:
         """As this one, but `name` is what `rows` say."""
         others = tuple(row for row in self.rows if row.name != name)
         configs = {one: text for one, text in self.configs.items() if one != name}
-        return Assignment((*others, *rows), configs if config is None else {**configs, name: config})
+        return replace(self, rows=(*others, *rows), configs=configs if config is None else {**configs, name: config})
+
+    def names_changed(self, later: Assignment) -> list[str]:
+        """The models of which `later` says something else."""
+        names = dict.fromkeys(row.name for row in (*self.rows, *later.rows))
+        return [name for name in names if self._of(name) != later._of(name)]
+
+    def _of(self, name: str) -> tuple[frozenset[Assigned], str | None]:
+        return frozenset(row for row in self.rows if row.name == name), self.configs.get(name)
 
     def to_json(self) -> dict[str, Any]:
-        return {"rows": rows_to_json(self.rows), "configs": dict(self.configs)}
+        return {"rows": rows_to_json(self.rows), "configs": dict(self.configs), "regions": dict(self.regions)}
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> Assignment:
-        return cls(rows_from_json(members["rows"]), members["configs"])
+        regions = {name: (key, offset, size_bytes) for name, (key, offset, size_bytes) in members["regions"].items()}
+        return cls(rows_from_json(members["rows"]), members["configs"], regions)
 
 
 def rows_to_json(rows: Sequence[Assigned]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""What a route asks of the server as a whole, however many processes serve: one (the registry itself) or several.
+"""What a route asks of the server as a whole, however many processes serve.
 
-Loading, unloading and the index speak for all processes: a call returns when every one has done it, or none has.
+Loading, unloading, the index and regions of shared memory speak for all processes: a call returns when every one has
+done it, or none has.
 """
 
 from __future__ import annotations
@@ -8,22 +9,59 @@ from __future__ import annotations
 from typing import Protocol
 
 from service.protocol import RepositoryIndexRow
+from service.registry import Registry
+from service.shared_memory import SharedMemory
 
 
 class Control(Protocol):
-    """A `Registry` is one, and so is `AllWorkers`."""
+    """Of one process (`OneProcess`), or of several (`AllWorkers`)."""
 
     async def index(self) -> list[RepositoryIndexRow]:
         """Every version in its state, and every model on disk that nobody has loaded. Raises LoadFailed."""
 
     async def load(self, name: str, config: str | None = None) -> None:
-        """Raises NotFound, LoadFailed and ModelNotReady; then nothing has changed anywhere."""
+        """As `Registry.load`. Raises NotFound, LoadFailed and ModelNotReady; then nothing has changed anywhere."""
 
     async def unload(self, name: str) -> None:
         """Returns when what had been taken is answered. Raises ModelNotReady while the server starts or stops."""
+
+    async def register_region(self, name: str, key: str, offset: int, size_bytes: int) -> None:
+        """As `SharedMemory.register`."""
+
+    async def unregister_regions(self, name: str | None = None) -> None:
+        """As `SharedMemory.unregister`."""
 
     def is_ready(self) -> bool:
         """Whether requests can be sent."""
 
     def why_not_ready(self) -> str:
-        """Of the server as a whole, in a few words; empty when each process can tell for itself."""
+        """In a few words, what the states of this process's own models do not tell; may be empty."""
+
+
+class OneProcess:
+    """Nobody else has to be asked."""
+
+    def __init__(self, registry: Registry, regions: SharedMemory) -> None:
+        self._registry = registry
+        self._regions = regions
+
+    async def index(self) -> list[RepositoryIndexRow]:
+        return await self._registry.index()
+
+    async def load(self, name: str, config: str | None = None) -> None:
+        await self._registry.load(name, config)
+
+    async def unload(self, name: str) -> None:
+        await self._registry.unload(name)
+
+    async def register_region(self, name: str, key: str, offset: int, size_bytes: int) -> None:
+        self._regions.register(name, key, offset, size_bytes)
+
+    async def unregister_regions(self, name: str | None = None) -> None:
+        self._regions.unregister(name)
+
+    def is_ready(self) -> bool:
+        return self._registry.is_ready()
+
+    def why_not_ready(self) -> str:
+        return ""

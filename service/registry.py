@@ -145,10 +145,6 @@ class Registry:
             return False
         return states <= {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
 
-    def why_not_ready(self) -> str:
-        """Nothing beyond what the states of the models tell."""
-        return ""
-
     def is_scanned(self) -> bool:
         """Whether it is known what there is to load."""
         return self._scanned

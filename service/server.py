@@ -59,22 +59,30 @@ def run(settings: Settings) -> int:
     from service.registry import Registry
 
     registry = Registry(settings)
-    server = Server(configuration(settings, registry), registry, settings.drain_limit_s)
+    server = Server(configuration(settings, registry, regions_for(settings)), registry, settings.drain_limit_s)
     log.info("foldserve %s listens on %s", __version__, ", ".join(address(sock) for sock in sockets))
     server.listen_to_signals()
     server.run(sockets=sockets)
     return server.after()
 
 
+def regions_for(settings: Settings) -> SharedMemory:
+    from service.shared_memory import SharedMemory
+
+    return SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
+
+
 def configuration(
-    settings: Settings, registry: Registry, control: Control | None = None, assignment: Assignment | None = None
+    settings: Settings,
+    registry: Registry,
+    regions: SharedMemory,
+    control: Control | None = None,
+    assignment: Assignment | None = None,
 ) -> uvicorn.Config:
     """What uvicorn is told; control, assignment: see `build_app`."""
     # Late, as above.
     from service.app import build_app
-    from service.shared_memory import SharedMemory
 
-    regions = SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
     app = build_app(
         registry,
         settings.max_body_bytes,

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
 
+from service.control import Control
 from service.errors import MalformedRequest, NotFound, NotSupported, quoted
 from service.http_api import read_object
 from service.json_tensors import KINDS, kind_of
@@ -27,8 +28,9 @@ RegionName = Annotated[str, Path(description="The region's name.")]
 class SystemRoutes:
     """Handlers for /v2/systemsharedmemory."""
 
-    def __init__(self, regions: SharedMemory) -> None:
+    def __init__(self, regions: SharedMemory, control: Control) -> None:
         self._regions = regions
+        self._control = control
 
     async def system_regions(self) -> tuple[RegionStatus, ...]:
         return self._regions.status()
@@ -41,15 +43,15 @@ class SystemRoutes:
         key: str = _member(members, "key", str)
         size_bytes: int = _member(members, "byte_size", int)
         offset: int = _member(members, "offset", int, 0)
-        self._regions.register(region, key, offset, size_bytes)
+        await self._control.register_region(region, key, offset, size_bytes)
         return _done()
 
     async def unregister_system_regions(self) -> Response:
-        self._regions.unregister()
+        await self._control.unregister_regions()
         return _done()
 
     async def unregister_system_region(self, region: RegionName) -> Response:
-        self._regions.unregister(region)
+        await self._control.unregister_regions(region)
         return _done()
 
 
@@ -95,10 +97,10 @@ _CUDA = tuple(
 )
 
 
-def add_shared_memory_routes(app: FastAPI, regions: SharedMemory) -> None:
+def add_shared_memory_routes(app: FastAPI, regions: SharedMemory, control: Control) -> None:
     """Both kinds' routes."""
     for prefix, routes, handlers in (
-        ("/v2/systemsharedmemory", _SYSTEM, SystemRoutes(regions)),
+        ("/v2/systemsharedmemory", _SYSTEM, SystemRoutes(regions, control)),
         ("/v2/cudasharedmemory", _CUDA, CudaRoutes()),
     ):
         for route in routes:

@@ -23,10 +23,12 @@ from service.all_workers import AllWorkers
 from service.assignment import Assignment, rows_to_json
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed
+from service.errors import ServiceError
 from service.logs import configure_logging
 from service.registry import Prepared, Registry
-from service.server import CannotServe, Server, configuration
+from service.server import CannotServe, Server, configuration, regions_for
 from service.settings import Settings
+from service.shared_memory import SharedMemory
 from service.worker_birth import Birth
 
 log = logging.getLogger(__name__)
@@ -49,8 +51,11 @@ def main(argv: Sequence[str]) -> int:
         return LOST
     board = Board(mmap.mmap(birth.board, Board.bytes_for(birth.seats)), birth.seats)
     registry = Registry(settings)
-    worker = Worker(registry, board, birth)
-    config = configuration(settings, registry, AllWorkers(worker.channel, board), assignment)
+    regions = regions_for(settings)
+    for name, region in (assignment.regions if assignment else {}).items():
+        _register_again(regions, name, *region)
+    worker = Worker(registry, regions, board, birth)
+    config = configuration(settings, registry, regions, AllWorkers(worker.channel, board), assignment)
     worker.server = server = WorkerServer(worker, control, config, registry, settings.drain_limit_s)
     signal.signal(signal.SIGTERM, server.handle_exit)
     server.run(sockets=[])
@@ -72,18 +77,26 @@ def _read_assignment(control: socket.socket) -> Assignment | None:
     return None if members is None else Assignment.from_json(members)
 
 
+def _register_again(regions: SharedMemory, name: str, key: str, offset: int, size_bytes: int) -> None:
+    try:
+        regions.register(name, key, offset, size_bytes)
+    except ServiceError as error:  # its owner may have removed the object: who held it open still can use it
+        log.warning("a region of shared memory that other workers have cannot be had: %s", error)
+
+
 class Worker:
     """What the supervisor may ask: the handlers of the channel."""
 
-    def __init__(self, registry: Registry, board: Board, birth: Birth) -> None:
+    def __init__(self, registry: Registry, regions: SharedMemory, board: Board, birth: Birth) -> None:
         self.board = board
         self.birth = birth
         self.server: WorkerServer
         self._registry = registry
+        self._regions = regions
         self._prepared: dict[str, Prepared] = {}
         asked = (
             self.listen, self.leave, self.prepare, self.commit, self.abort, self.unload, self.index, self.assigned,
-            self.drain,
+            self.register_region, self.unregister_regions, self.drain,
         )  # fmt: skip
         self.channel = Channel({method.__name__: method for method in asked})
 
@@ -123,6 +136,12 @@ class Worker:
 
     async def assigned(self) -> list[dict[str, Any]]:
         return rows_to_json(self._registry.assigned())
+
+    async def register_region(self, name: str, key: str, offset: int, size_bytes: int) -> None:
+        self._regions.register(name, key, offset, size_bytes)
+
+    async def unregister_regions(self, name: str | None) -> None:
+        self._regions.unregister(name)
 
     async def drain(self) -> None:
         """Ends in order."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import mmap
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -37,7 +38,7 @@ from service import __version__
 from service.assignment import Assigned, Assignment, rows_from_json
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed, RemoteDefect
-from service.errors import LoadFailed, ModelNotReady, quoted
+from service.errors import LoadFailed, ModelNotReady, ServiceError, quoted
 from service.settings import Settings
 from service.version_states import STARTING, UNLOADED, ModelState
 from service.worker_birth import Birth
@@ -68,6 +69,7 @@ class _Worker:
     seat: int
     process: asyncio.subprocess.Process
     channel: Channel
+    began_with: Assignment | None
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     talks: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -146,6 +148,7 @@ class Supervisor:
 
     async def _start(self, slot: int) -> _Worker:
         """A new process for `slot`, which begins with the assignment of now."""
+        assignment = self._assignment
         seat = next(seat for seat in range(self._board.seats) if seat not in self._board.taken())
         self._board.write(seat, Seat.TAKEN)
         ours, theirs = socket.socketpair()
@@ -163,10 +166,10 @@ class Supervisor:
                 sys.executable, "-c", _BOOT.format(path=sys.path), birth.to_json(), *self._argv,
                 stdin=subprocess.DEVNULL, pass_fds=birth.files(),
             )  # fmt: skip
-        worker = _Worker(slot, seat, process, Channel({}))
+        worker = _Worker(slot, seat, process, Channel({}), assignment)
         worker.channel = Channel(self._handlers(worker))
         self._workers.append(worker)
-        first = json.dumps(self._assignment and self._assignment.to_json()).encode() + b"\n"
+        first = json.dumps(assignment and assignment.to_json()).encode() + b"\n"
         worker.tasks = [
             asyncio.get_running_loop().create_task(worker.channel.serve(ours, first=first)),
             asyncio.get_running_loop().create_task(self._bury(worker)),
@@ -189,19 +192,47 @@ class Supervisor:
             worker.is_leaving = True
             self._fail(reason)
 
-        asked = (hello, settled, leaving, hopeless, self.load, self.unload, self.index)
+        asked = (
+            hello, settled, leaving, hopeless, self.load, self.unload, self.index, self.register_region,
+            self.unregister_regions,
+        )  # fmt: skip
         return {function.__name__: function for function in asked}
 
     async def _settled(self, worker: _Worker) -> None:
         """It has loaded what it was to."""
-        worker.settled.set()
-        self._false_starts = 0
         if self._assignment is None:
             rows = rows_from_json(await worker.channel.call("assigned"))
-            self._assignment = self._assignment or Assignment(rows, {})
+            self._assignment = self._assignment or Assignment(rows)
+        elif worker.began_with is not None:
+            await self._catch_up(worker, worker.began_with)
+        worker.settled.set()
+        self._false_starts = 0
         await self._balance()
         if not self._board.has_started and all(one.settled.is_set() for one in self._workers):
             self._board.started()
+
+    async def _catch_up(self, worker: _Worker, began_with: Assignment) -> None:
+        """With what was decided while it could not be asked yet. Should it fail, it is replaced."""
+        try:
+            for name in began_with.names_changed(self._require_running()):
+                async with self._lock(name):
+                    assignment = self._require_running()
+                    if any(row.state is ModelState.READY for row in assignment.rows if row.name == name):
+                        await worker.channel.call("prepare", name=name, config=assignment.configs.get(name))
+                        await worker.channel.call("commit", name=name)
+                    else:
+                        await worker.channel.call("unload", name=name)
+            async with self._lock(_REGIONS):
+                regions = self._require_running().regions
+                if regions != began_with.regions:
+                    await worker.channel.call("unregister_regions", name=None)
+                    for name, (key, offset, size_bytes) in regions.items():
+                        await worker.channel.call(
+                            "register_region", name=name, key=key, offset=offset, size_bytes=size_bytes
+                        )
+        except ServiceError as error:
+            log.error("%s cannot have what the others have, and is replaced: %s", worker, error)
+            worker.process.kill()
 
     async def _bury(self, worker: _Worker) -> None:
         """What is to be done when its process has ended."""
@@ -304,17 +335,13 @@ class Supervisor:
     async def index(self) -> list[dict[str, Any]]:
         """Of each version the state that is furthest from READY."""
         workers = self._members()
-        answers = await asyncio.gather(*(one.channel.call("index") for one in workers), return_exceptions=True)
+        answers = await self._answers(workers, "index")
+        _raise_first_of(answers)
         rows: dict[tuple[str, str | None], dict[str, Any]] = {}
-        for answer in answers:
-            if isinstance(answer, ChannelClosed):
-                continue
-            if isinstance(answer, BaseException):
-                raise answer
-            for row in answer:
-                place = (row["name"], row["version"])
-                if place not in rows or _RANK[row["state"]] < _RANK[rows[place]["state"]]:
-                    rows[place] = row
+        for row in itertools.chain(*(answer for answer in answers if isinstance(answer, list))):
+            place = (row["name"], row["version"])
+            if place not in rows or _RANK[row["state"]] < _RANK[rows[place]["state"]]:
+                rows[place] = row
         return sorted(rows.values(), key=lambda row: (row["name"], int(row["version"] or 0)))
 
     async def load(self, name: str, config: str | None = None) -> None:
@@ -325,10 +352,7 @@ class Supervisor:
             try:
                 # Those that are born meanwhile begin with the assignment of before.
                 while missing := [one for one in self._members() if one not in asked]:
-                    answers = await asyncio.gather(
-                        *(one.channel.call("prepare", name=name, config=config) for one in missing),
-                        return_exceptions=True,
-                    )
+                    answers = await self._answers(missing, "prepare", name=name, config=config)
                     asked |= {
                         one: answer
                         for one, answer in zip(missing, answers, strict=True)
@@ -356,15 +380,39 @@ class Supervisor:
             self._assignment = assignment.with_model(name, rows)
             await self._in_each(self._members(), "unload", name=name)
 
+    async def register_region(self, name: str, key: str, offset: int, size_bytes: int) -> None:
+        """In every worker or in none. Raises what `SharedMemory.register` raises."""
+        self._require_running()
+        async with self._lock(_REGIONS):
+            workers = self._members()
+            region = {"name": name, "key": key, "offset": offset, "size_bytes": size_bytes}
+            answers = await self._answers(workers, "register_region", **region)
+            done = [one for one, answer in zip(workers, answers, strict=True) if answer is None]
+            if len(done) < len(answers):
+                await self._in_each(done, "unregister_regions", name=name)
+            _raise_first_of(answers)
+            assignment = self._require_running()
+            regions = {**assignment.regions, name: (key, offset, size_bytes)}
+            self._assignment = replace(assignment, regions=regions)
+
+    async def unregister_regions(self, name: str | None = None) -> None:
+        """In every worker."""
+        assignment = self._require_running()
+        async with self._lock(_REGIONS):
+            left = {one: region for one, region in assignment.regions.items() if name not in (None, one)}
+            self._assignment = replace(assignment, regions=left)
+            await self._in_each(self._members(), "unregister_regions", name=name)
+
     def _members(self) -> list[_Worker]:
         return [one for one in self._workers if one.talks.is_set() and not one.is_leaving]
 
     async def _in_each(self, workers: Sequence[_Worker], what: str, **members: Any) -> None:
         """Of all that live to the end of it. Raises what one of them raises."""
-        answers = await asyncio.gather(*(one.channel.call(what, **members) for one in workers), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, ChannelClosed):
-                raise answer
+        _raise_first_of(await self._answers(workers, what, **members))
+
+    async def _answers(self, workers: Sequence[_Worker], what: str, **members: Any) -> list[Any]:
+        """Of each, in order, a value or an error; of those that end meanwhile ChannelClosed."""
+        return await asyncio.gather(*(one.channel.call(what, **members) for one in workers), return_exceptions=True)
 
     async def _write_down(self, name: str) -> None:
         """What a load that failed has left of `name`: a model that was not there before is UNAVAILABLE now."""
@@ -387,17 +435,23 @@ class Supervisor:
         return self._assignment
 
 
+# No model is called so.
+_REGIONS = "/regions"
 # Triton's words, furthest from READY first.
 _RANK = {"LOADING": 0, "UNLOADING": 1, "UNAVAILABLE": 2, "READY": 3}
 
 
+def _raise_first_of(answers: Sequence[object]) -> None:
+    """But not that somebody has ended: what it was to do, it has no part in any more."""
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, ChannelClosed):
+            raise answer
+
+
 def _raise_first(name: str, answers: Sequence[object]) -> None:
     """Of what went wrong what the model is to blame for, if anything is."""
-    errors = [answer for answer in answers if isinstance(answer, BaseException)]
-    for error in errors:
-        if not isinstance(error, ChannelClosed):
-            raise error
-    if errors:
+    _raise_first_of(answers)
+    if any(isinstance(answer, ChannelClosed) for answer in answers):
         raise LoadFailed(
             f"model {quoted(name)} cannot be loaded: a worker process ended meanwhile, so nothing was changed in any; "
             f"if it ends again, the model may be the reason"

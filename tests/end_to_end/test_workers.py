@@ -7,11 +7,13 @@ import json
 import os
 import re
 import signal
+import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,13 @@ def states(service: Foldserve) -> Counter[Any]:
     return Counter(
         tuple((row["version"], row["state"]) for row in service.request("POST", INDEX).json()) for _ in range(20)
     )
+
+
+def replace_one(service: Foldserve) -> None:
+    """Kills the oldest worker; returns when another one has loaded its models in its place."""
+    ready = service.log().count("READY in")
+    os.kill(workers_of(service)[0], signal.SIGKILL)
+    service.wait_until(lambda: service.log().count("READY in") > ready and len(workers_of(service)) == 2, "complete")
 
 
 @contextmanager
@@ -120,6 +129,27 @@ def test_readiness_waits_for_every_worker_and_liveness_for_none(tmp_path: Path) 
         assert not any(service.is_ready() for _ in range(20))
 
 
+def test_shared_memory_is_registered_in_every_worker_and_in_those_that_come_later(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    memory = SharedMemory(create=True, size=8)
+    try:
+        memory.buf[:8] = struct.pack("<2f", 1, 2)
+        with two_workers(tmp_path, "--system-shared-memory") as service:
+            path = "/v2/systemsharedmemory/region/r/register"
+            assert service.post(path, {"key": f"/{memory.name}", "byte_size": 8}).status == 200
+            asked = {**X, "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 8}}
+            del asked["data"]
+            for _ in range(2):
+                assert Counter(service.infer("m", asked).status for _ in range(40)) == {200: 40}
+                assert "already in manager" in service.post(path, {"key": memory.name, "byte_size": 8}).json()["error"]
+                replace_one(service)
+            assert service.request("POST", "/v2/systemsharedmemory/unregister").status == 200
+            assert Counter(service.infer("m", asked).status for _ in range(40)) == {400: 40}
+    finally:
+        memory.close()
+        memory.unlink()
+
+
 # --- deaths -------------------------------------------------------------------------------------------------------
 
 
@@ -170,13 +200,22 @@ def test_a_dead_worker_is_replaced_by_one_that_serves_the_same(tmp_path: Path) -
         assert service.request("POST", "/v2/repository/models/gone/unload").status == 200
         save_version(tmp_path, "m", TRIPLE, version=2)
         for _ in range(2):
-            before = workers_of(service)
-            os.kill(before[0], signal.SIGKILL)
-            service.wait_until(
-                lambda before=before: len(workers_of(service)) == 2 and workers_of(service) != before, "complete again"
-            )
+            replace_one(service)
             assert answers(service) == {2: CONNECTIONS}
         assert {service.infer("gone", X).status for _ in range(40)} == {503}
+
+
+def test_what_is_loaded_while_a_worker_is_being_replaced_is_loaded_in_the_new_one_as_well(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        save_version(tmp_path, "m", TRIPLE, version=2)
+        os.kill(workers_of(service)[1], signal.SIGKILL)
+        service.wait_until(lambda: "was killed by SIGKILL" in service.log(), "told of the death")
+        assert service.request("POST", LOAD).status == 200
+        assert "[2] computing" not in service.log().partition("SIGKILL")[2]  # it has not even begun
+        service.wait_until(lambda: service.log().count("version 2 READY") == 2, "complete")
+        assert answers(service) == {3: CONNECTIONS}
+        assert states(service) == {(("2", "READY"),): 20}
 
 
 def test_connections_that_come_while_a_worker_is_replaced_are_answered(tmp_path: Path) -> None:

@@ -544,7 +544,7 @@ def test_a_registry_begins_with_what_another_serves_whatever_is_on_disk(tmp_path
         save_version(tmp_path, "bad", NEGATE)
         shutil.rmtree(tmp_path / "gone")
         second = Registry(Settings(model_repository=tmp_path))
-        assignment = Assignment.from_json(json.loads(json.dumps(Assignment(first.assigned(), {}).to_json())))
+        assignment = Assignment.from_json(json.loads(json.dumps(Assignment(first.assigned()).to_json())))
         await second.load_all(assignment)
         assert await ask(second) == 2
         gone = ModelStatus("gone", 1, UNAVAILABLE, "it is not on disk any more")
@@ -561,7 +561,7 @@ def test_a_configuration_that_a_client_has_sent_goes_with_the_assignment(tmp_pat
 
     async def test(first: Registry) -> None:
         await first.load("m", config)
-        assignment = Assignment(first.assigned(), {}).with_model("m", first.assigned("m"), config)
+        assignment = Assignment(first.assigned()).with_model("m", first.assigned("m"), config)
         second = Registry(Settings(model_repository=tmp_path))
         await second.load_all(assignment)
         assert second.configuration("m") == first.configuration("m")
