@@ -6,6 +6,8 @@ served. A bad model in a good repository is not such a case: it becomes UNAVAILA
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -15,6 +17,8 @@ from types import FrameType
 
 from service.logs import configure_logging
 from service.settings import PROGRAM, Settings, SettingsError
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from service.server import CannotServe, run
 
     try:
+        if settings.workers == 0:
+            settings = choose_workers(settings, argv)
         if settings.workers > 1:
             from service import workers
 
@@ -38,6 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(settings)
     except CannotServe as error:
         return _refuse(error)
+
+
+def choose_workers(settings: Settings, argv: Sequence[str]) -> Settings:
+    """The settings with a number of workers, and a line about it."""
+    from service import worker_plan
+    from service.cpu_plan import read_plan
+
+    chosen = worker_plan.plan(read_plan(), settings, argv)
+    log.info("%s: %s", "1 process serves" if chosen.workers == 1 else f"{chosen.workers} workers serve", chosen.reason)
+    return dataclasses.replace(settings, workers=chosen.workers)
 
 
 def check_paths(settings: Settings) -> None:

@@ -19,6 +19,7 @@ from service.protocol import (
     LatestVersions,
     ModelConfiguration,
     ModelMetadata,
+    ModelParameter,
     QueuePolicy,
     SpecificVersions,
     TensorConfiguration,
@@ -41,8 +42,9 @@ def describe_configuration(
     max_batch_size: int,
     providers: Sequence[str],
     model_file: str = MODEL_FILE,
+    cpu_plan: str = "",
 ) -> ModelConfiguration:
-    """max_batch_size and providers: as settled at load, where config.json may have said nothing."""
+    """max_batch_size and providers: as settled at load, where config.json may have said nothing. cpu_plan: in words."""
     skipped = 1 if max_batch_size else 0
     inputs, outputs = ({tensor.name: tensor for tensor in tensors} for tensors in (config.inputs, config.outputs))
     kind = "KIND_CPU" if GPU_PROVIDERS.isdisjoint(providers) else "KIND_GPU"
@@ -58,6 +60,7 @@ def describe_configuration(
         default_model_filename=model_file,
         # One row a batch is no batching.
         dynamic_batching=_batching(config.scheduler) if max_batch_size > 1 else None,
+        parameters={"cpu_plan": ModelParameter(cpu_plan)} if cpu_plan else None,
     )
 
 

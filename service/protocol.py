@@ -286,6 +286,13 @@ class InstanceGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelParameter:
+    """What Triton's messages have no field of its own for."""
+
+    string_value: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfiguration:
     """The answer to `GET /v2/models/{name}[/versions/{version}]/config`, in words of Triton's ModelConfig message."""
 
@@ -299,6 +306,7 @@ class ModelConfiguration:
     instance_group: tuple[InstanceGroup, ...]
     default_model_filename: str
     dynamic_batching: DynamicBatching | None = None
+    parameters: Mapping[str, ModelParameter] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,14 @@ class Registry:
             max_batch_size=model.max_batch_size,
             providers=model.report.providers,
             model_file=found.version.model_file,
+            cpu_plan=self._cpu_plan(found.config.scheduler.instances, model.report.intra_op_threads),
+        )
+
+    def _cpu_plan(self, instances: int, threads: int) -> str:
+        workers, cpu = max(1, self._settings.workers), self._loader.cpu
+        return (
+            f"{workers} worker{'s' if workers > 1 else ''} x {instances} instance{'s' if instances > 1 else ''} x "
+            f"{threads} intra-op thread{'s' if threads > 1 else ''}; cores of a worker: {cpu.cores} ({cpu.reason})"
         )
 
     def statistics(self, name: str | None = None, version: str | None = None) -> tuple[VersionStatistics, ...]:

@@ -119,11 +119,11 @@ class Settings:
         ),
     )
     workers: int = field(
-        default=1,
+        default=0,
         metadata=_about(
             "processes that serve on the one port, under a supervisor that replaces what dies; each loads every model, "
-            "and has its share of the cores",
-            minimum=1,
+            "and has its share of the cores. 0 chooses by cores and by what the models take, which is measured",
+            minimum=0,
             maximum=256,
         ),
     )
