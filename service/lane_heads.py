@@ -53,7 +53,9 @@ class _Reader:
 _UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"trailer", b"te"})
 
 
-def read_lane_head(head: bytes, max_body_bytes: int, max_head_bytes: int) -> LaneHead | None:
+def read_lane_head(
+    head: bytes, max_body_bytes: int, max_head_bytes: int, max_header_count: int = 100
+) -> LaneHead | None:
     """What `head` (request line and headers, with the empty line) asks for; None when it is not for the lane."""
     if len(head) > max_head_bytes:
         return None
@@ -69,6 +71,8 @@ def read_lane_head(head: bytes, max_body_bytes: int, max_head_bytes: int) -> Lan
     if parser.get_http_version() != "1.1" or not parser.should_keep_alive() or parser.should_upgrade():
         return None
     names = [name for name, _ in reader.headers]
+    if len(names) > max_header_count:
+        return None
     if names.count(b"host") != 1 or names.count(b"content-length") != 1 or not _UNUSUAL.isdisjoint(names):
         return None
     known = dict(reader.headers)
@@ -87,9 +91,15 @@ class HeadMemory:
     """Heads that were read, by their bytes. Bounded: a client whose heads never repeat costs their reading, no more."""
 
     def __init__(
-        self, max_body_bytes: int, max_head_bytes: int, *, entries: int = 1024, entry_bytes: int = 2048
+        self,
+        max_body_bytes: int,
+        max_head_bytes: int,
+        max_header_count: int = 100,
+        *,
+        entries: int = 1024,
+        entry_bytes: int = 2048,
     ) -> None:
-        self._limits = (max_body_bytes, max_head_bytes)
+        self._limits = (max_body_bytes, max_head_bytes, max_header_count)
         self._entries = entries
         self._entry_bytes = entry_bytes
         self._known: dict[bytes, LaneHead | None] = {}

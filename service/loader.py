@@ -107,7 +107,7 @@ class Loader:
                 may_use_fewer=not self._settings.intra_op_threads,
             )
             statistics = self._statistics.setdefault((found.name, found.version.version), ModelStatistics())
-            return Model(loaded, statistics, self._queue_space)
+            return Model(loaded, statistics, self._queue_space, max_request_rows=self._settings.max_request_rows)
         except OSError as error:  # a folder that may not be entered, a name too long: anything but a missing file
             raise ModelRejected(f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
 

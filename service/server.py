@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from service import __version__
+from service.crowd import Crowd
 from service.errors import ModelNotReady
 from service.memory import keep_what_is_there
 from service.off_loop import refuse_unfinished
+from service.open_files import connections_within, raise_limit
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,11 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Longer than the idle time of common load balancers (60 s), so that they close a connection rather than we: the other
-# way round a request sent in that instant is lost.
-_KEEP_ALIVE_S = 75
 # Behind the drain limit, for its refusals to be written and for peers to read them.
 _LAST_ANSWERS_S = 1
+_UVICORNS_OWN = "httptools"
 # Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 _BACKLOG = 2048
 
@@ -60,9 +60,12 @@ def run(settings: Settings) -> int:
 
     registry = Registry(settings)
     regions = SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
+    protocol = _protocol(registry, settings, regions)
     config = uvicorn.Config(
         build_app(registry, settings.max_body_bytes, regions=regions, root_path=settings.root_path),
-        http=_protocol(registry, settings, regions),
+        http=protocol,
+        # uvicorn counts the asking connection too; ours does without (crowd.py), and tells it before it asks.
+        limit_concurrency=settings.max_connections + 1 if protocol == _UVICORNS_OWN else None,
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
         lifespan="on",
@@ -70,7 +73,7 @@ def run(settings: Settings) -> int:
         access_log=False,
         # No `Server:` header: it tells an attacker what to try, and every answer would carry it.
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.drain_limit_s + _LAST_ANSWERS_S,
         # Whoever sits in front of us is not known here; a forged X-Forwarded-For must not be believed.
         proxy_headers=False,
@@ -99,9 +102,10 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> 
 
     if misfit := why_unfit():
         log.warning("requests take the slower way, through the application: %s; install the pinned uvicorn", misfit)
-        return "httptools"
+        return _UVICORNS_OWN
 
     from service.busy_poll import BusyPoll
+    from service.connection import Limits
     from service.cpu_plan import read_plan
     from service.http_lane import Lane
     from service.infer import begin_infer, refuse_early
@@ -109,9 +113,11 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> 
     from service.timers import RunningLoop
 
     begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
-    heads = HeadMemory(settings.max_body_bytes, Lane.limits.head_bytes)
+    heads = HeadMemory(settings.max_body_bytes, settings.max_head_bytes, settings.max_header_count)
     poll = BusyPoll(RunningLoop(), cores=read_plan().cores)
-    return functools.partial(Lane, begin, functools.partial(refuse_early, registry), heads, poll)
+    crowd = Crowd(connections_within(raise_limit(), settings.max_connections))
+    refuse = functools.partial(refuse_early, registry)
+    return functools.partial(Lane, begin, refuse, heads, poll, limits=Limits.of(settings), crowd=crowd)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

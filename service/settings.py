@@ -91,6 +91,50 @@ class Settings:
         default=64 * 1024 * 1024,
         metadata=_about("largest request body; a longer one is answered 413", unit="bytes", minimum=1),
     )
+    max_request_rows: int = field(
+        default=65536,
+        metadata=_about(
+            "most rows of one request, whatever a model's own max_batch_size, which whoever may load models can raise",
+            minimum=1,
+        ),
+    )
+    max_head_bytes: int = field(
+        # As much as common proxies pass on, several times over.
+        default=64 * 1024,
+        metadata=_about(
+            "longest request line and headers together; a longer head is answered 431", unit="bytes", minimum=1024
+        ),
+    )
+    max_header_count: int = field(
+        default=100, metadata=_about("most header lines of a request; more are answered 431", minimum=8)
+    )
+    max_connections: int = field(
+        default=16384,
+        metadata=_about("most connections of one process at a time; one more is answered 503 and closed", minimum=1),
+    )
+    head_timeout_s: int = field(
+        default=20,
+        metadata=_about("how long a head may take to come, then 408", unit="seconds", minimum=1, maximum=86400),
+    )
+    body_stall_s: int = field(
+        default=30,
+        metadata=_about("longest pause within a body, then 408", unit="seconds", minimum=1, maximum=86400),
+    )
+    answer_stall_s: int = field(
+        default=60,
+        metadata=_about(
+            "how long a client may take no byte of its answer before it is hung up on (Linux)",
+            unit="seconds",
+            minimum=1,
+            maximum=86400,
+        ),
+    )
+    keep_alive_s: int = field(
+        # Longer than the idle time of common load balancers (60 s), so that they close a connection rather than we: the
+        # other way round a request sent in that instant is lost.
+        default=75,
+        metadata=_about("how long a connection may be idle", unit="seconds", minimum=1, maximum=86400),
+    )
     root_path: str = field(
         default="",
         metadata=_about(
