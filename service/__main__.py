@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return run(settings)
-    except CannotServe as error:
+    except (CannotServe, SettingsError) as error:
         return _refuse(error)
 
 

@@ -16,13 +16,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from service import __version__
+from service.access import Guard, is_local
 from service.crowd import Crowd
 from service.errors import ModelNotReady
 from service.memory import keep_what_is_there
@@ -50,8 +51,10 @@ class CannotServe(Exception):
 def run(settings: Settings) -> int:
     """Serves until a signal ends it; returns the exit code.
 
-    Raises CannotServe when the address is not to be had, and later when the only model turns out not to be servable.
+    Raises SettingsError when the file of keys cannot be used, and CannotServe when the address is not to be had, and
+    later when the only model turns out not to be servable.
     """
+    guard = Guard.of(settings)
     sockets = listen(settings.host, settings.port)
     # Late: importing the application takes most of the start-up time, and the port is ours already.
     from service.app import build_app
@@ -60,9 +63,16 @@ def run(settings: Settings) -> int:
 
     registry = Registry(settings)
     regions = SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
-    protocol = _protocol(registry, settings, regions)
+    protocol = _protocol(registry, settings, regions, guard)
     config = uvicorn.Config(
-        build_app(registry, settings.max_body_bytes, regions=regions, root_path=settings.root_path),
+        build_app(
+            registry,
+            settings.max_body_bytes,
+            regions=regions,
+            root_path=settings.root_path,
+            guard=guard,
+            cors_origins=settings.cors_origins,
+        ),
         http=protocol,
         # uvicorn counts the asking connection too; ours does without (crowd.py), and tells it before it asks.
         limit_concurrency=settings.max_connections + 1 if protocol == _UVICORNS_OWN else None,
@@ -80,8 +90,14 @@ def run(settings: Settings) -> int:
         backlog=_BACKLOG,
     )
     server = _Server(config, registry, settings.drain_limit_s)
+    server.each_second.append(guard.refresh)
     logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
     log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock) for sock in sockets))
+    if not guard.has_keys and not is_local(settings):
+        log.warning(
+            "whoever reaches this server can ask it: there is no --api-key-file; requests that change anything are %s",
+            "taken, too (--control-routes on)" if guard.has_control else "switched off",
+        )
     server.listen_to_signals()
     server.run(sockets=sockets)
     if server.gave_up:
@@ -96,7 +112,7 @@ def run(settings: Settings) -> int:
     return code
 
 
-def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> Any:
+def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, guard: Guard) -> Any:
     """What uvicorn makes for each connection: the lane where it fits the installed uvicorn, otherwise uvicorn's own."""
     from service.uvicorn_fit import why_unfit
 
@@ -113,7 +129,15 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> 
     from service.timers import RunningLoop
 
     begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
-    heads = HeadMemory(settings.max_body_bytes, settings.max_head_bytes, settings.max_header_count)
+    heads = HeadMemory(
+        settings.max_body_bytes,
+        settings.max_head_bytes,
+        settings.max_header_count,
+        # The ASGI route knows what to say to a page of another origin.
+        also_unusual=frozenset({b"origin"} if settings.cors_origins else ()),
+        admits=guard.admits_infer if guard.has_keys else None,
+    )
+    guard.when_keys_change(heads.forget)
     poll = BusyPoll(RunningLoop(), cores=read_plan().cores)
     crowd = Crowd(connections_within(raise_limit(), settings.max_connections))
     refuse = functools.partial(refuse_early, registry)
@@ -156,6 +180,7 @@ class _Server(uvicorn.Server):
         self._drain_limit_s = drain_limit_s
         self._has_settled = False
         self.gave_up = ""
+        self.each_second: list[Callable[[], object]] = []
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; true ends serving."""
@@ -163,6 +188,9 @@ class _Server(uvicorn.Server):
         if not self._has_settled and self._registry.is_settled():
             self._has_settled = True
             keep_what_is_there()
+        if counter % 10 == 0:
+            for call in self.each_second:
+                call()
         return await super().on_tick(counter) or bool(self.gave_up)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

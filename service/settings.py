@@ -66,6 +66,9 @@ class Settings:
             aliases=("--http-port", "--http_port"),
         ),
     )
+    unix_socket: Path | None = field(
+        default=None, metadata=_about("listen on this unix socket, and on no address", metavar="PATH")
+    )
     strict_readiness: bool = field(
         default=True,
         metadata=_about("ready means that every model is READY; without it, that one is READY and none is LOADING"),
@@ -150,6 +153,31 @@ class Settings:
         metadata=_about(
             "take tensors through system shared memory; whoever can send requests can then read and write every object "
             "in /dev/shm that this server's user may"
+        ),
+    )
+    api_key_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            "file of the keys that clients must show, a line each: `infer: KEY`, `control: KEY`, `read: KEY`; read "
+            "again when it changes",
+            metavar="PATH",
+        ),
+    )
+    control_routes: str = field(
+        default="auto",
+        metadata=_about(
+            "whether models can be loaded and unloaded, and shared memory registered, by request; auto: where keys are "
+            "asked for, or only this machine can reach the server",
+            choices=("auto", "on", "off"),
+        ),
+    )
+    cors_origins: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "web pages of these origins may read answers, comma separated; `*`: of all",
+            metavar="A,B",
+            pattern=r"\*|https?://(?!-)[A-Za-z0-9.\[\]:_-]+",
+            legal="an origin such as https://a.example or http://localhost:3000, without a path; or *",
         ),
     )
     drain_limit_s: int = field(

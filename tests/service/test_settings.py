@@ -44,6 +44,12 @@ ALL = [
     pytest.param("answer_stall_s", "5", 5, id="answer-seconds"),
     pytest.param("keep_alive_s", "5", 5, id="idle-seconds"),
     pytest.param("root_path", "/models/eu-1", "/models/eu-1", id="url-path"),
+    pytest.param("unix_socket", "/run/s", Path("/run/s"), id="socket"),
+    pytest.param("api_key_file", "keys", Path("keys"), id="file"),
+    pytest.param("control_routes", "off", "off", id="word"),
+    pytest.param("cors_origins", "https://a.example, http://localhost:3000",
+                 ("https://a.example", "http://localhost:3000"), id="origins"),
+    pytest.param("cors_origins", "*", ("*",), id="any-origin"),
     pytest.param("drain_limit_s", "0", 0, id="seconds"),
     pytest.param("log_level", "debug", "debug", id="choice"),
 ]  # fmt: skip
@@ -128,6 +134,10 @@ def test_a_kubernetes_service_link_is_not_a_port() -> None:
         pytest.param([], {"FOLDSERVE_STRICT_READINESS": "2"}, ["FOLDSERVE_STRICT_READINESS", "'2'"], id="switch"),
         pytest.param(["--log-level", "loud"], {}, ["--log-level", "'loud'", "debug, info"], id="choice"),
         pytest.param(["--providers", ","], {}, ["--providers", "names nothing"], id="no-provider"),
+        pytest.param(
+            ["--cors-origins", "a.example"], {}, ["--cors-origins", "'a.example' is not an origin"], id="host"
+        ),
+        pytest.param(["--cors-origins", "https://a/b"], {}, ["'https://a/b' is not an origin"], id="origin-with-path"),
         pytest.param(["--host", " "], {}, ["--host", "empty"], id="empty-text"),
         pytest.param(["--model-name", "a/b"], {}, ["--model-name", "'a/b' is not a model name"], id="no-model-name"),
         pytest.param(["--prot", "1"], {}, ["--prot"], id="unknown-flag"),
