@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -30,6 +31,8 @@ from service.memory import keep_what_is_there
 from service.off_loop import refuse_unfinished
 from service.open_files import connections_within, raise_limit
 from service.settings import Settings
+from service.tls import make_context
+from service.unix_socket import UnixSocket
 
 if TYPE_CHECKING:
     from service.registry import Registry
@@ -51,11 +54,30 @@ class CannotServe(Exception):
 def run(settings: Settings) -> int:
     """Serves until a signal ends it; returns the exit code.
 
-    Raises SettingsError when the file of keys cannot be used, and CannotServe when the address is not to be had, and
-    later when the only model turns out not to be servable.
+    Raises SettingsError when the file of keys or those of TLS cannot be used, and CannotServe when the address is not
+    to be had, and later when the only model turns out not to be servable.
     """
     guard = Guard.of(settings)
-    sockets = listen(settings.host, settings.port)
+    context = make_context(settings)
+    door = _listen_on_file(settings) if settings.unix_socket else None
+    sockets = [door.sock] if door else listen(settings.host, settings.port)
+    try:
+        code, is_idle = _serve(settings, guard, sockets, context)
+    finally:
+        if door is not None:
+            door.remove()
+    if not is_idle:
+        # Python would wait for the thread that loads, or computes, which may take minutes and cannot be interrupted;
+        # nobody is going to use what comes of it. Nothing is left to lose: both only read.
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def _serve(
+    settings: Settings, guard: Guard, sockets: list[socket.socket], context: ssl.SSLContext | None
+) -> tuple[int, bool]:
+    """The exit code, and whether all threads have ended."""
     # Late: importing the application takes most of the start-up time, and the port is ours already.
     from service.app import build_app
     from service.registry import Registry
@@ -88,11 +110,12 @@ def run(settings: Settings) -> int:
         # Whoever sits in front of us is not known here; a forged X-Forwarded-For must not be believed.
         proxy_headers=False,
         backlog=_BACKLOG,
+        ssl_context_factory=None if context is None else lambda *_: context,
     )
     server = _Server(config, registry, settings.drain_limit_s)
     server.each_second.append(guard.refresh)
     logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
-    log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock) for sock in sockets))
+    log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock, context) for sock in sockets))
     if not guard.has_keys and not is_local(settings):
         log.warning(
             "whoever reaches this server can ask it: there is no --api-key-file; requests that change anything are %s",
@@ -103,13 +126,7 @@ def run(settings: Settings) -> int:
     if server.gave_up:
         raise CannotServe(server.gave_up)
     log.info("stopped")
-    code = 0 if server.started else 1
-    if registry.gave_up or not registry.is_settled():
-        # Python would wait for the thread that loads, or computes, which may take minutes and cannot be interrupted;
-        # nobody is going to use what comes of it. Nothing is left to lose: both only read.
-        logging.shutdown()
-        os._exit(code)
-    return code
+    return 0 if server.started else 1, registry.is_settled() and not registry.gave_up
 
 
 def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, guard: Guard) -> Any:
@@ -170,6 +187,16 @@ def listen(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
+def _listen_on_file(settings: Settings) -> UnixSocket:
+    """Raises CannotServe."""
+    assert settings.unix_socket is not None
+    try:
+        return UnixSocket(settings.unix_socket, int(settings.unix_socket_mode, 8), _BACKLOG)
+    except OSError as error:
+        reason = f"cannot listen on --unix-socket {str(settings.unix_socket)!r}: {error.strerror}"
+        raise CannotServe(f"{reason}; choose another path") from error
+
+
 class _Server(uvicorn.Server):
     """uvicorn closes its listeners first when told to exit; a grace period (not ready, but serving on) goes into
     `handle_exit`, before `should_exit` is set."""
@@ -226,6 +253,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _address(sock: socket.socket) -> str:
+def _address(sock: socket.socket, context: ssl.SSLContext | None) -> str:
+    scheme = "http" if context is None else "https"
+    if sock.family == getattr(socket, "AF_UNIX", None):
+        return f"{scheme}+unix://{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if sock.family == socket.AF_INET6 else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{scheme}://{host}:{port}"

@@ -67,7 +67,19 @@ class Settings:
         ),
     )
     unix_socket: Path | None = field(
-        default=None, metadata=_about("listen on this unix socket, and on no address", metavar="PATH")
+        default=None,
+        metadata=_about(
+            "listen on this unix socket, and on no address; its file is removed at the end", metavar="PATH"
+        ),
+    )
+    unix_socket_mode: str = field(
+        default="660",
+        metadata=_about(
+            "permissions of the unix socket's file, in octal; 660: this server's user and group",
+            metavar="MODE",
+            pattern=r"0?[0-7]{3}",
+            legal="three octal digits, such as 660",
+        ),
     )
     strict_readiness: bool = field(
         default=True,
@@ -162,6 +174,23 @@ class Settings:
             "again when it changes",
             metavar="PATH",
         ),
+    )
+    tls_cert_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            "speak TLS, with the certificate (and those between it and the root) in this file", metavar="PEM"
+        ),
+    )
+    tls_key_file: Path | None = field(
+        default=None,
+        metadata=_about("private key of the certificate, where it is not in the same file", metavar="PEM"),
+    )
+    tls_key_password_file: Path | None = field(
+        default=None, metadata=_about("file whose first line decrypts the private key", metavar="PATH")
+    )
+    tls_client_ca_file: Path | None = field(
+        default=None,
+        metadata=_about("clients must show a certificate of one of these authorities (mutual TLS)", metavar="PEM"),
     )
     control_routes: str = field(
         default="auto",
