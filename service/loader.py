@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +140,12 @@ def without_folder(settings: Settings, reason: str) -> str:
     name = re.escape(str(folder))
     reason = re.sub(rf"(?<![\w./-]){name}/", "", reason)
     alone = rf"'{name}'|(?<![\w./-]){name}(?![\w./-])" if folder.is_absolute() else f"'{name}'"
-    return re.sub(alone, "the repository", reason)
+    reason = re.sub(alone, "the repository", reason)
+    # ONNX Runtime tells where external data would be that lies outside: not even where "outside" begins is told.
+    for place in (folder.absolute(), Path(os.path.realpath(folder))):
+        for above in (place, *place.parents[:-1]):
+            reason = re.sub(rf"(?<![\w./-]){re.escape(str(above))}/", "", reason)
+    return reason
 
 
 def _log_ready(label: str, model: Model) -> None:

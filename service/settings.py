@@ -53,6 +53,10 @@ class Settings:
             aliases=("--model_name",),
         ),
     )
+    follow_links_out: bool = field(
+        default=False,
+        metadata=_about("serve what links in the repository lead to outside of it; without it such a model is refused"),
+    )
     host: str = field(
         default="127.0.0.1",
         metadata=_about("address to listen on; 0.0.0.0 is every IPv4 interface", metavar="HOST"),
