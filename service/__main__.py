@@ -7,7 +7,6 @@ served. A bad model in a good repository is not such a case: it becomes UNAVAILA
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import signal
 import sys
@@ -17,8 +16,6 @@ from types import FrameType
 
 from service.logs import configure_logging
 from service.settings import PROGRAM, Settings, SettingsError
-
-log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,28 +29,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(error)
     configure_logging(settings.log_level)
     # Late: --help and a bad value answer without importing the server.
-    from service.server import CannotServe, run
+    from service.listening import CannotServe
+    from service.server import run
 
     try:
-        if settings.workers == 0:
-            settings = choose_workers(settings, argv)
+        settings, plan = choose_workers(settings, argv)
         if settings.workers > 1:
             from service import workers
 
-            return workers.run(settings, argv)
-        return run(settings)
-    except CannotServe as error:
+            return workers.run(settings, argv, plan)
+        return run(settings, plan)
+    except (CannotServe, SettingsError) as error:
         return _refuse(error)
 
 
-def choose_workers(settings: Settings, argv: Sequence[str]) -> Settings:
-    """The settings with a number of workers, and a line about it."""
+def choose_workers(settings: Settings, argv: Sequence[str]) -> tuple[Settings, str]:
+    """The settings with a number of workers, and why it is that."""
+    if settings.workers:
+        return settings, "as asked"
     from service import worker_plan
     from service.cpu_plan import read_plan
 
     chosen = worker_plan.plan(read_plan(), settings, argv)
-    log.info("%s: %s", "1 process serves" if chosen.workers == 1 else f"{chosen.workers} workers serve", chosen.reason)
-    return dataclasses.replace(settings, workers=chosen.workers)
+    return dataclasses.replace(settings, workers=chosen.workers), chosen.reason
 
 
 def check_paths(settings: Settings) -> None:

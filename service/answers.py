@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from service.compression import ACCEPTED
 from service.decode import HEADER_LENGTH
 from service.encode import EncodedResponse, encode_error
-from service.errors import Overloaded, PayloadTooLarge, ServiceError, UnsupportedEncoding, status_of
+from service.errors import Overloaded, PayloadTooLarge, ServiceError, Unauthenticated, UnsupportedEncoding, status_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,9 @@ def _headers_of(error: ServiceError) -> Iterator[tuple[bytes, bytes]]:
         case UnsupportedEncoding():
             # RFC 9110, 15.5.16: says that it was the coding, not the media type, and which would do.
             yield b"accept-encoding", ACCEPTED.encode("ascii")
+        case Unauthenticated():
+            # RFC 9110, 15.5.2: how one would authenticate.
+            yield b"www-authenticate", b"Bearer"
         case PayloadTooLarge():
             # The rest of the body is not wanted, so the connection cannot carry another request.
             yield b"connection", b"close"

@@ -16,12 +16,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
+from service.access import Guard
+from service.access_api import GuardedApp
 from service.answers import Answer, answer_error, make_answer
 from service.assignment import Assignment
 from service.control import Control, OneProcess
+from service.decode import HEADER_LENGTH
 from service.encode import encode_error
 from service.errors import ServiceError
 from service.http_api import INFER_PATHS, add_routes
@@ -36,16 +40,22 @@ from service.version_states import ModelState
 
 log = logging.getLogger(__name__)
 
+# Beyond those that every page may read (Fetch, "CORS-safelisted response-header name").
+_EXPOSED_HEADERS = (HEADER_LENGTH, "Retry-After", "Server-Timing", "WWW-Authenticate")
+
 _DESCRIPTION = "Serves folded ONNX models over the Open Inference Protocol v2, in JSON and with binary tensors."
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application that serves what `settings` name. Touches no disk and starts nothing before its lifespan does."""
+    """The application that serves what `settings` name. Starts nothing, and touches nothing on disk but the file of
+    keys, before its lifespan does. Raises SettingsError when there is something wrong with that file."""
     return build_app(
         Registry(settings),
         settings.max_body_bytes,
         regions=SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes),
         root_path=settings.root_path,
+        guard=Guard.of(settings),
+        cors_origins=settings.cors_origins,
     )
 
 
@@ -55,10 +65,13 @@ def build_app(
     *,
     regions: SharedMemory | None = None,
     root_path: str = "",
+    guard: Guard | None = None,
+    cors_origins: tuple[str, ...] = (),
     control: Control | None = None,
     assignment: Assignment | None = None,
 ) -> FastAPI:
-    """As `create_app`, around a registry, and regions of shared memory, that somebody else made.
+    """As `create_app`, around a registry, regions of shared memory and a guard that somebody else made. Without a guard
+    everything is everybody's.
 
     control: of all processes, where this is one of several. assignment: what to load in place of what is on disk.
     """
@@ -82,6 +95,18 @@ def build_app(
     _document_infer(app, registry)
     _tell_every_error_alike(app)
     app.add_middleware(HeadAsGet)
+    if guard is not None:
+        app.add_middleware(GuardedApp, guard=guard)
+    if cors_origins:
+        # Around the guard: browsers ask whether they may (preflight) without a key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED_HEADERS,
+            max_age=600,
+        )
     if root_path:
         app.add_middleware(UnderRootPath, root_path=root_path)
     return app

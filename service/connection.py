@@ -19,7 +19,9 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.crowd import Crowd, Place
 from service.encode import encode_error
+from service.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Limits:
 
     # As much as common proxies pass on, several times over. What one read brings may exceed it once.
     head_bytes: int = 64 * 1024
+    # Browsers send some twenty, proxies add some ten.
+    header_count: int = 100
     # Heads are small; this is many round trips even on a bad line.
     head_s: float = 20.0
     # Without a single byte; a line that recovers from a loss does so earlier.
@@ -37,6 +41,17 @@ class Limits:
     answer_stall_s: float = 60.0
     # Behind a refusal: a round trip on a bad line, and what the peer had sent before it could know.
     farewell_s: float = 2.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Those that an operator may choose, as chosen."""
+        return cls(
+            head_bytes=settings.max_head_bytes,
+            header_count=settings.max_header_count,
+            head_s=settings.head_timeout_s,
+            body_stall_s=settings.body_stall_s,
+            answer_stall_s=settings.answer_stall_s,
+        )
 
 
 class Refused(Exception):
@@ -64,9 +79,18 @@ class Phase(Enum):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn makes one for each accepted socket."""
+    """uvicorn makes one for each accepted socket. `crowd`: all of them, where there is a limit to their number."""
 
     limits = Limits()
+
+    def __init__(
+        self, *from_uvicorn: Any, limits: Limits | None = None, crowd: Crowd | None = None, **named: Any
+    ) -> None:
+        super().__init__(*from_uvicorn, **named)
+        self._crowd = crowd
+        self._place = Place.ADMITTED
+        if limits is not None:
+            self.limits = limits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -84,6 +108,10 @@ class Connection(HttpToolsProtocol):
         self._last_words = b""
         self._running: RequestResponseCycle | None = None
         self._await(Phase.REQUEST)
+        if self._crowd is not None:
+            self._place = self._crowd.enter()
+            if self._place is not Place.ADMITTED:
+                self._turn_away(self._crowd.most)
 
     @property
     def is_busy(self) -> bool:
@@ -91,6 +119,8 @@ class Connection(HttpToolsProtocol):
         return self._phase in (Phase.HEAD, Phase.BODY) or self._unanswered > 0
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._crowd is not None:
+            self._crowd.leave(self._place)
         self._await(Phase.NOTHING)
         if self._timer is not None:
             self._timer.cancel()
@@ -149,8 +179,14 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
         # Trailers of a chunked body come here as well; they are no header fields (RFC 9110, 6.5.1).
-        if self._phase is Phase.HEAD:
-            super().on_header(name, value)
+        if self._phase is not Phase.HEAD:
+            return
+        super().on_header(name, value)
+        if len(self.headers) > self.limits.header_count:
+            raise Refused(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"the request has more than {self.limits.header_count} header lines, the most that this server takes",
+            )
 
     def on_headers_complete(self) -> None:
         hosts = sum(name == b"host" for name, _ in self.headers)
@@ -275,6 +311,14 @@ class Connection(HttpToolsProtocol):
         else:
             self._part(words)
 
+    def _turn_away(self, most: int) -> None:
+        self._refused = True
+        if self._place is Place.SHUT_OUT:
+            self.transport.close()
+            return
+        text = f"this server has {most} connections, the most that it takes (--max-connections); try again later"
+        self._part(refusal_bytes(Refused(HTTPStatus.SERVICE_UNAVAILABLE, text)))
+
     def _part(self, words: bytes) -> None:
         """Closes behind its last words, but only the sending half: what the peer still sends is read and thrown away,
         for closing would reset the connection, and the peer might never read this answer nor those before (RFC 9112,
@@ -283,7 +327,8 @@ class Connection(HttpToolsProtocol):
             return
         if words:
             self.transport.write(words)
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS has no such thing
+            self.transport.write_eof()
         self.flow.resume_reading()
         self._await(Phase.CLOSE)
 
@@ -299,10 +344,10 @@ def _end_when_nothing_is_taken(transport: asyncio.BaseTransport, limit_s: float)
 
     Otherwise a peer that never reads would keep its answer in memory for ever: closing waits until all is written. Only
     the kernel sees every byte that leaves, and its clock needs nothing of ours per request. Elsewhere than on Linux
-    such a peer is not ended.
+    such a peer is not ended, nor on a unix socket, where it is a process of this machine.
     """
     sock = transport.get_extra_info("socket")
-    if sock is not None and sys.platform == "linux":
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and sys.platform == "linux":
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(limit_s * 1000))
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import ModelRejected
+from service.links import leads_out
 from service.repository import (
     CONFIG_FILE,
     ModelConfig,
@@ -55,7 +55,7 @@ def discover(settings: Settings) -> list[Found]:
         # It was there when the command started.
         log.error("%s", error)
         return []
-    found = [one for name in names for one in _discover_folder(settings.model_repository / name, settings.providers)]
+    found = [one for name in names for one in _discover_folder(settings.model_repository / name, settings)]
     if not found:
         _hint(settings.model_repository)
     return found
@@ -80,7 +80,7 @@ def discover_model(
         return [found for found in _discover_single(settings, config, numbers) if found.name == name]
     if name not in model_names(settings.model_repository):
         return []
-    return _discover_folder(settings.model_repository / name, settings.providers, config, numbers)
+    return _discover_folder(settings.model_repository / name, settings, config, numbers)
 
 
 def names_on_disk(settings: Settings) -> tuple[str, ...]:
@@ -124,14 +124,19 @@ def _holds_a_model(folder: Path) -> bool:
 
 
 def _discover_folder(
-    folder: Path, providers: Sequence[str], config: ModelConfig | None = None, numbers: frozenset[int] | None = None
+    folder: Path, settings: Settings, config: ModelConfig | None = None, numbers: frozenset[int] | None = None
 ) -> list[Found]:
     """A model of the repository."""
     try:
+        if not settings.follow_links_out and (link := leads_out(folder.parent, folder)) is not None:
+            raise ModelRejected(
+                f"{link} leads out of the model repository; put what it leads to into the repository, or start the "
+                f"server with --follow-links-out"
+            )
         if not versions(folder) and not has_config(folder):
             log.warning("%s is ignored: it holds neither a version nor a %s", folder.name, CONFIG_FILE)
             return []
-        config = config or read_config(folder, providers=providers)
+        config = config or read_config(folder, providers=settings.providers)
     except ModelRejected as error:
         return [Found(folder.name, None, None, str(error).replace(f"{folder.parent}/", ""))]
     except OSError as error:

@@ -6,6 +6,8 @@
     │   ├── RequestMismatch           a good request that does not fit this model (names, datatypes, shapes, rows)
     │   ├── PayloadTooLarge           over the limit on body bytes
     │   ├── UnsupportedEncoding       a Content-Encoding that is not spoken here
+    │   ├── Unauthenticated           no key, or none of ours
+    │   ├── Forbidden                 a key that does not open this, or what is switched off
     │   ├── NotFound                  no such route, model or version
     │   ├── LoadFailed                a load that was asked for cannot be done; what served before goes on
     │   ├── MethodNotAllowed          the route exists, the method does not
@@ -49,6 +51,14 @@ class PayloadTooLarge(RequestError):
 
 class UnsupportedEncoding(RequestError):
     """The body is packed in a Content-Encoding that is not spoken here."""
+
+
+class Unauthenticated(RequestError):
+    """The request shows no key, or none of this server's."""
+
+
+class Forbidden(RequestError):
+    """The request's key does not open this, or nobody's does."""
 
 
 class NotFound(RequestError):
@@ -112,6 +122,8 @@ STATUS: dict[type[ServiceError], Status] = {
     RequestError: Status(400, "INVALID_ARGUMENT"),
     PayloadTooLarge: Status(413, "INVALID_ARGUMENT"),
     UnsupportedEncoding: Status(415, "INVALID_ARGUMENT"),
+    Unauthenticated: Status(401, "UNAUTHENTICATED"),
+    Forbidden: Status(403, "PERMISSION_DENIED"),
     NotFound: Status(404, "NOT_FOUND"),
     MethodNotAllowed: Status(405, "UNIMPLEMENTED"),
     # As in Triton (TRITONSERVER_ERROR_UNSUPPORTED).

@@ -44,7 +44,7 @@ from service.version_states import STARTING, ModelState
 INFER_PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer")
 
 _DISCARD_S = 2.0
-"""How long a body that was refused for its length is still read and thrown away, see `_send_and_discard`."""
+"""How long a body that was refused for its length is still read and thrown away, see `send_and_discard`."""
 
 _REASONS_SHOWN = 10
 
@@ -70,7 +70,7 @@ class InferRoute:
         try:
             body = await read_body(headers, receive, self._max_body_bytes)
         except PayloadTooLarge as error:
-            await _send_and_discard(answer_error(error), receive, send)
+            await send_and_discard(answer_error(error), receive, send)
             return
         except ClientDisconnect:
             # There is nobody left to answer.
@@ -79,8 +79,7 @@ class InferRoute:
         head = read_head(path["model_name"], path.get("version"), headers)
         answer = await self._answer(head, body, receive)
         if answer is not None:
-            await _send_head(answer, send)
-            await send({"type": "http.response.body", "body": answer.body})
+            await send_answer(answer, send)
 
     async def _answer(self, head: InferHead, body: bytes | bytearray, receive: Receive) -> Answer | None:
         """None when the caller has gone: then its request is taken out of the queue."""
@@ -160,7 +159,12 @@ async def _send_head(answer: Answer, send: Send) -> None:
     await send({"type": "http.response.start", "status": answer.status, "headers": list(answer.headers)})
 
 
-async def _send_and_discard(answer: Answer, receive: Receive, send: Send) -> None:
+async def send_answer(answer: Answer, send: Send) -> None:
+    await _send_head(answer, send)
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def send_and_discard(answer: Answer, receive: Receive, send: Send) -> None:
     """Reads on for a while behind the answer: closing a connection while its peer still sends would reset it, and the
     peer might never read why (RFC 9112, 9.6)."""
     await _send_head(answer, send)

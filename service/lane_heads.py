@@ -9,6 +9,7 @@ ones. Knows no connection.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httptools
@@ -53,7 +54,18 @@ class _Reader:
 _UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"trailer", b"te"})
 
 
-def read_lane_head(head: bytes, max_body_bytes: int, max_head_bytes: int) -> LaneHead | None:
+Admits = Callable[[list[tuple[bytes, bytes]]], bool]
+"""Whether the sender of these headers may infer. Who may not is the reference door's to refuse."""
+
+
+def read_lane_head(
+    head: bytes,
+    max_body_bytes: int,
+    max_head_bytes: int,
+    max_header_count: int = 100,
+    unusual: frozenset[bytes] = _UNUSUAL,
+    admits: Admits | None = None,
+) -> LaneHead | None:
     """What `head` (request line and headers, with the empty line) asks for; None when it is not for the lane."""
     if len(head) > max_head_bytes:
         return None
@@ -69,7 +81,11 @@ def read_lane_head(head: bytes, max_body_bytes: int, max_head_bytes: int) -> Lan
     if parser.get_http_version() != "1.1" or not parser.should_keep_alive() or parser.should_upgrade():
         return None
     names = [name for name, _ in reader.headers]
-    if names.count(b"host") != 1 or names.count(b"content-length") != 1 or not _UNUSUAL.isdisjoint(names):
+    if len(names) > max_header_count:
+        return None
+    if names.count(b"host") != 1 or names.count(b"content-length") != 1 or not unusual.isdisjoint(names):
+        return None
+    if admits is not None and not admits(reader.headers):
         return None
     known = dict(reader.headers)
     length = known[b"content-length"]
@@ -87,9 +103,18 @@ class HeadMemory:
     """Heads that were read, by their bytes. Bounded: a client whose heads never repeat costs their reading, no more."""
 
     def __init__(
-        self, max_body_bytes: int, max_head_bytes: int, *, entries: int = 1024, entry_bytes: int = 2048
+        self,
+        max_body_bytes: int,
+        max_head_bytes: int,
+        max_header_count: int = 100,
+        *,
+        also_unusual: frozenset[bytes] = frozenset(),
+        admits: Admits | None = None,
+        entries: int = 1024,
+        entry_bytes: int = 2048,
     ) -> None:
-        self._limits = (max_body_bytes, max_head_bytes)
+        """also_unusual: names of more headers that are not for the lane."""
+        self._terms = (max_body_bytes, max_head_bytes, max_header_count, _UNUSUAL | also_unusual, admits)
         self._entries = entries
         self._entry_bytes = entry_bytes
         self._known: dict[bytes, LaneHead | None] = {}
@@ -98,9 +123,13 @@ class HeadMemory:
         try:
             return self._known[head]
         except KeyError:
-            meaning = read_lane_head(head, *self._limits)
+            meaning = read_lane_head(head, *self._terms)
         if len(head) <= self._entry_bytes:
             if len(self._known) >= self._entries:
                 self._known.clear()
             self._known[head] = meaning
         return meaning
+
+    def forget(self) -> None:
+        """For when another key opens what it did not."""
+        self._known.clear()

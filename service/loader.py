@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,7 @@ class Loader:
                 may_use_fewer=not self._settings.intra_op_threads,
             )
             statistics = self._statistics.setdefault((found.name, found.version.version), ModelStatistics())
-            return Model(loaded, statistics, self._queue_space)
+            return Model(loaded, statistics, self._queue_space, max_request_rows=self._settings.max_request_rows)
         except OSError as error:  # a folder that may not be entered, a name too long: anything but a missing file
             raise ModelRejected(f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
 
@@ -139,7 +140,12 @@ def without_folder(settings: Settings, reason: str) -> str:
     name = re.escape(str(folder))
     reason = re.sub(rf"(?<![\w./-]){name}/", "", reason)
     alone = rf"'{name}'|(?<![\w./-]){name}(?![\w./-])" if folder.is_absolute() else f"'{name}'"
-    return re.sub(alone, "the repository", reason)
+    reason = re.sub(alone, "the repository", reason)
+    # ONNX Runtime tells where external data would be that lies outside: not even where "outside" begins is told.
+    for place in (folder.absolute(), Path(os.path.realpath(folder))):
+        for above in (place, *place.parents[:-1]):
+            reason = re.sub(rf"(?<![\w./-]){re.escape(str(above))}/", "", reason)
+    return reason
 
 
 def _log_ready(label: str, model: Model) -> None:

@@ -41,11 +41,17 @@ class Model:
     """One version that is ready to answer. Used on one event loop, ended by `close`."""
 
     def __init__(
-        self, loaded: LoadedVersion, statistics: ModelStatistics | None = None, space: QueueSpace | None = None
+        self,
+        loaded: LoadedVersion,
+        statistics: ModelStatistics | None = None,
+        space: QueueSpace | None = None,
+        *,
+        max_request_rows: int | None = None,
     ) -> None:
         """
         statistics: those of an earlier loading of the same version, which count on where it stopped.
         space: for the tensors of waiting requests, shared with other models; without it there is no bound on them.
+        max_request_rows: the operator's bound on one request, beside max_batch_size.
         """
         scheduling = loaded.scheduling
         self.name = loaded.metadata.name
@@ -53,6 +59,7 @@ class Model:
         self.metadata = loaded.metadata
         self.max_batch_size = loaded.max_batch_size
         """In rows; 0: not batchable, one request at a time."""
+        self._max_request_rows = max_request_rows or self.max_batch_size or 1
         self.report = loaded.report
         self.statistics = statistics or ModelStatistics()
         self.curve = LatencyCurve(loaded.report.latency_s or {1: _UNKNOWN_S})
@@ -102,6 +109,11 @@ class Model:
         rows = validate_request(request, self.metadata, self.max_batch_size)
         if not rows:
             return self._begin_empty(request, done)
+        if rows > self._max_request_rows:
+            raise RequestMismatch(
+                f"the request has {rows} rows, this server takes at most {self._max_request_rows} in one request "
+                f"(--max-request-rows); split it"
+            )
         inputs = {tensor.name: tensor.data for tensor in request.inputs}
 
         came_s = time.monotonic() if arrived_s is None else arrived_s

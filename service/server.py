@@ -1,7 +1,6 @@
-"""The door to uvicorn: sockets, signals, drain.
+"""The door to uvicorn: what it is told, signals, drain.
 
-Sockets are bound here, before anything heavy is imported: a port that is taken is told at once, and connections that
-come early wait in the backlog instead of being refused. SIGTERM and SIGINT stop the server in order: no new
+SIGTERM and SIGINT stop the server in order: no new
 connections, requests in flight finish (what has not by `drain_limit_s` is refused), models close, exit code 0.
 Knows nothing of routes, and of models only whether there is any hope; the application is made by `service.app`.
 """
@@ -15,18 +14,24 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from service import __version__
+from service.access import Guard, warn_of_strangers
+from service.crowd import Crowd
 from service.errors import ModelNotReady
+from service.listening import BACKLOG, CannotServe, open_door
 from service.memory import keep_what_is_there
 from service.off_loop import refuse_unfinished
+from service.open_files import connections_within, raise_limit
 from service.settings import Settings
+from service.tls import make_context
 
 if TYPE_CHECKING:
     from service.assignment import Assignment
@@ -36,33 +41,36 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Longer than the idle time of common load balancers (60 s), so that they close a connection rather than we: the other
-# way round a request sent in that instant is lost.
-_KEEP_ALIVE_S = 75
 # Behind the drain limit, for its refusals to be written and for peers to read them.
 _LAST_ANSWERS_S = 1
-# Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
-_BACKLOG = 2048
+_UVICORNS_OWN = "httptools"
 
 
-class CannotServe(Exception):
-    """There is nothing to listen on, or nothing to serve. `str(error)` is one line."""
+def run(settings: Settings, plan: str = "as asked") -> int:
+    """Serves until a signal ends it; returns the exit code. plan: why in one process, for the log.
 
-
-def run(settings: Settings) -> int:
-    """Serves until a signal ends it; returns the exit code.
-
-    Raises CannotServe when the address is not to be had, and later when the only model turns out not to be servable.
+    Raises SettingsError when the file of keys or those of TLS cannot be used, and CannotServe when the address is not
+    to be had, and later when the only model turns out not to be servable.
     """
-    sockets = listen(settings.host, settings.port)
-    # Late: importing the application takes most of the start-up time, and the port is ours already.
-    from service.registry import Registry
+    guard = Guard.of(settings)
+    context = make_context(settings)
+    door = open_door(settings)
+    try:
+        # Late: importing the application takes most of the start-up time, and the port is ours already.
+        from service.registry import Registry
 
-    registry = Registry(settings)
-    server = Server(configuration(settings, registry, regions_for(settings)), registry, settings.drain_limit_s)
-    log.info("foldserve %s listens on %s", __version__, ", ".join(address(sock) for sock in sockets))
-    server.listen_to_signals()
-    server.run(sockets=sockets)
+        registry = Registry(settings)
+        server = Server(
+            configuration(settings, registry, regions_for(settings), guard, context), registry, settings.drain_limit_s
+        )
+        server.each_second.append(guard.refresh)
+        log.info("foldserve %s listens on %s", __version__, door.addresses(is_tls=context is not None))
+        log.info("1 process serves: %s", plan)
+        warn_of_strangers(settings, guard)
+        server.listen_to_signals()
+        server.run(sockets=list(door.slots[0]))
+    finally:
+        door.remove()
     return server.after()
 
 
@@ -76,10 +84,13 @@ def configuration(
     settings: Settings,
     registry: Registry,
     regions: SharedMemory,
+    guard: Guard,
+    context: ssl.SSLContext | None,
+    *,
     control: Control | None = None,
     assignment: Assignment | None = None,
 ) -> uvicorn.Config:
-    """What uvicorn is told; control, assignment: see `build_app`."""
+    """What uvicorn is told. context: of TLS. control, assignment: see `build_app`."""
     # Late, as above.
     from service.app import build_app
 
@@ -88,12 +99,17 @@ def configuration(
         settings.max_body_bytes,
         regions=regions,
         root_path=settings.root_path,
+        guard=guard,
+        cors_origins=settings.cors_origins,
         control=control,
         assignment=assignment,
     )
+    protocol = _protocol(registry, settings, regions, guard)
     return uvicorn.Config(
         app,
-        http=_protocol(registry, settings, regions),
+        http=protocol,
+        # uvicorn counts the asking connection too; ours does without (crowd.py), and tells it before it asks.
+        limit_concurrency=settings.max_connections + 1 if protocol == _UVICORNS_OWN else None,
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
         lifespan="on",
@@ -101,23 +117,25 @@ def configuration(
         access_log=False,
         # No `Server:` header: it tells an attacker what to try, and every answer would carry it.
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.drain_limit_s + _LAST_ANSWERS_S,
         # Whoever sits in front of us is not known here; a forged X-Forwarded-For must not be believed.
         proxy_headers=False,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
+        ssl_context_factory=None if context is None else lambda *_: context,
     )
 
 
-def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> Any:
+def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, guard: Guard) -> Any:
     """What uvicorn makes for each connection: the lane where it fits the installed uvicorn, otherwise uvicorn's own."""
     from service.uvicorn_fit import why_unfit
 
     if misfit := why_unfit():
         log.warning("requests take the slower way, through the application: %s; install the pinned uvicorn", misfit)
-        return "httptools"
+        return _UVICORNS_OWN
 
     from service.busy_poll import BusyPoll
+    from service.connection import Limits
     from service.cpu_plan import read_plan
     from service.http_lane import Lane
     from service.infer import begin_infer, refuse_early
@@ -125,40 +143,19 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> 
     from service.timers import RunningLoop
 
     begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
-    heads = HeadMemory(settings.max_body_bytes, Lane.limits.head_bytes)
+    heads = HeadMemory(
+        settings.max_body_bytes,
+        settings.max_head_bytes,
+        settings.max_header_count,
+        # The ASGI route knows what to say to a page of another origin.
+        also_unusual=frozenset({b"origin"} if settings.cors_origins else ()),
+        admits=guard.admits_infer if guard.has_keys else None,
+    )
+    guard.when_keys_change(heads.forget)
     poll = BusyPoll(RunningLoop(), cores=read_plan(settings.workers).cores)
-    return functools.partial(Lane, begin, functools.partial(refuse_early, registry), heads, poll)
-
-
-def listen(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
-    """Listening sockets for every address of `host`, all with the same port. Raises CannotServe.
-
-    shared: others of this user may listen there as well, and the kernel spreads connections over all of them.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        # A name may have several addresses: localhost is both ::1 and 127.0.0.1.
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            sock = socket.socket(family, kind, protocol)
-            sockets.append(sock)
-            # Lets a restarted server listen at once; on Linux it does not let two servers share a port.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            chosen = sockets[0].getsockname()[1] if len(sockets) > 1 else port
-            sock.bind((address[0], chosen, *address[2:]))
-            # Now rather than in uvicorn: two servers can bind one port, only one of them can listen on it.
-            sock.listen(_BACKLOG)
-    except (OSError, UnicodeError) as error:
-        for sock in sockets:
-            sock.close()
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CannotServe(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
-    return sockets
+    crowd = Crowd(connections_within(raise_limit(), settings.max_connections))
+    refuse = functools.partial(refuse_early, registry)
+    return functools.partial(Lane, begin, refuse, heads, poll, limits=Limits.of(settings), crowd=crowd)
 
 
 class Server(uvicorn.Server):
@@ -171,6 +168,7 @@ class Server(uvicorn.Server):
         self._drain_limit_s = drain_limit_s
         self._has_settled = False
         self.gave_up = ""
+        self.each_second: list[Callable[[], object]] = []
         logging.getLogger("uvicorn.error").addFilter(self.tell_the_drain_in_our_words)
 
     async def on_tick(self, counter: int) -> bool:
@@ -179,6 +177,9 @@ class Server(uvicorn.Server):
         if not self._has_settled and self._registry.is_settled():
             self._has_settled = True
             keep_what_is_there()
+        if counter % 10 == 0:
+            for call in self.each_second:
+                call()
         return await super().on_tick(counter) or bool(self.gave_up)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -235,8 +236,3 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own raises the signal again after a clean stop, so that the process dies of it; we exit 0."""
         yield
-
-
-def address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if sock.family == socket.AF_INET6 else f"http://{host}:{port}"

@@ -1,64 +1,24 @@
 """Every operator's knob in one frozen object: name, type, default, range, unit and help, stated once.
 
 Command-line flags, FOLDSERVE_* variables, `--help` and the README's table all derive from the fields of `Settings`;
-to add a knob, add a field. A flag beats a variable, a variable beats the default.
+to add a knob, add a field (knobs.py reads it). A flag beats a variable, a variable beats the default.
 This file knows what a legal value is, not whether a path exists or a provider is installed.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
 
-from service import __version__
-from service.flags import Once, Switch, shown
+from service import __version__, knobs
+from service.knobs import PROGRAM, SettingsError
+from service.knobs import about as _about
 
-PROGRAM = "foldserve"
-VARIABLE_PREFIX = "FOLDSERVE_"
+__all__ = ["PROGRAM", "Settings", "SettingsError", "readme_table"]
+
+_DESCRIPTION = "Serve ONNX models over the Open Inference Protocol v2 (REST, JSON and binary tensors)."
 _WHAT_TO_SERVE = frozenset({"model", "model_repository"})
-
-# Kubernetes injects FOLDSERVE_PORT=tcp://10.0.0.1:8000 into every pod of a namespace with a Service named "foldserve"
-# (Docker-style service links). It is not meant for us, and without this line it would stop the server from starting.
-_SERVICE_LINK = re.compile(r"tcp://\S+:\d+")
-
-
-class SettingsError(Exception):
-    """A knob has a value that cannot be used. `str(error)` is one line that names knob, value and what is legal."""
-
-
-def _about(
-    help_text: str,
-    *,
-    metavar: str = "N",
-    unit: str = "",
-    minimum: int | None = None,
-    maximum: int | None = None,
-    choices: tuple[str, ...] = (),
-    pattern: str = "",
-    legal: str = "",
-    aliases: tuple[str, ...] = (),
-) -> Mapping[str, Any]:
-    """The metadata of a knob; everything that is derived from `Settings` reads it.
-
-    pattern, legal: what a text must look like, for the program and in words. aliases: what KServe's runtimes and
-    tritonserver call the flag, so that arguments written for them work as they stand.
-    """
-    return {
-        "help": help_text,
-        "metavar": metavar,
-        "unit": unit,
-        "minimum": minimum,
-        "maximum": maximum,
-        "choices": choices,
-        "pattern": pattern,
-        "legal": legal,
-        "aliases": aliases,
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +53,10 @@ class Settings:
             aliases=("--model_name",),
         ),
     )
+    follow_links_out: bool = field(
+        default=False,
+        metadata=_about("serve what links in the repository lead to outside of it; without it such a model is refused"),
+    )
     host: str = field(
         default="127.0.0.1",
         metadata=_about("address to listen on; 0.0.0.0 is every IPv4 interface", metavar="HOST"),
@@ -104,6 +68,21 @@ class Settings:
             minimum=0,
             maximum=65535,
             aliases=("--http-port", "--http_port"),
+        ),
+    )
+    unix_socket: Path | None = field(
+        default=None,
+        metadata=_about(
+            "listen on this unix socket, and on no address; its file is removed at the end", metavar="PATH"
+        ),
+    )
+    unix_socket_mode: str = field(
+        default="660",
+        metadata=_about(
+            "permissions of the unix socket's file, in octal; 660: this server's user and group",
+            metavar="MODE",
+            pattern=r"0?[0-7]{3}",
+            legal="three octal digits, such as 660",
         ),
     )
     strict_readiness: bool = field(
@@ -140,6 +119,50 @@ class Settings:
         default=64 * 1024 * 1024,
         metadata=_about("largest request body; a longer one is answered 413", unit="bytes", minimum=1),
     )
+    max_request_rows: int = field(
+        default=65536,
+        metadata=_about(
+            "most rows of one request, whatever a model's own max_batch_size, which whoever may load models can raise",
+            minimum=1,
+        ),
+    )
+    max_head_bytes: int = field(
+        # As much as common proxies pass on, several times over.
+        default=64 * 1024,
+        metadata=_about(
+            "longest request line and headers together; a longer head is answered 431", unit="bytes", minimum=1024
+        ),
+    )
+    max_header_count: int = field(
+        default=100, metadata=_about("most header lines of a request; more are answered 431", minimum=8)
+    )
+    max_connections: int = field(
+        default=16384,
+        metadata=_about("most connections of one process at a time; one more is answered 503 and closed", minimum=1),
+    )
+    head_timeout_s: int = field(
+        default=20,
+        metadata=_about("how long a head may take to come, then 408", unit="seconds", minimum=1, maximum=86400),
+    )
+    body_stall_s: int = field(
+        default=30,
+        metadata=_about("longest pause within a body, then 408", unit="seconds", minimum=1, maximum=86400),
+    )
+    answer_stall_s: int = field(
+        default=60,
+        metadata=_about(
+            "how long a client may take no byte of its answer before it is hung up on (Linux)",
+            unit="seconds",
+            minimum=1,
+            maximum=86400,
+        ),
+    )
+    keep_alive_s: int = field(
+        # Longer than the idle time of common load balancers (60 s), so that they close a connection rather than we: the
+        # other way round a request sent in that instant is lost.
+        default=75,
+        metadata=_about("how long a connection may be idle", unit="seconds", minimum=1, maximum=86400),
+    )
     root_path: str = field(
         default="",
         metadata=_about(
@@ -157,6 +180,48 @@ class Settings:
             "in /dev/shm that this server's user may"
         ),
     )
+    api_key_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            "file of the keys that clients must show, a line each: `infer: KEY`, `control: KEY`, `read: KEY`; read "
+            "again when it changes",
+            metavar="PATH",
+        ),
+    )
+    tls_cert_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            "speak TLS, with the certificate (and those between it and the root) in this file", metavar="PEM"
+        ),
+    )
+    tls_key_file: Path | None = field(
+        default=None,
+        metadata=_about("private key of the certificate, where it is not in the same file", metavar="PEM"),
+    )
+    tls_key_password_file: Path | None = field(
+        default=None, metadata=_about("file whose first line decrypts the private key", metavar="PATH")
+    )
+    tls_client_ca_file: Path | None = field(
+        default=None,
+        metadata=_about("clients must show a certificate of one of these authorities (mutual TLS)", metavar="PEM"),
+    )
+    control_routes: str = field(
+        default="auto",
+        metadata=_about(
+            "whether models can be loaded and unloaded, and shared memory registered, by request; auto: where keys are "
+            "asked for, or only this machine can reach the server",
+            choices=("auto", "on", "off"),
+        ),
+    )
+    cors_origins: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "web pages of these origins may read answers, comma separated; `*`: of all",
+            metavar="A,B",
+            pattern=r"\*|https?://(?!-)[A-Za-z0-9.\[\]:_-]+",
+            legal="an origin such as https://a.example or http://localhost:3000, without a path; or *",
+        ),
+    )
     drain_limit_s: int = field(
         # Kubernetes kills 30 s after SIGTERM by default; stop by ourselves a little earlier, with a word in the log.
         default=25,
@@ -172,7 +237,7 @@ class Settings:
     def __post_init__(self) -> None:
         for knob in fields(self):
             try:
-                _check(knob, getattr(self, knob.name))
+                knobs.check(knob, getattr(self, knob.name))
             except ValueError as error:
                 raise SettingsError(f"{knob.name}: {error}") from error
 
@@ -182,9 +247,10 @@ class Settings:
 
         Raises SettingsError with one clear line, and SystemExit(0) after printing for --help and --version.
         """
-        from_variables = _read_variables(environ)
-        from_flags = {name: value for name, value in vars(_parser().parse_args(argv)).items() if value is not None}
-        for source, spell in ((from_flags, _flag), (from_variables, _variable)):
+        from_variables = knobs.read_variables(cls, environ)
+        parser = knobs.parser(cls, __version__, _DESCRIPTION, given_once=_WHAT_TO_SERVE)
+        from_flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+        for source, spell in ((from_flags, knobs.flag), (from_variables, knobs.variable)):
             if source.keys() >= _WHAT_TO_SERVE:
                 both = " and ".join(spell(name) for name in sorted(_WHAT_TO_SERVE))
                 raise SettingsError(f"{both} exclude each other: give one file or one folder")
@@ -197,166 +263,4 @@ class Settings:
 
 def readme_table() -> str:
     """Every knob as a Markdown table, for the README."""
-    rows = ["| Flag | Variable | Default | Meaning |", "|---|---|---|---|"]
-    for knob in fields(Settings):
-        default = f"`{shown(knob.default)}`" if knob.default not in (None, "") else ""
-        rows.append(f"| `{_shown_flag(knob)}` | `{_variable(knob.name)}` | {default} | {_help(knob)} |")
-    return "\n".join(rows) + "\n"
-
-
-# --- from text to value -------------------------------------------------------------------------------------------
-
-
-def _read_bool(text: str) -> bool:
-    word = text.strip().lower()
-    if word in {"1", "true", "yes", "on"}:
-        return True
-    if word in {"0", "false", "no", "off"}:
-        return False
-    raise ValueError(f"{text!r} is neither true nor false (1, true, yes, on; 0, false, no, off)")
-
-
-def _read_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a whole number") from None
-
-
-def _read_names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise ValueError(f"{text!r} names nothing; give one or more names, comma separated")
-    return names
-
-
-def _read_text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty")
-    return text.strip()
-
-
-def _read_path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} is not a path")
-    return Path(text).expanduser()
-
-
-_READERS: dict[object, Callable[[str], Any]] = {
-    bool: _read_bool,
-    int: _read_int,
-    str: _read_text,
-    str | None: _read_text,
-    Path: _read_path,
-    Path | None: _read_path,
-    tuple[str, ...]: _read_names,
-}
-
-
-def _types() -> dict[str, object]:
-    return typing.get_type_hints(Settings)
-
-
-def _read(knob: Field[Any], text: str) -> Any:
-    value = _READERS[_types()[knob.name]](text)
-    _check(knob, value)
-    return value
-
-
-def _check(knob: Field[Any], value: Any) -> None:
-    minimum, maximum, choices, pattern = (knob.metadata[key] for key in ("minimum", "maximum", "choices", "pattern"))
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{value} is below the minimum of {minimum}")
-    if maximum is not None and value > maximum:
-        raise ValueError(f"{value} is above the maximum of {maximum}")
-    if pattern and value is not None and not re.fullmatch(pattern, value):
-        raise ValueError(f"{value!r} is not {knob.metadata['legal']}")
-    if choices and value not in choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
-
-
-def _read_variables(environ: Mapping[str, str]) -> dict[str, Any]:
-    values = {}
-    for knob in fields(Settings):
-        variable = _variable(knob.name)
-        text = environ.get(variable, "")
-        # An empty variable is how shells and compose files say "not set".
-        if not text or (knob.name == "port" and _SERVICE_LINK.fullmatch(text)):
-            continue
-        try:
-            values[knob.name] = _read(knob, text)
-        except ValueError as error:
-            raise SettingsError(f"{variable}: {error}") from error
-    return values
-
-
-# --- flags --------------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but a bad command line is one line and no usage block."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; see {PROGRAM} --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    # Width: argparse follows the terminal, and takes 80 when there is none.
-    parser = _Parser(
-        prog=PROGRAM,
-        description="Serve ONNX models over the Open Inference Protocol v2 (REST, JSON and binary tensors).",
-        epilog="Each option can also be set by the variable in square brackets; a flag beats a variable.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    for knob in fields(Settings):
-        # `%` is argparse's own format character.
-        text = f"{_help(knob)} (default: {shown(knob.default)}) [{_variable(knob.name)}]".replace("%", "%%")
-        if knob.default in (None, ""):
-            text = f"{_help(knob)} [{_variable(knob.name)}]".replace("%", "%%")
-        action = Once if knob.name in _WHAT_TO_SERVE else "store"
-        if isinstance(knob.default, bool):
-            names = (_flag(knob.name), f"--no-{_flag(knob.name)[2:]}")
-            parser.add_argument(*names, action=Switch, nargs="?", metavar="BOOL", type=_argument_type(knob), help=text)
-        else:
-            parser.add_argument(
-                _flag(knob.name), action=action, metavar=_metavar(knob), type=_argument_type(knob), help=text
-            )
-        for alias in knob.metadata["aliases"]:
-            parser.add_argument(alias, action=action, dest=knob.name, type=_argument_type(knob), help=argparse.SUPPRESS)
-    return parser
-
-
-def _argument_type(knob: Field[Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return _read(knob, text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return read
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _variable(name: str) -> str:
-    return VARIABLE_PREFIX + name.upper()
-
-
-def _metavar(knob: Field[Any]) -> str:
-    choices: tuple[str, ...] = knob.metadata["choices"]
-    return "{" + ",".join(choices) + "}" if choices else str(knob.metadata["metavar"])
-
-
-def _shown_flag(knob: Field[Any]) -> str:
-    if isinstance(knob.default, bool):
-        return f"--[no-]{_flag(knob.name)[2:]}"
-    return f"{_flag(knob.name)} {_metavar(knob)}"
-
-
-def _help(knob: Field[Any]) -> str:
-    text: str = knob.metadata["help"]
-    unit: str = knob.metadata["unit"]
-    return f"{text}, in {unit}" if unit else text
+    return knobs.table(Settings)

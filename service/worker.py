@@ -19,16 +19,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from service.access import Guard
 from service.all_workers import AllWorkers
 from service.assignment import Assignment, rows_to_json
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed
 from service.errors import ServiceError
+from service.listening import CannotServe
 from service.logs import configure_logging
 from service.registry import Prepared, Registry
-from service.server import CannotServe, Server, configuration, regions_for
+from service.server import Server, configuration, regions_for
 from service.settings import Settings
 from service.shared_memory import SharedMemory
+from service.tls import make_context
 from service.worker_birth import Birth
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
     birth = Birth.from_json(argv[0])
     # Ctrl-C in a terminal reaches every process of the group; the supervisor tells us what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    settings = dataclasses.replace(Settings.from_command_line(argv[1:], os.environ), workers=birth.workers)
+    settings = Settings.from_command_line(argv[1:], os.environ)
+    connections = -(-settings.max_connections // birth.workers)
+    settings = dataclasses.replace(settings, workers=birth.workers, max_connections=connections)
     configure_logging(settings.log_level, f"[{birth.number}] ")
     control = socket.socket(fileno=birth.control)
     try:
@@ -51,12 +56,16 @@ def main(argv: Sequence[str]) -> int:
         return LOST
     board = Board(mmap.mmap(birth.board, Board.bytes_for(birth.seats)), birth.seats)
     registry = Registry(settings)
-    regions = regions_for(settings)
+    guard, regions = Guard.of(settings), regions_for(settings)
     for name, region in (assignment.regions if assignment else {}).items():
         _register_again(regions, name, *region)
     worker = Worker(registry, regions, board, birth)
-    config = configuration(settings, registry, regions, AllWorkers(worker.channel, board), assignment)
+    everybody = AllWorkers(worker.channel, board)
+    config = configuration(
+        settings, registry, regions, guard, make_context(settings), control=everybody, assignment=assignment
+    )
     worker.server = server = WorkerServer(worker, control, config, registry, settings.drain_limit_s)
+    server.each_second.append(guard.refresh)
     signal.signal(signal.SIGTERM, server.handle_exit)
     server.run(sockets=[])
     return server.after()

@@ -35,11 +35,14 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from service import __version__
+from service.access import Guard, warn_of_strangers
 from service.assignment import Assigned, Assignment, rows_from_json
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed, RemoteDefect
 from service.errors import LoadFailed, ModelNotReady, ServiceError, quoted
+from service.listening import CannotServe, open_door
 from service.settings import Settings
+from service.tls import make_context
 from service.version_states import STARTING, UNLOADED, ModelState
 from service.worker_birth import Birth
 
@@ -469,23 +472,23 @@ def _anonymous_file(size_bytes: int) -> int:
     return file
 
 
-def run(settings: Settings, argv: Sequence[str]) -> int:
+def run(settings: Settings, argv: Sequence[str], plan: str) -> int:
     """Serves until a signal ends it; returns the exit code. argv: the command line that `settings` were read from.
+    plan: why with so many workers, for the log.
 
-    Raises CannotServe when the address is not to be had, and later when the only model turns out not to be servable.
+    Raises what `server.run` raises.
     """
-    from service.server import CannotServe, address, listen
-
-    # Alone first: a socket that shares its port binds beside another server's, and neither would be told.
-    with contextlib.ExitStack() as stack:
-        probe = [stack.enter_context(sock) for sock in listen(settings.host, settings.port)]
-        port = probe[0].getsockname()[1]
-    slots = [listen(settings.host, port, shared=True) for _ in range(settings.workers)]
-    addresses = ", ".join(address(sock) for sock in slots[0])
-    log.info("foldserve %s listens on %s with %d workers", __version__, addresses, settings.workers)
+    # What every worker would refuse is refused once, here.
+    guard, context = Guard.of(settings), make_context(settings)
+    door = open_door(settings)
+    log.info("foldserve %s listens on %s", __version__, door.addresses(is_tls=context is not None))
+    log.info("%d workers serve: %s", settings.workers, plan)
+    warn_of_strangers(settings, guard)
     try:
-        asyncio.run(Supervisor(settings, argv, slots).run())
+        asyncio.run(Supervisor(settings, argv, door.slots).run())
     except WorkersFailed as error:
         raise CannotServe(str(error)) from error
+    finally:
+        door.remove()
     log.info("stopped")
     return 0

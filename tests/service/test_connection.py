@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service.connection import Connection, Limits
+from service.settings import Settings
 
 REQUEST = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 30\r\n\r\n" + b"b" * 30
 OFFER = b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc"
@@ -22,6 +23,12 @@ OFFER = b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n
 
 class Impatient(Connection):
     limits = Limits(head_s=0.05, body_stall_s=0.05, answer_stall_s=0.05, farewell_s=0.05)
+
+
+def test_limits_are_those_of_the_settings_unless_an_operator_chooses_others() -> None:
+    """Two lists of defaults, and no difference between them."""
+    assert Limits.of(Settings()) == Limits()
+    assert Limits.of(Settings(head_timeout_s=3, max_header_count=9)) == Limits(head_s=3, header_count=9)
 
 
 async def _answer_what_is_read(_: Any, receive: Any, send: Any) -> None:

@@ -14,6 +14,8 @@ TREE = {
     "RequestMismatch": (400, "INVALID_ARGUMENT"),
     "PayloadTooLarge": (413, "INVALID_ARGUMENT"),
     "UnsupportedEncoding": (415, "INVALID_ARGUMENT"),
+    "Unauthenticated": (401, "UNAUTHENTICATED"),
+    "Forbidden": (403, "PERMISSION_DENIED"),
     "NotFound": (404, "NOT_FOUND"),
     "LoadFailed": (400, "INVALID_ARGUMENT"),
     "MethodNotAllowed": (405, "UNIMPLEMENTED"),

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from service.listening import CannotServe, listen
 from service.off_loop import Work, in_thread
-from service.server import CannotServe, Server, listen
+from service.server import Server
 from tests.end_to_end.running import Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, publish, save_model, save_version
 

@@ -36,7 +36,26 @@ ALL = [
     pytest.param("workers", "4", 4, id="processes"),
     pytest.param("intra_op_threads", "3", 3, id="threads"),
     pytest.param("max_body_bytes", "1_000", 1000, id="number-with-underscore"),
+    pytest.param("max_request_rows", "1", 1, id="rows"),
+    pytest.param("max_head_bytes", "2048", 2048, id="head-bytes"),
+    pytest.param("max_header_count", "64", 64, id="headers"),
+    pytest.param("max_connections", "100000", 100000, id="connections"),
+    pytest.param("head_timeout_s", "5", 5, id="head-seconds"),
+    pytest.param("body_stall_s", "5", 5, id="body-seconds"),
+    pytest.param("answer_stall_s", "5", 5, id="answer-seconds"),
+    pytest.param("keep_alive_s", "5", 5, id="idle-seconds"),
     pytest.param("root_path", "/models/eu-1", "/models/eu-1", id="url-path"),
+    pytest.param("unix_socket", "/run/s", Path("/run/s"), id="socket"),
+    pytest.param("unix_socket_mode", "0600", "0600", id="mode"),
+    pytest.param("tls_cert_file", "c.pem", Path("c.pem"), id="certificate"),
+    pytest.param("tls_key_file", "k.pem", Path("k.pem"), id="key"),
+    pytest.param("tls_key_password_file", "p", Path("p"), id="password"),
+    pytest.param("tls_client_ca_file", "ca.pem", Path("ca.pem"), id="authorities"),
+    pytest.param("api_key_file", "keys", Path("keys"), id="file"),
+    pytest.param("control_routes", "off", "off", id="word"),
+    pytest.param("cors_origins", "https://a.example, http://localhost:3000",
+                 ("https://a.example", "http://localhost:3000"), id="origins"),
+    pytest.param("cors_origins", "*", ("*",), id="any-origin"),
     pytest.param("drain_limit_s", "0", 0, id="seconds"),
     pytest.param("log_level", "debug", "debug", id="choice"),
 ]  # fmt: skip
@@ -49,7 +68,7 @@ def test_every_knob_is_a_flag_and_a_variable(name: str, text: str, value: Any) -
 
 
 def test_the_table_above_misses_no_knob() -> None:
-    tested = {case.values[0] for case in ALL} | {"strict_readiness", "system_shared_memory"}
+    tested = {case.values[0] for case in ALL} | {"strict_readiness", "system_shared_memory", "follow_links_out"}
     assert tested == {knob.name for knob in dataclasses.fields(Settings)}
 
 
@@ -121,6 +140,10 @@ def test_a_kubernetes_service_link_is_not_a_port() -> None:
         pytest.param([], {"FOLDSERVE_STRICT_READINESS": "2"}, ["FOLDSERVE_STRICT_READINESS", "'2'"], id="switch"),
         pytest.param(["--log-level", "loud"], {}, ["--log-level", "'loud'", "debug, info"], id="choice"),
         pytest.param(["--providers", ","], {}, ["--providers", "names nothing"], id="no-provider"),
+        pytest.param(
+            ["--cors-origins", "a.example"], {}, ["--cors-origins", "'a.example' is not an origin"], id="host"
+        ),
+        pytest.param(["--cors-origins", "https://a/b"], {}, ["'https://a/b' is not an origin"], id="origin-with-path"),
         pytest.param(["--host", " "], {}, ["--host", "empty"], id="empty-text"),
         pytest.param(["--model-name", "a/b"], {}, ["--model-name", "'a/b' is not a model name"], id="no-model-name"),
         pytest.param(["--prot", "1"], {}, ["--prot"], id="unknown-flag"),
