@@ -27,7 +27,7 @@ from service import __version__
 from service.access import Guard, is_local
 from service.crowd import Crowd
 from service.errors import ModelNotReady
-from service.memory import keep_what_is_there
+from service.memory import give_back, keep_what_is_there
 from service.off_loop import refuse_unfinished
 from service.open_files import connections_within, raise_limit
 from service.settings import Settings
@@ -85,7 +85,8 @@ def _serve(
 
     registry = Registry(settings)
     regions = SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
-    protocol = _protocol(registry, settings, regions, guard)
+    crowd = Crowd(connections_within(raise_limit(), settings.max_connections))
+    protocol = _protocol(registry, settings, regions, guard, crowd)
     config = uvicorn.Config(
         build_app(
             registry,
@@ -97,7 +98,7 @@ def _serve(
         ),
         http=protocol,
         # uvicorn counts the asking connection too; ours does without (crowd.py), and tells it before it asks.
-        limit_concurrency=settings.max_connections + 1 if protocol == _UVICORNS_OWN else None,
+        limit_concurrency=crowd.most + 1 if protocol == _UVICORNS_OWN else None,
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
         lifespan="on",
@@ -113,7 +114,7 @@ def _serve(
         ssl_context_factory=None if context is None else lambda *_: context,
     )
     server = _Server(config, registry, settings.drain_limit_s)
-    server.each_second.append(guard.refresh)
+    server.each_second += [guard.refresh, functools.partial(_give_back_after, crowd)]
     logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
     log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock, context) for sock in sockets))
     if not guard.has_keys and not is_local(settings):
@@ -129,7 +130,7 @@ def _serve(
     return 0 if server.started else 1, registry.is_settled() and not registry.gave_up
 
 
-def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, guard: Guard) -> Any:
+def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, guard: Guard, crowd: Crowd) -> Any:
     """What uvicorn makes for each connection: the lane where it fits the installed uvicorn, otherwise uvicorn's own."""
     from service.uvicorn_fit import why_unfit
 
@@ -156,9 +157,14 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, gua
     )
     guard.when_keys_change(heads.forget)
     poll = BusyPoll(RunningLoop(), cores=read_plan().cores)
-    crowd = Crowd(connections_within(raise_limit(), settings.max_connections))
     refuse = functools.partial(refuse_early, registry)
     return functools.partial(Lane, begin, refuse, heads, poll, limits=Limits.of(settings), crowd=crowd)
+
+
+def _give_back_after(crowd: Crowd) -> None:
+    """Ten thousand connections take 70 MB, which the process would keep for the next ten thousand."""
+    if crowd.has_thinned():
+        give_back()
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
