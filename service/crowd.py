@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 # Each takes a descriptor until it has read why, or `Limits.farewell_s` has passed.
 _TOLD_AT_ONCE = 256
 _SECONDS_BETWEEN_LINES = 60.0
+# What fewer leave behind, some megabytes, is not worth looking for.
+_MANY = 1000
 
 
 class Place(Enum):
@@ -34,6 +36,7 @@ class Crowd:
         self._clock = clock
         self._counts = dict.fromkeys(Place, 0)
         self._refused = 0
+        self._peak = 0
         self._next_line_s = -float("inf")
 
     @property
@@ -44,6 +47,7 @@ class Crowd:
         """For each `enter`, `leave` is called once with what it returned."""
         if self._counts[Place.ADMITTED] < self.most:
             place = Place.ADMITTED
+            self._peak = max(self._peak, self.admitted + 1)
         else:
             self._note()
             place = Place.TURNED_AWAY if self._counts[Place.TURNED_AWAY] < _TOLD_AT_ONCE else Place.SHUT_OUT
@@ -52,6 +56,13 @@ class Crowd:
 
     def leave(self, place: Place) -> None:
         self._counts[place] -= 1
+
+    def has_thinned(self) -> bool:
+        """Whether most of many have gone since this was last true, or since the beginning."""
+        if self._peak < _MANY or self.admitted > self._peak // 4:
+            return False
+        self._peak = self.admitted
+        return True
 
     def _note(self) -> None:
         """One line a minute, however many come."""

@@ -1,8 +1,12 @@
 """The door to uvicorn: what it is told, signals, drain.
 
-SIGTERM and SIGINT stop the server in order: no new
-connections, requests in flight finish (what has not by `drain_limit_s` is refused), models close, exit code 0.
-Knows nothing of routes, and of models only whether there is any hope; the application is made by `service.app`.
+SIGTERM stops the server in order:
+
+    not ready -> serve on for `drain_grace_s`, each connection up to its next answer -> no new connections, requests in
+    flight finish (what has not by `drain_limit_s` is refused) -> models close -> exit code 0
+
+SIGINT skips the grace, and so does a second signal; one more refuses what is left. Knows nothing of routes, and of
+models only whether there is any hope; the application is made by `service.app`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +32,14 @@ from service.access import Guard, warn_of_strangers
 from service.crowd import Crowd
 from service.errors import ModelNotReady
 from service.listening import BACKLOG, CannotServe, open_door
-from service.memory import keep_what_is_there
+from service.memory import give_back, keep_what_is_there
 from service.off_loop import refuse_unfinished
 from service.open_files import connections_within, raise_limit
 from service.settings import Settings
 from service.tls import make_context
 
 if TYPE_CHECKING:
+    from service.app import Polls
     from service.assignment import Assignment
     from service.control import Control
     from service.registry import Registry
@@ -52,18 +58,13 @@ def run(settings: Settings, plan: str = "as asked") -> int:
     Raises SettingsError when the file of keys or those of TLS cannot be used, and CannotServe when the address is not
     to be had, and later when the only model turns out not to be servable.
     """
-    guard = Guard.of(settings)
-    context = make_context(settings)
+    guard, context = Guard.of(settings), make_context(settings)
     door = open_door(settings)
     try:
         # Late: importing the application takes most of the start-up time, and the port is ours already.
-        from service.registry import Registry
-
-        registry = Registry(settings)
-        server = Server(
-            configuration(settings, registry, regions_for(settings), guard, context), registry, settings.drain_limit_s
-        )
-        server.each_second.append(guard.refresh)
+        parts = make_parts(settings, guard, context)
+        server = Server(configuration(settings, parts), parts.registry, settings.drain_limit_s, settings.drain_grace_s)
+        server.each_second += parts.each_second()
         log.info("foldserve %s listens on %s", __version__, door.addresses(is_tls=context is not None))
         log.info("1 process serves: %s", plan)
         warn_of_strangers(settings, guard)
@@ -74,42 +75,70 @@ def run(settings: Settings, plan: str = "as asked") -> int:
     return server.after()
 
 
-def regions_for(settings: Settings) -> SharedMemory:
+# --- what a process serves with -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Of one process. context: of TLS."""
+
+    registry: Registry
+    regions: SharedMemory
+    guard: Guard
+    crowd: Crowd
+    context: ssl.SSLContext | None
+
+    def each_second(self) -> tuple[Callable[[], object], ...]:
+        """What is to be called about so often."""
+        return self.guard.refresh, self._give_back
+
+    def _give_back(self) -> None:
+        """Ten thousand connections take 70 MB, which the process would keep for the next ten thousand."""
+        if self.crowd.has_thinned():
+            give_back()
+
+
+def make_parts(settings: Settings, guard: Guard, context: ssl.SSLContext | None) -> Parts:
+    from service.registry import Registry
     from service.shared_memory import SharedMemory
 
-    return SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
+    return Parts(
+        Registry(settings),
+        SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes),
+        guard,
+        Crowd(connections_within(raise_limit(), settings.max_connections)),
+        context,
+    )
 
 
 def configuration(
     settings: Settings,
-    registry: Registry,
-    regions: SharedMemory,
-    guard: Guard,
-    context: ssl.SSLContext | None,
+    parts: Parts,
     *,
     control: Control | None = None,
     assignment: Assignment | None = None,
+    poller: Polls | None = None,
 ) -> uvicorn.Config:
-    """What uvicorn is told. context: of TLS. control, assignment: see `build_app`."""
-    # Late, as above.
-    from service.app import build_app
+    """What uvicorn is told. control, assignment: see `build_app`. poller: in place of the one of `settings`."""
+    from service.app import build_app, make_poller
 
     app = build_app(
-        registry,
+        parts.registry,
         settings.max_body_bytes,
-        regions=regions,
+        regions=parts.regions,
         root_path=settings.root_path,
-        guard=guard,
+        guard=parts.guard,
         cors_origins=settings.cors_origins,
         control=control,
         assignment=assignment,
+        poller=poller or make_poller(settings, parts.registry),
     )
-    protocol = _protocol(registry, settings, regions, guard)
+    protocol = _protocol(settings, parts)
     return uvicorn.Config(
         app,
         http=protocol,
         # uvicorn counts the asking connection too; ours does without (crowd.py), and tells it before it asks.
-        limit_concurrency=settings.max_connections + 1 if protocol == _UVICORNS_OWN else None,
+        limit_concurrency=parts.crowd.most + 1 if protocol == _UVICORNS_OWN else None,
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
         lifespan="on",
@@ -118,15 +147,14 @@ def configuration(
         # No `Server:` header: it tells an attacker what to try, and every answer would carry it.
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=settings.drain_limit_s + _LAST_ANSWERS_S,
         # Whoever sits in front of us is not known here; a forged X-Forwarded-For must not be believed.
         proxy_headers=False,
         backlog=BACKLOG,
-        ssl_context_factory=None if context is None else lambda *_: context,
+        ssl_context_factory=None if parts.context is None else lambda *_: parts.context,
     )
 
 
-def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, guard: Guard) -> Any:
+def _protocol(settings: Settings, parts: Parts) -> Any:
     """What uvicorn makes for each connection: the lane where it fits the installed uvicorn, otherwise uvicorn's own."""
     from service.uvicorn_fit import why_unfit
 
@@ -142,7 +170,10 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, gua
     from service.lane_heads import HeadMemory
     from service.timers import RunningLoop
 
-    begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
+    registry, guard = parts.registry, parts.guard
+    begin = functools.partial(
+        begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=parts.regions
+    )
     heads = HeadMemory(
         settings.max_body_bytes,
         settings.max_head_bytes,
@@ -153,19 +184,25 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory, gua
     )
     guard.when_keys_change(heads.forget)
     poll = BusyPoll(RunningLoop(), cores=read_plan(settings.workers).cores)
-    crowd = Crowd(connections_within(raise_limit(), settings.max_connections))
     refuse = functools.partial(refuse_early, registry)
-    return functools.partial(Lane, begin, refuse, heads, poll, limits=Limits.of(settings), crowd=crowd)
+    return functools.partial(Lane, begin, refuse, heads, poll, limits=Limits.of(settings), crowd=parts.crowd)
+
+
+# --- the server ---------------------------------------------------------------------------------------------------
 
 
 class Server(uvicorn.Server):
-    """uvicorn closes its listeners first when told to exit; a grace period (not ready, but serving on) goes into
-    `handle_exit`, before `should_exit` is set."""
+    """uvicorn's, with a drain: `begin_drain`, `end_grace`, and `shutdown` behind it, on the event loop."""
 
-    def __init__(self, config: uvicorn.Config, registry: Registry, drain_limit_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, registry: Registry, drain_limit_s: float, drain_grace_s: float = 0
+    ) -> None:
         super().__init__(config)
         self._registry = registry
         self._drain_limit_s = drain_limit_s
+        self._drain_grace_s = drain_grace_s
+        self._drain_began_s: float | None = None
+        self._accepts = True
         self._has_settled = False
         self.gave_up = ""
         self.each_second: list[Callable[[], object]] = []
@@ -182,29 +219,100 @@ class Server(uvicorn.Server):
                 call()
         return await super().on_tick(counter) or bool(self.gave_up)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        log.info("%s: finishing requests in flight", signal.Signals(sig).name)
-        super().handle_exit(sig, frame)
+    # --- the drain ---
+
+    def handle_exit(self, sig: int, _: FrameType | None) -> None:
+        try:
+            asyncio.get_running_loop().call_soon_threadsafe(self._heed, signal.Signals(sig))
+        except RuntimeError:  # before the event loop runs
+            log.info("%s: stopping", signal.Signals(sig).name)
+            self.should_exit = True
+
+    def _heed(self, sig: signal.Signals) -> None:
+        grace_s = 0 if sig is signal.SIGINT or not self.started else min(self._drain_grace_s, self._drain_limit_s)
+        if self._drain_began_s is not None and self.should_exit:
+            self._refuse_what_is_left("there was another signal")
+            asyncio.get_running_loop().call_later(_LAST_ANSWERS_S, self._cut_off)
+        elif self._drain_began_s is not None:
+            log.info("%s again: finishing requests in flight", sig.name)
+            self.end_grace()
+        elif grace_s:
+            log.info("%s: not ready from now on, but serving on for %g s", sig.name, grace_s)
+            self.begin_drain(grace_s)
+        else:
+            log.info("%s: finishing requests in flight", sig.name)
+            self.begin_drain(0)
+
+    def begin_drain(self, grace_s: float, *, is_replaced: bool = False) -> None:
+        """Serves on for `grace_s`, each connection up to its next answer; then ends. Readiness says so at once.
+
+        is_replaced: another process serves at the same port. Then this one accepts no connection any more, and says
+        nothing of not being ready: whoever asks means the server, which is.
+        """
+        if self._drain_began_s is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._drain_began_s = loop.time()
+        self._accepts = not is_replaced
+        if is_replaced:
+            for listener in self.servers:
+                listener.close()
+        else:
+            self._registry.begin_drain()
+        self.server_state.is_draining = True  # type: ignore[attr-defined]  # for connections to come (connection.py)
+        for connection in list(self.server_state.connections):
+            if drain := getattr(connection, "drain", None):
+                drain()
+        if grace_s:
+            loop.call_later(grace_s, self.end_grace)
+        else:
+            self.end_grace()
+
+    def end_grace(self) -> None:
+        """No new connections from now on; what has begun to come is answered."""
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, which waits for every connection to end; what has not been answered by the limit is refused."""
-        limit = asyncio.get_running_loop().call_later(self._drain_limit_s, self._refuse_what_is_left)
+        loop = asyncio.get_running_loop()
+        self.begin_drain(0)  # where no signal has
+        assert self._drain_began_s is not None
+        left_s = max(0.0, self._drain_began_s + self._drain_limit_s - loop.time())
+        limit = loop.call_later(left_s, self._refuse_what_is_left)
+        self.config.timeout_graceful_shutdown = left_s + _LAST_ANSWERS_S  # type: ignore[assignment]  # fractions do
+        self.server_state.is_ending = True  # type: ignore[attr-defined]  # for connections to come (connection.py)
+        # uvicorn closes its listeners now. These are the same in the kernel, and keep them open for a moment more.
+        last = [sock.dup() for sock in sockets or [] if self._accepts]
+        loop.call_soon(self._accept_who_waits, last)
         await super().shutdown(sockets)
         limit.cancel()
 
-    def _refuse_what_is_left(self) -> None:
+    def _accept_who_waits(self, listeners: list[socket.socket]) -> None:
+        """The kernel has accepted them, and they may have sent their requests: closing the listener would reset them.
+        Only who comes between the last `accept` and `close` is not served."""
+        protocol = self.connection_maker()
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            with listener, contextlib.suppress(OSError):  # BlockingIOError: there is nobody any more
+                while True:
+                    peer, _ = listener.accept()
+                    task = loop.create_task(loop.connect_accepted_socket(protocol, peer, ssl=self.config.ssl))
+                    self.server_state.tasks.add(task)  # type: ignore[arg-type]  # to be waited for as well
+                    task.add_done_callback(self.server_state.tasks.discard)
+
+    def _refuse_what_is_left(self, why: str = "the drain limit has passed") -> None:
         refused = self._registry.give_up() + refuse_unfinished(ModelNotReady("the server is stopping"))
-        log.warning("the drain limit has passed: requests refused: %d", refused)
+        log.warning("%s: requests refused: %d", why, refused)
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def connection_maker(self) -> Any:
         """What an event loop calls for each accepted socket, as uvicorn's own `startup` has it."""
         make: Any = self.config.http_protocol_class
-        return functools.partial(
-            make,
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
+        known = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        return functools.partial(make, **known)
 
     def after(self) -> int:
         """The exit code, when `run` has returned. Raises CannotServe when there was nothing to serve."""

@@ -54,18 +54,16 @@ def main(argv: Sequence[str]) -> int:
         assignment = _read_assignment(control)
     except ConnectionError:
         return LOST
-    board = Board(mmap.mmap(birth.board, Board.bytes_for(birth.seats)), birth.seats)
-    registry = Registry(settings)
-    guard, regions = Guard.of(settings), regions_for(settings)
+    parts = make_parts(settings, Guard.of(settings), make_context(settings))
     for name, region in (assignment.regions if assignment else {}).items():
-        _register_again(regions, name, *region)
-    worker = Worker(registry, regions, board, birth)
-    everybody = AllWorkers(worker.channel, board)
-    config = configuration(
-        settings, registry, regions, guard, make_context(settings), control=everybody, assignment=assignment
+        _register_again(parts.regions, name, *region)
+    board = Board(mmap.mmap(birth.board, Board.bytes_for(birth.seats)), birth.seats)
+    worker = Worker(settings, parts, board, birth)
+    config = configuration(settings, parts, control=worker.everybody, assignment=assignment, poller=worker.poller)
+    worker.server = server = WorkerServer(
+        worker, control, config, parts.registry, settings.drain_limit_s, settings.drain_grace_s
     )
-    worker.server = server = WorkerServer(worker, control, config, registry, settings.drain_limit_s)
-    server.each_second.append(guard.refresh)
+    server.each_second += parts.each_second()
     signal.signal(signal.SIGTERM, server.handle_exit)
     server.run(sockets=[])
     return server.after()

@@ -183,6 +183,9 @@ def test_ten_thousand_idle_connections_hold_nobody_up_and_leave_nothing_behind(m
             per_connection = (during - before) * 1024 / CROWD
             assert per_connection < 32 * 1024, f"{per_connection:.0f} bytes"
             service.wait_until(lambda: _open_files(service) < 100, "rid of the connections")
+            service.wait_until(
+                lambda: _resident_kib(service) - before < 0.5 * (during - before), "rid of what they took"
+            )
             with _crowd(service) as _:
                 again = _resident_kib(service)
             assert again - during < 0.1 * (during - before), f"{before}, {during}, then {again} KiB"

@@ -30,6 +30,20 @@ def test_a_flood_is_closed_without_a_word() -> None:
     assert crowd.enter() is Place.ADMITTED
 
 
+def test_many_that_have_gone_are_told_of_once() -> None:
+    crowd = Crowd(5000)
+    for _ in range(2000):
+        crowd.enter()
+    assert not crowd.has_thinned()
+    for _ in range(1500):
+        crowd.leave(Place.ADMITTED)
+    assert crowd.has_thinned()
+    assert not crowd.has_thinned()
+    for _ in range(500):
+        crowd.leave(Place.ADMITTED)
+    assert not crowd.has_thinned(), "these were few"
+
+
 def test_a_flood_is_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     crowd = Crowd(1, clock=lambda: now)

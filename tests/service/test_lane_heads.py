@@ -30,6 +30,36 @@ def test_a_head_is_read_once_and_known_by_all_its_bytes() -> None:
     assert other.infer.model_name == "other"
 
 
+def test_a_head_of_too_many_lines_is_the_reference_door_s_to_refuse() -> None:
+    lines = [b"X-%d: 1" % number for number in range(8)]
+    assert read_lane_head(head(*lines), 1000, 1000, 10) is not None
+    assert read_lane_head(head(*lines, b"X: 1"), 1000, 1000, 10) is None
+
+
+def test_a_head_that_is_unusual_here_is_not_for_the_lane() -> None:
+    page = head(b"Origin: https://a.example")
+    assert HeadMemory(1000, 1000).read(page) is not None
+    assert HeadMemory(1000, 1000, also_unusual=frozenset({b"origin"})).read(page) is None
+
+
+def test_a_sender_is_judged_once_a_head_until_all_is_forgotten() -> None:
+    """Keys cost a request nothing but its first head; and another set of keys is another judgement."""
+    judged: list[bytes] = []
+    opens = b"Bearer 1"
+
+    def admits(headers: list[tuple[bytes, bytes]]) -> bool:
+        judged.append(dict(headers)[b"authorization"])
+        return judged[-1] == opens
+
+    heads = HeadMemory(1000, 1000, admits=admits)
+    first, second = (head(b"Authorization: Bearer %d" % number) for number in (1, 2))
+    assert [heads.read(one) is not None for one in (first, second, first, second)] == [True, False, True, False]
+    assert judged == [b"Bearer 1", b"Bearer 2"]
+    opens = b"Bearer 2"
+    heads.forget()
+    assert [heads.read(one) is not None for one in (first, second)] == [False, True]
+
+
 def test_memory_for_heads_is_bounded() -> None:
     heads = HeadMemory(1000, 10_000, entries=3, entry_bytes=200)
     for number in range(10):
