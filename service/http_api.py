@@ -23,7 +23,7 @@ from service.answers import Answer, answer_error
 from service.errors import MalformedRequest, ModelNotReady, PayloadTooLarge, status_of
 from service.infer import Headers, InferHead, begin_infer, read_head
 from service.json_tensors import kind_of, parse_json
-from service.model_states import STARTING, ModelState
+from service.model_states import DRAINING, STARTING, ModelState
 from service.off_loop import Cancel
 from service.openapi import TAG
 from service.protocol import (
@@ -226,7 +226,7 @@ class Reads:
 
     def _model_ready(self, model_name: str, version: str | None, response: Response) -> ModelReady:
         try:
-            self._registry.get(model_name, version)
+            self._registry.require_ready(model_name, version)
         except ModelNotReady as error:
             response.status_code = status_of(error).http
             return ModelReady(model_name, ready=False, error=str(error))
@@ -234,6 +234,8 @@ class Reads:
 
 
 def _why_not_ready(registry: Registry) -> str:
+    if registry.is_draining:
+        return f"the server is not ready: {DRAINING}"
     reasons = [
         f"{status.name}{f' version {status.version}' if status.version is not None else ''} is {status.state.value}"
         + (f": {status.reason}" if status.reason else "")

@@ -16,6 +16,7 @@ from service.discovery import Found
 from service.model import Model
 
 STARTING = "the first scan of the model repository is not finished"
+DRAINING = "the server is stopping; it still answers, but send nothing here any more"
 UNLOADED = "unloaded"
 """The reason of what somebody took out of service; any other is a failure."""
 

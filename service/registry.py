@@ -23,7 +23,7 @@ from service.errors import LoadFailed, ModelNotReady, ModelRejected, NotFound, q
 from service.loader import Loader, without_folder
 from service.model import Model
 from service.model_config import describe_configuration
-from service.model_states import STARTING, UNLOADED, Entry, ModelState, ModelStatus
+from service.model_states import DRAINING, STARTING, UNLOADED, Entry, ModelState, ModelStatus
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.settings import Settings
 from service.triton_json import read_configuration
@@ -53,6 +53,7 @@ class Registry:
         self._background: set[asyncio.Task[None]] = set()
         self._scanned = False
         self._closing = False
+        self.is_draining = False
         self.gave_up = False
 
     # --- what requests ask ---
@@ -71,6 +72,13 @@ class Registry:
                 mended = "" if all(entry.reason == UNLOADED for entry in entries) else "when that is mended, "
                 told += f"; {mended}{_how_to_load(name)}"
             raise ModelNotReady(f"model {quoted(name)} is not ready: {told}") from None
+
+    def require_ready(self, name: str, version: str | None = None) -> None:
+        """Whether requests should be sent. Raises as `get` does, and ModelNotReady while the server drains, though it
+        answers then."""
+        self.get(name, version)
+        if self.is_draining:
+            raise ModelNotReady(f"model {quoted(name)} is not ready: {DRAINING}")
 
     def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """What clients are told about a model, with every version that is READY. Raises as `get` does."""
@@ -136,7 +144,7 @@ class Registry:
         An empty repository is not ready in either case: no request could be answered, so none should be sent here.
         """
         states = {entry.state for group in self._entries.values() for entry in group if entry.counts}
-        if not self._scanned or not any(self._answering.values()):
+        if self.is_draining or not self._scanned or not any(self._answering.values()):
             return False
         return states <= {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
 
@@ -225,6 +233,10 @@ class Registry:
             await asyncio.gather(*(self._retire(entry) for entry in entries))
             if entries:
                 log.info("model %s unloaded", name)
+
+    def begin_drain(self) -> None:
+        """Not ready from now on; requests are answered until `close`."""
+        self.is_draining = True
 
     def give_up(self) -> int:
         """Refuses every request that waits or runs; `close` waits for nothing then. Returns how many there were."""

@@ -1,9 +1,13 @@
 """The door to uvicorn: sockets, signals, drain.
 
 Sockets are bound here, before anything heavy is imported: a port that is taken is told at once, and connections that
-come early wait in the backlog instead of being refused. SIGTERM and SIGINT stop the server in order: no new
-connections, requests in flight finish (what has not by `drain_limit_s` is refused), models close, exit code 0.
-Knows nothing of routes, and of models only whether there is any hope; the application is made by `service.app`.
+come early wait in the backlog instead of being refused. SIGTERM stops the server in order:
+
+    not ready -> serve on for `drain_grace_s`, each connection up to its next answer -> no new connections, requests in
+    flight finish (what has not by `drain_limit_s` is refused) -> models close -> exit code 0
+
+SIGINT skips the grace, and so does a second signal; one more refuses what is left. Knows nothing of routes, and of
+models only whether there is any hope; the application is made by `service.app`.
 """
 
 from __future__ import annotations
@@ -71,12 +75,11 @@ def run(settings: Settings) -> int:
         # No `Server:` header: it tells an attacker what to try, and every answer would carry it.
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.drain_limit_s + _LAST_ANSWERS_S,
         # Whoever sits in front of us is not known here; a forged X-Forwarded-For must not be believed.
         proxy_headers=False,
         backlog=_BACKLOG,
     )
-    server = _Server(config, registry, settings.drain_limit_s)
+    server = _Server(config, registry, settings.drain_limit_s, settings.drain_grace_s)
     logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
     log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock) for sock in sockets))
     server.listen_to_signals()
@@ -141,13 +144,17 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn closes its listeners first when told to exit; a grace period (not ready, but serving on) goes into
-    `handle_exit`, before `should_exit` is set."""
+    """uvicorn's, with a drain: `begin_drain`, `end_grace`, and `shutdown` behind it, on the event loop."""
 
-    def __init__(self, config: uvicorn.Config, registry: Registry, drain_limit_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, registry: Registry, drain_limit_s: float, drain_grace_s: float = 0
+    ) -> None:
         super().__init__(config)
         self._registry = registry
         self._drain_limit_s = drain_limit_s
+        self._drain_grace_s = drain_grace_s
+        self._drain_began_s: float | None = None
+        self._accepts = True
         self._has_settled = False
         self.gave_up = ""
 
@@ -159,19 +166,96 @@ class _Server(uvicorn.Server):
             keep_what_is_there()
         return await super().on_tick(counter) or bool(self.gave_up)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        log.info("%s: finishing requests in flight", signal.Signals(sig).name)
-        super().handle_exit(sig, frame)
+    # --- the drain ---
+
+    def handle_exit(self, sig: int, _: FrameType | None) -> None:
+        try:
+            asyncio.get_running_loop().call_soon_threadsafe(self._heed, signal.Signals(sig))
+        except RuntimeError:  # before the event loop runs
+            log.info("%s: stopping", signal.Signals(sig).name)
+            self.should_exit = True
+
+    def _heed(self, sig: signal.Signals) -> None:
+        grace_s = 0 if sig is signal.SIGINT or not self.started else min(self._drain_grace_s, self._drain_limit_s)
+        if self._drain_began_s is not None and self.should_exit:
+            self._refuse_what_is_left("there was another signal")
+            asyncio.get_running_loop().call_later(_LAST_ANSWERS_S, self._cut_off)
+        elif self._drain_began_s is not None:
+            log.info("%s again: finishing requests in flight", sig.name)
+            self.end_grace()
+        elif grace_s:
+            log.info("%s: not ready from now on, but serving on for %g s", sig.name, grace_s)
+            self.begin_drain(grace_s)
+        else:
+            log.info("%s: finishing requests in flight", sig.name)
+            self.begin_drain(0)
+
+    def begin_drain(self, grace_s: float, *, is_replaced: bool = False) -> None:
+        """Serves on for `grace_s`, each connection up to its next answer; then ends. Readiness says so at once.
+
+        is_replaced: another process serves at the same port. Then this one accepts no connection any more, and says
+        nothing of not being ready: whoever asks means the server, which is.
+        """
+        if self._drain_began_s is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._drain_began_s = loop.time()
+        self._accepts = not is_replaced
+        if is_replaced:
+            for listener in self.servers:
+                listener.close()
+        else:
+            self._registry.begin_drain()
+        self.server_state.is_draining = True  # type: ignore[attr-defined]  # for connections to come (connection.py)
+        for connection in list(self.server_state.connections):
+            if drain := getattr(connection, "drain", None):
+                drain()
+        if grace_s:
+            loop.call_later(grace_s, self.end_grace)
+        else:
+            self.end_grace()
+
+    def end_grace(self) -> None:
+        """No new connections from now on; what has begun to come is answered."""
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, which waits for every connection to end; what has not been answered by the limit is refused."""
-        limit = asyncio.get_running_loop().call_later(self._drain_limit_s, self._refuse_what_is_left)
+        loop = asyncio.get_running_loop()
+        self.begin_drain(0)  # where no signal has
+        assert self._drain_began_s is not None
+        left_s = max(0.0, self._drain_began_s + self._drain_limit_s - loop.time())
+        limit = loop.call_later(left_s, self._refuse_what_is_left)
+        self.config.timeout_graceful_shutdown = left_s + _LAST_ANSWERS_S  # type: ignore[assignment]  # fractions do
+        self.server_state.is_ending = True  # type: ignore[attr-defined]  # for connections to come (connection.py)
+        # uvicorn closes its listeners now. These are the same in the kernel, and keep them open for a moment more.
+        last = [sock.dup() for sock in sockets or [] if self._accepts]
+        loop.call_soon(self._accept_who_waits, last)
         await super().shutdown(sockets)
         limit.cancel()
 
-    def _refuse_what_is_left(self) -> None:
+    def _accept_who_waits(self, listeners: list[socket.socket]) -> None:
+        """The kernel has accepted them, and they may have sent their requests: closing the listener would reset them.
+        Only who comes between the last `accept` and `close` is not served."""
+        make_protocol: Any = self.config.http_protocol_class
+        known = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        protocol = functools.partial(make_protocol, **known)
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            with listener, contextlib.suppress(OSError):  # BlockingIOError: there is nobody any more
+                while True:
+                    peer, _ = listener.accept()
+                    task = loop.create_task(loop.connect_accepted_socket(protocol, peer, ssl=self.config.ssl))
+                    self.server_state.tasks.add(task)  # type: ignore[arg-type]  # to be waited for as well
+                    task.add_done_callback(self.server_state.tasks.discard)
+
+    def _refuse_what_is_left(self, why: str = "the drain limit has passed") -> None:
         refused = self._registry.give_up() + refuse_unfinished(ModelNotReady("the server is stopping"))
-        log.warning("the drain limit has passed: requests refused: %d", refused)
+        log.warning("%s: requests refused: %d", why, refused)
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def tell_the_drain_in_our_words(self, record: logging.LogRecord) -> bool:
         """uvicorn counts its tasks, of which the lane has none, and logs a traceback for each that it cuts off: of

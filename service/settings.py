@@ -8,6 +8,7 @@ This file knows what a legal value is, not whether a path exists or a provider i
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -152,7 +153,23 @@ class Settings:
         # Kubernetes kills 30 s after SIGTERM by default; stop by ourselves a little earlier, with a word in the log.
         default=25,
         metadata=_about(
-            "after SIGTERM, how long requests in flight may take to finish", unit="seconds", minimum=0, maximum=86400
+            "after SIGTERM, how long requests in flight may take to finish, the grace included",
+            unit="seconds",
+            minimum=0,
+            maximum=86400,
+        ),
+    )
+    drain_grace_s: float = field(
+        # Kubernetes sends SIGTERM while it still tells its nodes and load balancers not to send anything here: the
+        # controller, kube-proxy and ingress each batch for up to a second. `docker stop` kills after 10 s, where 5
+        # remain for requests in flight. Counts into the drain limit, so that however long it is, nobody is killed.
+        default=5.0,
+        metadata=_about(
+            "after SIGTERM, how long to serve on: not ready any more, each answer with `Connection: close`; Ctrl-C and "
+            "a second signal skip it",
+            unit="seconds",
+            minimum=0,
+            maximum=86400,
         ),
     )
     log_level: str = field(
@@ -214,6 +231,16 @@ def _read_int(text: str) -> int:
         raise ValueError(f"{text!r} is not a whole number") from None
 
 
+def _read_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a number")
+    return value
+
+
 def _read_names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
@@ -236,6 +263,7 @@ def _read_path(text: str) -> Path:
 _READERS: dict[object, Callable[[str], Any]] = {
     bool: _read_bool,
     int: _read_int,
+    float: _read_seconds,
     str: _read_text,
     str | None: _read_text,
     Path: _read_path,

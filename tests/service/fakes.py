@@ -61,6 +61,7 @@ class FakeRegistry:
         self._models = models
         self._loads = loads
         self.is_closed = False
+        self.is_draining = False
 
     async def load_all(self) -> None:
         if not self._loads:
@@ -76,6 +77,9 @@ class FakeRegistry:
         if isinstance(model, str):
             raise ModelNotReady(f"model {name!r} is not ready: {model}")
         return model
+
+    def require_ready(self, name: str, version: str | None = None) -> None:
+        self.get(name, version)
 
     def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         self.get(name, version)
