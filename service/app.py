@@ -25,6 +25,7 @@ from service.errors import ServiceError
 from service.http_api import INFER_PATHS, add_routes
 from service.model_states import ModelState
 from service.openapi import describe_infer
+from service.polling import Poller
 from service.registry import Registry
 from service.repository_api import add_repository_routes
 from service.settings import Settings
@@ -39,23 +40,35 @@ _DESCRIPTION = "Serves folded ONNX models over the Open Inference Protocol v2, i
 
 def create_app(settings: Settings) -> FastAPI:
     """The application that serves what `settings` name. Touches no disk and starts nothing before its lifespan does."""
+    registry = Registry(settings)
     return build_app(
-        Registry(settings),
+        registry,
         settings.max_body_bytes,
         regions=SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes),
         root_path=settings.root_path,
+        poller=make_poller(settings, registry),
     )
 
 
+def make_poller(settings: Settings, registry: Registry) -> Poller | None:
+    """None where nobody wants one."""
+    return Poller(settings, registry, call=registry.call) if settings.repository_poll_s else None
+
+
 def build_app(
-    registry: Registry, max_body_bytes: int, *, regions: SharedMemory | None = None, root_path: str = ""
+    registry: Registry,
+    max_body_bytes: int,
+    *,
+    regions: SharedMemory | None = None,
+    root_path: str = "",
+    poller: Poller | None = None,
 ) -> FastAPI:
-    """As `create_app`, around a registry, and regions of shared memory, that somebody else made."""
+    """As `create_app`, around a registry, regions of shared memory and a poller that somebody else made."""
     app: FastAPI = FastAPIOffline(
         title="Foldserve",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan(registry),
+        lifespan=_lifespan(registry, poller),
         redoc_url=None,
         # A redirect from /v2/ to /v2 would be an answer that no client of the protocol expects.
         redirect_slashes=False,
@@ -75,10 +88,17 @@ def build_app(
     return app
 
 
-def _lifespan(registry: Registry) -> Any:
+def _lifespan(registry: Registry, poller: Poller | None) -> Any:
+    async def load() -> None:
+        if poller is None:
+            await registry.load_all()
+        else:
+            await poller.begin()
+            await asyncio.gather(registry.load_all(), poller.run())
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(registry.load_all())
+        loading = asyncio.create_task(load())
         loading.add_done_callback(_log_failure)
         try:
             yield

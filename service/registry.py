@@ -15,7 +15,8 @@ import asyncio
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from service.discovery import Found, Listing, discover, discover_model, names_on_disk
@@ -29,6 +30,8 @@ from service.settings import Settings
 from service.triton_json import read_configuration
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Names listed in a NotFound; a repository of thousands must not answer a typo with a page.
 _NAMES_SHOWN = 10
@@ -193,10 +196,15 @@ class Registry:
         """
         self._require_running()
         async with self._lock(name):
-            found = await self._find(name, config)
+            try:
+                found = await self._find(name, config)
+            except LoadFailed as error:
+                if config is None:
+                    self._note_failure(name, [], str(error))
+                raise
             self._require_running()
             numbers = [str(one.version.version) for one in found if one.version]
-            log.info("model %s: a client asks to load version %s", name, ", ".join(numbers))
+            log.info("model %s: asked to load version %s", name, ", ".join(numbers))
             before = self._entries.get(name, [])
             counts = any(entry.counts for entry in before)
             after = [Entry(one, ModelState.LOADING, counts=counts) for one in found]
@@ -212,10 +220,29 @@ class Registry:
                 for entry, outcome in zip(after, outcomes, strict=True):
                     entry.settle(outcome if isinstance(outcome, str) else "another version could not be loaded")
                 self._require_running()
+                if config is None:
+                    self._note_failure(name, after)
                 raise LoadFailed(f"model {quoted(name)} cannot be loaded: {_kept('; '.join(failures), serves)}")
             for entry, outcome in zip(after, outcomes, strict=True):
                 entry.settle(outcome)
             self._replace(name, before, after)
+
+    def _note_failure(self, name: str, failed: Sequence[Entry], reason: str = "") -> None:
+        """Beside the versions that serve on, the index shows those that do not, and of one that was to be replaced by
+        another form of itself, why it was not."""
+        entries = {entry.number: entry for entry in self._entries.get(name, [])}
+        serving = [entry for entry in entries.values() if entry.model is not None]
+        for entry in serving:
+            entry.reason = f"serves on; {reason}" if reason else ""
+        for entry in failed:
+            before = entries.get(entry.number)
+            if before in serving:
+                before.reason = f"serves on; as it is on disk now: {entry.reason}"
+            else:
+                entry.counts = before is not None and before.counts
+                entries[entry.number] = entry
+        if serving:
+            self._entries[name] = list(entries.values())
 
     async def unload(self, name: str) -> None:
         """Takes `name` out of service, and returns when what it had taken is answered and its memory given back.
@@ -233,6 +260,10 @@ class Registry:
             await asyncio.gather(*(self._retire(entry) for entry in entries))
             if entries:
                 log.info("model %s unloaded", name)
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs something that may wait for the disk, which the end of the server does not wait for."""
+        return await self._loader.call(function, *arguments)
 
     def begin_drain(self) -> None:
         """Not ready from now on; requests are answered until `close`."""

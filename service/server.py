@@ -58,14 +58,20 @@ def run(settings: Settings) -> int:
     """
     sockets = listen(settings.host, settings.port)
     # Late: importing the application takes most of the start-up time, and the port is ours already.
-    from service.app import build_app
+    from service.app import build_app, make_poller
     from service.registry import Registry
     from service.shared_memory import SharedMemory
 
     registry = Registry(settings)
     regions = SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
     config = uvicorn.Config(
-        build_app(registry, settings.max_body_bytes, regions=regions, root_path=settings.root_path),
+        build_app(
+            registry,
+            settings.max_body_bytes,
+            regions=regions,
+            root_path=settings.root_path,
+            poller=make_poller(settings, registry),
+        ),
         http=_protocol(registry, settings, regions),
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",

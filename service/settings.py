@@ -94,6 +94,16 @@ class Settings:
             aliases=("--model_name",),
         ),
     )
+    repository_poll_s: float = field(
+        default=0.0,
+        metadata=_about(
+            "how often to look for models and versions that came, changed or went; what is found the same twice is "
+            "loaded or unloaded; 0: never",
+            unit="seconds",
+            minimum=0,
+            maximum=86400,
+        ),
+    )
     host: str = field(
         default="127.0.0.1",
         metadata=_about("address to listen on; 0.0.0.0 is every IPv4 interface", metavar="HOST"),

@@ -80,7 +80,7 @@ def test_a_stop_does_not_wait_for_a_load_that_never_ends(unloaded: bool, tmp_pat
 
         loading = threading.Thread(target=load, daemon=True)
         loading.start()
-        service.wait_until(lambda: "asks to load" in service.log(), "loading")
+        service.wait_until(lambda: "asked to load" in service.log(), "loading")
         rows = service.request("POST", "/v2/repository/index").json()
         assert [row["state"] for row in rows] == ["LOADING" if unloaded else "READY", "READY"]
         assert service.infer("n", X).status == 200, "everybody else is answered"

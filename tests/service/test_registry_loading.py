@@ -114,9 +114,53 @@ def test_a_load_that_fails_leaves_what_served_and_says_why(tmp_path: Path, caplo
         (logged,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
         assert logged.startswith("model m version 2 cannot be loaded, what was loaded before serves on: model.onnx")
         assert str(tmp_path) not in str(caught.value)
-        assert registry.states() == (ModelStatus("m", 1, READY),)
+        serving, failed = registry.states()
+        assert serving == ModelStatus("m", 1, READY)
+        assert (failed.version, failed.state) == (2, UNAVAILABLE)
+        assert failed.reason.startswith("model.onnx cannot be loaded")
         assert registry.is_ready()
         assert await ask(registry) == 2
+        save_version(tmp_path, "m", NEGATE, version=2)
+        await registry.load("m")
+        assert registry.states()[0] == ModelStatus("m", 2, READY)
+
+    running(test, model_repository=tmp_path)
+
+
+def _damage_model(folder: Path) -> None:
+    (folder / "1" / "model.onnx").write_bytes(b"nonsense")
+
+
+def _damage_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        pytest.param(_damage_model, "serves on; as it is on disk now: model.onnx cannot be loaded", id="its-file"),
+        pytest.param(_damage_config, "serves on; model 'm' cannot be loaded: m/config.json", id="its-config"),
+    ],
+)
+def test_version_that_cannot_be_loaded_again_tells_why_while_it_serves_on(
+    damage: Callable[[Path], None], told: str, tmp_path: Path
+) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        damage(tmp_path / "m")
+        with pytest.raises(LoadFailed):
+            await registry.load("m")
+        (status,) = registry.states()
+        assert (status.state, registry.is_ready()) == (READY, True)
+        assert status.reason.startswith(told)
+        with pytest.raises(LoadFailed):
+            await registry.load("m", '{"backend": "none"}')
+        assert registry.states() == (status,), "what a caller brings says nothing of what lies on disk"
+        (tmp_path / "m" / "config.json").unlink(missing_ok=True)
+        save_version(tmp_path, "m", NEGATE)
+        await registry.load("m")
+        assert registry.states() == (ModelStatus("m", 1, READY),)
 
     running(test, model_repository=tmp_path)
 

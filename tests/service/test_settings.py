@@ -28,6 +28,7 @@ ALL = [
     pytest.param("model_repository", "r", Path("r"), id="path"),
     pytest.param("model", "m.onnx", Path("m.onnx"), id="optional-path"),
     pytest.param("model_name", "resnet-50_v1.5", "resnet-50_v1.5", id="optional-name"),
+    pytest.param("repository_poll_s", "15", 15.0, id="seconds-to-poll"),
     pytest.param("host", "::", "::", id="text"),
     pytest.param("port", "0", 0, id="number-at-its-minimum"),
     pytest.param("port", "65535", 65535, id="number-at-its-maximum"),
