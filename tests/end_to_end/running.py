@@ -77,6 +77,11 @@ class Foldserve:
     def infer(self, model: str, *inputs: Mapping[str, object]) -> Answer:
         return self.post(f"/v2/models/{model}/infer", {"inputs": list(inputs)})
 
+    def resident_bytes(self) -> int:
+        """Needs /proc."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def is_ready(self) -> bool:
         return self.get("/v2/health/ready").status == 200
 

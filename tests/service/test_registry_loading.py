@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.helper
-import onnx.numpy_helper
 import pytest
 
 from service import loader
@@ -357,41 +354,6 @@ def test_a_broken_model_can_be_put_aside(tmp_path: Path) -> None:
         assert not registry.is_ready()
         await registry.unload("broken")
         assert registry.is_ready()
-
-    running(test, model_repository=tmp_path)
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
-    save_version(tmp_path, "small", DOUBLE)
-    weights_bytes = 128 * 1024 * 1024
-    weights = np.random.default_rng(0).standard_normal((2, weights_bytes // 8), np.float32)
-    tensors = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", size])
-        for name, size in (("x", 2), ("y", 1))
-    ]
-    graph = onnx.helper.make_graph(
-        [
-            onnx.helper.make_node("MatMul", ["x", "w"], ["wide"]),
-            onnx.helper.make_node("ReduceSum", ["wide", "axis"], ["y"], keepdims=1),
-        ],
-        "g", [tensors[0]], [tensors[1]],
-        [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(np.array([1]), "axis")],
-    )  # fmt: skip
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    (tmp_path / "large" / "1").mkdir(parents=True)
-    onnx.save(model, tmp_path / "large" / "1" / "model.onnx")
-    (tmp_path / "large" / "config.json").write_text('{"name": "large", "max_batch_size": 1}')
-    del model, graph, weights
-
-    async def test(registry: Registry) -> None:
-        loaded_bytes = resident_bytes()
-        await registry.unload("large")
-        assert loaded_bytes - resident_bytes() > 0.9 * weights_bytes
 
     running(test, model_repository=tmp_path)
 
