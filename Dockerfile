@@ -77,7 +77,8 @@ ENV PATH=/opt/foldserve/bin:/opt/venv/bin:$PATH \
 # A number, so that Kubernetes' runAsNonRoot can see that it is not root; it needs no entry in /etc/passwd.
 USER 10001:10001
 EXPOSE 8000
-# Requests under way finish first, within FOLDSERVE_DRAIN_LIMIT_S; `docker stop -t 30` gives it that long instead of 10 s.
+# It serves on for FOLDSERVE_DRAIN_GRACE_S, then requests under way finish, all within FOLDSERVE_DRAIN_LIMIT_S;
+# `docker stop -t 30` gives it that long instead of 10 s.
 STOPSIGNAL SIGTERM
 # Live, not ready: whoever acts on this probe (Swarm, ECS, podman --health-on-failure) replaces the container, which
 # mends a hung process, but neither a model that is UNAVAILABLE nor one still loading, while the others serve on.

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +30,7 @@ from service.encode import encode_error
 from service.errors import ServiceError
 from service.http_api import INFER_PATHS, add_routes
 from service.openapi import describe_infer
+from service.polling import Poller
 from service.registry import Registry
 from service.repository_api import add_repository_routes
 from service.settings import Settings
@@ -49,14 +50,29 @@ _DESCRIPTION = "Serves folded ONNX models over the Open Inference Protocol v2, i
 def create_app(settings: Settings) -> FastAPI:
     """The application that serves what `settings` name. Starts nothing, and touches nothing on disk but the file of
     keys, before its lifespan does. Raises SettingsError when there is something wrong with that file."""
+    registry = Registry(settings)
     return build_app(
-        Registry(settings),
+        registry,
         settings.max_body_bytes,
         regions=SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes),
         root_path=settings.root_path,
         guard=Guard.of(settings),
         cors_origins=settings.cors_origins,
+        poller=make_poller(settings, registry),
     )
+
+
+class Polls(Protocol):
+    """A `Poller`, or who lets it wait."""
+
+    async def begin(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+
+def make_poller(settings: Settings, registry: Registry) -> Poller | None:
+    """None where nobody wants one."""
+    return Poller(settings, registry, call=registry.call) if settings.repository_poll_s else None
 
 
 def build_app(
@@ -67,11 +83,12 @@ def build_app(
     root_path: str = "",
     guard: Guard | None = None,
     cors_origins: tuple[str, ...] = (),
+    poller: Polls | None = None,
     control: Control | None = None,
     assignment: Assignment | None = None,
 ) -> FastAPI:
-    """As `create_app`, around a registry, regions of shared memory and a guard that somebody else made. Without a guard
-    everything is everybody's.
+    """As `create_app`, around a registry, regions of shared memory, a guard and a poller that somebody else made.
+    Without a guard everything is everybody's.
 
     control: of all processes, where this is one of several. assignment: what to load in place of what is on disk.
     """
@@ -79,7 +96,7 @@ def build_app(
         title="Foldserve",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan(registry, assignment),
+        lifespan=_lifespan(registry, poller, assignment),
         redoc_url=None,
         # A redirect from /v2/ to /v2 would be an answer that no client of the protocol expects.
         redirect_slashes=False,
@@ -112,10 +129,17 @@ def build_app(
     return app
 
 
-def _lifespan(registry: Registry, assignment: Assignment | None) -> Any:
+def _lifespan(registry: Registry, poller: Polls | None, assignment: Assignment | None) -> Any:
+    async def load() -> None:
+        if poller is None:
+            await registry.load_all(assignment)
+        else:
+            await poller.begin()
+            await asyncio.gather(registry.load_all(assignment), poller.run())
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(registry.load_all(assignment))
+        loading = asyncio.create_task(load())
         loading.add_done_callback(_log_failure)
         try:
             yield

@@ -1,8 +1,9 @@
 """One HTTP/1.1 connection: uvicorn's own protocol class, made stricter where a hostile or unlucky peer would hurt.
 
 Heads and waiting are bounded, Host is required, offers to upgrade are ignored without losing the body, trailers are no
-headers, and refusals have the form of every other error, behind the answers to the requests before them. Depends on
-internals of uvicorn's httptools protocol, whose minor version pyproject.toml pins. Knows no route and no model.
+headers, and refusals have the form of every other error, behind the answers to the requests before them. A connection
+that drains answers what has begun to come, tells its peer with the last answer, and ends. Depends on internals of
+uvicorn's httptools protocol, whose minor version pyproject.toml pins. Knows no route and no model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import math
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -41,6 +43,9 @@ class Limits:
     answer_stall_s: float = 60.0
     # Behind a refusal: a round trip on a bad line, and what the peer had sent before it could know.
     farewell_s: float = 2.0
+    # When the server ends: since a connection was made, or its last answer written. The request of whoever connected
+    # just now is on its way.
+    last_call_s: float = 0.5
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -78,6 +83,15 @@ class Phase(Enum):
     CLOSE = "that it closes, having been refused"
 
 
+class _LastAnswer:
+    """A connection's transport, as the cycle of its last answer sees it: what closes behind it does so in order."""
+
+    def __init__(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = end
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn makes one for each accepted socket. `crowd`: all of them, where there is a limit to their number."""
 
@@ -107,7 +121,14 @@ class Connection(HttpToolsProtocol):
         self._reported = self._refused = False
         self._last_words = b""
         self._running: RequestResponseCycle | None = None
+        self._is_draining = False
+        self._last: RequestResponseCycle | None = None
+        """Whose answer is to say `Connection: close`, because of the drain and not because its request says so."""
         self._await(Phase.REQUEST)
+        if getattr(self.server_state, "is_draining", False):
+            self.drain()
+        if getattr(self.server_state, "is_ending", False):
+            self.shutdown()
         if self._crowd is not None:
             self._place = self._crowd.enter()
             if self._place is not Place.ADMITTED:
@@ -168,6 +189,7 @@ class Connection(HttpToolsProtocol):
     # --- what the parser reports ---
 
     def on_message_begin(self) -> None:
+        self._unmark_last()
         super().on_message_begin()
         self._reported_bytes = 0
         self._await(Phase.HEAD)
@@ -201,6 +223,8 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self._unanswered += 1
         self._await(Phase.BODY)
+        if self._is_draining:
+            self._mark_last()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -288,10 +312,48 @@ class Connection(HttpToolsProtocol):
         else:
             self._refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, f"{phase.value} did not come within {limit_s:g} s"))
 
+    # --- the drain ---
+
+    def drain(self) -> None:
+        """From now on the answer behind which no other request has begun to come says `Connection: close`, and the
+        connection ends there. Idle connections stay: to close one could cost the request that is on its way."""
+        self._is_draining = True
+        if self._phase is not Phase.HEAD:
+            self._mark_last()
+
+    def shutdown(self) -> None:
+        """As `drain`; and who has sent nothing for `last_call_s` is hung up on."""
+        self.drain()
+        kept_s, self._limits_s[Phase.REQUEST] = self._limits_s[Phase.REQUEST], self.limits.last_call_s
+        if self._phase is Phase.REQUEST:
+            self._due_s += self.limits.last_call_s - kept_s
+            self._watch(max(0.0, self._due_s - self.loop.time()))
+
+    def _mark_last(self) -> None:
+        cycle = self.cycle
+        if cycle is not None and cycle.keep_alive and not cycle.response_started:
+            self._last = cycle
+            cycle.keep_alive = False
+            cycle.transport = _LastAnswer(self.transport, self._end_in_order)  # type: ignore[assignment]
+
+    def _unmark_last(self) -> None:
+        """It is not the last after all, if it has not said so yet."""
+        if self._last is not None and not self._last.response_started:
+            self._last.keep_alive, self._last.transport = True, self.transport
+        self._last = None
+
+    def _end_in_order(self) -> None:
+        """Behind the last answer: what the peer has sent since then is not looked at."""
+        self._refused = True
+        self._last_words = b""
+        self.pipeline.clear()
+        self._part(b"")
+
     # --- refusals ---
 
     def _refuse(self, refusal: Refused) -> None:
         """Answers what came before, then refuses, then closes."""
+        self._unmark_last()
         self._refused = True
         broken = self.cycle if self._phase is Phase.BODY else None
         self._await(Phase.NOTHING)

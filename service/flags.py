@@ -46,4 +46,6 @@ def shown(value: Any) -> str:
     """A value as it would be written on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
     return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -39,7 +39,7 @@ from service.protocol import (
 )
 from service.registry import Registry
 from service.shared_memory import SharedMemory
-from service.version_states import STARTING, ModelState
+from service.version_states import DRAINING, STARTING, ModelState
 
 INFER_PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer")
 
@@ -234,7 +234,7 @@ class Reads:
 
     def _model_ready(self, model_name: str, version: str | None, response: Response) -> ModelReady:
         try:
-            self._registry.get(model_name, version)
+            self._registry.require_ready(model_name, version)
         except ModelNotReady as error:
             response.status_code = status_of(error).http
             return ModelReady(model_name, ready=False, error=str(error))
@@ -242,6 +242,8 @@ class Reads:
 
 
 def _why_not_ready(registry: Registry) -> str:
+    if registry.is_draining:
+        return f"the server is not ready: {DRAINING}"
     reasons = [
         f"{status.name}{f' version {status.version}' if status.version is not None else ''} is {status.state.value}"
         + (f": {status.reason}" if status.reason else "")

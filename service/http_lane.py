@@ -101,7 +101,6 @@ class Lane(Connection):
         """Of a body whose request has been refused before it came whole."""
         self._cancel: Cancel | None = None
         self._held = bytearray()
-        self._closes_after_answer = False
         self._is_going_on = False
 
     @property
@@ -235,14 +234,16 @@ class Lane(Connection):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        closes = self._closes_after_answer
+        # What has begun to come behind it is answered as well (RFC 9112, 9.6).
+        is_last = self._is_draining and not self._held
+        closes = False
         pieces = [STATUS_LINE[answer.status]]
         for name, value in self.server_state.default_headers:
             pieces += (name, b": ", value, b"\r\n")
         for name, value in answer.headers:
             pieces += (name, b": ", value, b"\r\n")
             closes = closes or name == b"connection"
-        if self._closes_after_answer:
+        if is_last:
             pieces.append(b"connection: close\r\n")
         pieces.append(b"\r\n")
         if len(answer.body) < _ONE_WRITE_BYTES:
@@ -250,6 +251,9 @@ class Lane(Connection):
             self.transport.write(b"".join(pieces))
         else:
             self.transport.writelines([b"".join(pieces), answer.body])
+        if is_last:
+            self._end_in_order()
+            return
         if closes:
             self.transport.close()
             return
@@ -307,11 +311,10 @@ class Lane(Connection):
         self._refused = True
         self._part(refusal_bytes(refusal))
 
-    def shutdown(self) -> None:
-        if self._lane_head is not None:
-            self._closes_after_answer = True
-        else:
-            super().shutdown()
+    def _end_in_order(self) -> None:
+        self._unwanted_bytes = 0
+        self._held.clear()
+        super()._end_in_order()
 
 
 def _aligned_buffer(head: LaneHead) -> memoryview:

@@ -7,6 +7,7 @@ beyond its text; what the class is called and which fields exclude each other is
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -104,6 +105,16 @@ def _read_int(text: str) -> int:
         raise ValueError(f"{text!r} is not a whole number") from None
 
 
+def _read_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a number")
+    return value
+
+
 def _read_names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
@@ -126,6 +137,7 @@ def _read_path(text: str) -> Path:
 _READERS: dict[object, Callable[[str], Any]] = {
     bool: _read_bool,
     int: _read_int,
+    float: _read_seconds,
     str: _read_text,
     str | None: _read_text,
     Path: _read_path,

@@ -111,6 +111,10 @@ class Loader:
             return Model(loaded, statistics, self._queue_space, max_request_rows=self._settings.max_request_rows)
         except OSError as error:  # a folder that may not be entered, a name too long: anything but a missing file
             raise ModelRejected(f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
+        finally:
+            # The file as it was read, and weights that ONNX Runtime has laid out anew: of 22 convolutions with 198 MB
+            # of weights, 400 of 600 MB were free again, and stayed.
+            memory.give_back()
 
 
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md, "The Pointer".

@@ -11,7 +11,8 @@ from service.version_states import ModelState
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One version's state. `version` None: the model has no version that could be loaded. `reason` empty when READY."""
+    """One version's state. `version` None: the model has no version that could be loaded. `reason` of one that is
+    READY: why what lies on disk now has not replaced it, otherwise empty."""
 
     name: str
     version: int | None

@@ -15,8 +15,9 @@ import asyncio
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from service.assignment import Assigned, Assignment
@@ -30,9 +31,11 @@ from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexR
 from service.repository import VersionDirectory
 from service.settings import Settings
 from service.triton_json import read_configuration
-from service.version_states import STARTING, UNLOADED, ModelState
+from service.version_states import DRAINING, STARTING, UNLOADED, ModelState
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Names listed in a NotFound; a repository of thousands must not answer a typo with a page.
 _NAMES_SHOWN = 10
@@ -58,6 +61,7 @@ class Registry:
         self._scanned = False
         self._has_scanned = asyncio.Event()
         self._closing = False
+        self.is_draining = False
         self.gave_up = False
 
     # --- what requests ask ---
@@ -76,6 +80,13 @@ class Registry:
                 mended = "" if all(entry.reason == UNLOADED for entry in entries) else "when that is mended, "
                 told += f"; {mended}{_how_to_load(name)}"
             raise ModelNotReady(f"model {quoted(name)} is not ready: {told}") from None
+
+    def require_ready(self, name: str, version: str | None = None) -> None:
+        """Whether requests should be sent. Raises as `get` does, and ModelNotReady while the server drains, though it
+        answers then."""
+        self.get(name, version)
+        if self.is_draining:
+            raise ModelNotReady(f"model {quoted(name)} is not ready: {DRAINING}")
 
     def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """What clients are told about a model, with every version that is READY. Raises as `get` does."""
@@ -149,7 +160,7 @@ class Registry:
         An empty repository is not ready in either case: no request could be answered, so none should be sent here.
         """
         states = {entry.state for group in self._entries.values() for entry in group if entry.counts}
-        if not self._scanned or not any(self._answering.values()):
+        if self.is_draining or not self._scanned or not any(self._answering.values()):
             return False
         return states <= {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
 
@@ -240,16 +251,25 @@ class Registry:
         lock = self._lock(name)
         await lock.acquire()
         try:
-            found = await self._find(name, config)
+            found = await self._found_or_noted(name, config)
             self._require_running()
             numbers = [str(one.version.version) for one in found if one.version]
-            log.info("model %s: a client asks to load version %s", name, ", ".join(numbers))
-            return await self._prepare(name, found, lock)
+            log.info("model %s: asked to load version %s", name, ", ".join(numbers))
+            return await self._prepare(name, found, lock, notes_failure=config is None)
         except BaseException:
             lock.release()
             raise
 
-    async def _prepare(self, name: str, found: Sequence[Found], lock: asyncio.Lock) -> Prepared:
+    async def _found_or_noted(self, name: str, config: str | None) -> Sequence[Found]:
+        """As `_find`; the index tells what is wrong with what lies on disk."""
+        try:
+            return await self._find(name, config)
+        except LoadFailed as error:
+            if config is None:
+                self._note_failure(name, [], str(error))
+            raise
+
+    async def _prepare(self, name: str, found: Sequence[Found], lock: asyncio.Lock, *, notes_failure: bool) -> Prepared:
         before = self._entries.get(name, [])
         counts = any(entry.counts for entry in before)
         after = [Entry(one, ModelState.LOADING, counts=counts) for one in found]
@@ -265,8 +285,27 @@ class Registry:
             # All or nothing, as in Triton: half of what was asked for would be a surprise.
             await prepared.drop("another version could not be loaded")
             self._require_running()
+            if notes_failure:
+                self._note_failure(name, after)
             raise LoadFailed(f"model {quoted(name)} cannot be loaded: {_kept('; '.join(failures), serves)}")
         return prepared
+
+    def _note_failure(self, name: str, failed: Sequence[Entry], reason: str = "") -> None:
+        """Beside the versions that serve on, the index shows those that do not, and of one that was to be replaced by
+        another form of itself, why it was not."""
+        entries = {entry.number: entry for entry in self._entries.get(name, [])}
+        serving = [entry for entry in entries.values() if entry.model is not None]
+        for entry in serving:
+            entry.reason = f"serves on; {reason}" if reason else ""
+        for entry in failed:
+            before = entries.get(entry.number)
+            if before in serving:
+                before.reason = f"serves on; as it is on disk now: {entry.reason}"
+            else:
+                entry.counts = before is not None and before.counts
+                entries[entry.number] = entry
+        if serving:
+            self._entries[name] = list(entries.values())
 
     async def unload(self, name: str) -> None:
         """Takes `name` out of service, and returns when what it had taken is answered and its memory given back.
@@ -284,6 +323,14 @@ class Registry:
             await asyncio.gather(*(self._retire(entry) for entry in entries))
             if entries:
                 log.info("model %s unloaded", name)
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs something that may wait for the disk, which the end of the server does not wait for."""
+        return await self._loader.call(function, *arguments)
+
+    def begin_drain(self) -> None:
+        """Not ready from now on; requests are answered until `close`."""
+        self.is_draining = True
 
     def give_up(self) -> int:
         """Refuses every request that waits or runs; `close` waits for nothing then. Returns how many there were."""

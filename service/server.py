@@ -133,7 +133,7 @@ def configuration(
         assignment=assignment,
         poller=poller or make_poller(settings, parts.registry),
     )
-    protocol = _protocol(settings, parts)
+    protocol, context = _protocol(settings, parts), parts.context
     return uvicorn.Config(
         app,
         http=protocol,
@@ -150,7 +150,7 @@ def configuration(
         # Whoever sits in front of us is not known here; a forged X-Forwarded-For must not be believed.
         proxy_headers=False,
         backlog=BACKLOG,
-        ssl_context_factory=None if parts.context is None else lambda *_: parts.context,
+        ssl_context_factory=None if context is None else lambda *_: context,
     )
 
 
@@ -171,9 +171,7 @@ def _protocol(settings: Settings, parts: Parts) -> Any:
     from service.timers import RunningLoop
 
     registry, guard = parts.registry, parts.guard
-    begin = functools.partial(
-        begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=parts.regions
-    )
+    begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=parts.regions)
     heads = HeadMemory(
         settings.max_body_bytes,
         settings.max_head_bytes,

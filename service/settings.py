@@ -57,6 +57,16 @@ class Settings:
         default=False,
         metadata=_about("serve what links in the repository lead to outside of it; without it such a model is refused"),
     )
+    repository_poll_s: float = field(
+        default=0.0,
+        metadata=_about(
+            "how often to look for models and versions that came, changed or went; what is found the same twice is "
+            "loaded or unloaded; 0: never",
+            unit="seconds",
+            minimum=0,
+            maximum=86400,
+        ),
+    )
     host: str = field(
         default="127.0.0.1",
         metadata=_about("address to listen on; 0.0.0.0 is every IPv4 interface", metavar="HOST"),
@@ -226,7 +236,23 @@ class Settings:
         # Kubernetes kills 30 s after SIGTERM by default; stop by ourselves a little earlier, with a word in the log.
         default=25,
         metadata=_about(
-            "after SIGTERM, how long requests in flight may take to finish", unit="seconds", minimum=0, maximum=86400
+            "after SIGTERM, how long requests in flight may take to finish, the grace included",
+            unit="seconds",
+            minimum=0,
+            maximum=86400,
+        ),
+    )
+    drain_grace_s: float = field(
+        # Kubernetes sends SIGTERM while it still tells its nodes and load balancers not to send anything here: the
+        # controller, kube-proxy and ingress each batch for up to a second. `docker stop` kills after 10 s, where 5
+        # remain for requests in flight. Counts into the drain limit, so that however long it is, nobody is killed.
+        default=5.0,
+        metadata=_about(
+            "after SIGTERM, how long to serve on: not ready any more, each answer with `Connection: close`; Ctrl-C and "
+            "a second signal skip it",
+            unit="seconds",
+            minimum=0,
+            maximum=86400,
         ),
     )
     log_level: str = field(

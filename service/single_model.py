@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from service.errors import ModelRejected
@@ -69,10 +70,16 @@ def _in_folder(folder: Path) -> Path:
 def _file(found: Path) -> Path:
     """The file itself, which in a folder model.onnx/ has the same name again."""
     if (found.parent / TRITON_CONFIG_FILE).exists():
-        log.warning(
-            "%s is not read: it belongs one folder above a version, as in NAME/1/%s", TRITON_CONFIG_FILE, MODEL_FILE
-        )
+        _warn_of_config(found.parent)
     return found / MODEL_FILE if found.is_dir() else found
+
+
+@cache
+def _warn_of_config(_: Path) -> None:
+    """Once: whoever polls comes by again and again."""
+    log.warning(
+        "%s is not read: it belongs one folder above a version, as in NAME/1/%s", TRITON_CONFIG_FILE, MODEL_FILE
+    )
 
 
 def name_of_file(path: Path) -> str:

@@ -44,6 +44,8 @@ _OF_A_CYCLE = (
     "message_event",
     "response_started",
     "response_complete",
+    "keep_alive",
+    "transport",
     "waiting_for_100_continue",
 )
 

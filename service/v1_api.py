@@ -151,7 +151,7 @@ class V1Reads:
         """Raises NotFound, as `Registry.get` does."""
         error = None
         try:
-            self._registry.get(name, version)
+            self._registry.require_ready(name, version)
         except ModelNotReady as refused:
             error = str(refused)
             response.status_code = status_of(refused).http

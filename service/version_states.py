@@ -1,4 +1,4 @@
-"""The states that a version passes through, and two reasons for them that more than one file tells.
+"""The states that a version passes through, and reasons for them that more than one file tells.
 
     (found on disk) -> LOADING -> READY -> UNLOADING -> UNAVAILABLE "unloaded", or gone when another took its place
                           |
@@ -12,6 +12,7 @@ from __future__ import annotations
 from enum import Enum
 
 STARTING = "the first scan of the model repository is not finished"
+DRAINING = "the server is stopping; it still answers, but send nothing here any more"
 UNLOADED = "unloaded"
 """The reason of what somebody took out of service; any other is a failure."""
 

@@ -27,8 +27,9 @@ from service.channel import Channel, ChannelClosed
 from service.errors import ServiceError
 from service.listening import CannotServe
 from service.logs import configure_logging
+from service.polling import Poller
 from service.registry import Prepared, Registry
-from service.server import Server, configuration, regions_for
+from service.server import Parts, Server, configuration, make_parts
 from service.settings import Settings
 from service.shared_memory import SharedMemory
 from service.tls import make_context
@@ -94,18 +95,20 @@ def _register_again(regions: SharedMemory, name: str, key: str, offset: int, siz
 class Worker:
     """What the supervisor may ask: the handlers of the channel."""
 
-    def __init__(self, registry: Registry, regions: SharedMemory, board: Board, birth: Birth) -> None:
+    def __init__(self, settings: Settings, parts: Parts, board: Board, birth: Birth) -> None:
         self.board = board
         self.birth = birth
         self.server: WorkerServer
-        self._registry = registry
-        self._regions = regions
+        self._registry = parts.registry
+        self._regions = parts.regions
         self._prepared: dict[str, Prepared] = {}
         asked = (
             self.listen, self.leave, self.prepare, self.commit, self.abort, self.unload, self.index, self.assigned,
-            self.register_region, self.unregister_regions, self.drain,
+            self.register_region, self.unregister_regions, self.poll, self.drain,
         )  # fmt: skip
         self.channel = Channel({method.__name__: method for method in asked})
+        self.everybody = AllWorkers(self.channel, board)
+        self.poller = AppointedPoller(settings, self.everybody, self._registry) if settings.repository_poll_s else None
 
     async def listen(self, slot: int) -> None:
         """Takes new connections at the sockets of `slot`."""
@@ -150,14 +153,35 @@ class Worker:
     async def unregister_regions(self, name: str | None) -> None:
         self._regions.unregister(name)
 
-    async def drain(self) -> None:
-        """Ends in order."""
-        self.server.handle_exit(signal.SIGTERM, None)
+    async def poll(self) -> None:
+        """From now on this worker looks for what changes on disk, for all."""
+        if self.poller is not None:
+            self.poller.appointed.set()
+
+    async def drain(self, grace_s: float, *, is_replaced: bool) -> None:
+        """Ends in order, see `Server.begin_drain`."""
+        self.server.begin_drain(grace_s, is_replaced=is_replaced)
+        self.publish()
 
     def publish(self) -> None:
         """Tells the other processes whether requests can be sent here."""
         self.board.set(self.birth.seat, Seat.READY, on=self._registry.is_ready())
         self.board.set(self.birth.seat, Seat.LISTENING, on=self.server.listens)
+
+
+class AppointedPoller:
+    """Looks at the disk from the beginning, as one process would; acts when the supervisor says that it is the one."""
+
+    def __init__(self, settings: Settings, everybody: AllWorkers, registry: Registry) -> None:
+        self.appointed = asyncio.Event()
+        self._poller = Poller(settings, everybody, call=registry.call)
+
+    async def begin(self) -> None:
+        await self._poller.begin()
+
+    async def run(self) -> None:
+        await self.appointed.wait()
+        await self._poller.run()
 
 
 class WorkerServer(Server):
@@ -181,7 +205,7 @@ class WorkerServer(Server):
 
     async def listen(self, slot: int, files: Sequence[int]) -> None:
         """Takes connections at sockets that all workers and the supervisor hold open."""
-        if slot in self._listening or self.should_exit:
+        if slot in self._listening or self._drain_began_s is not None:
             return
         self._listening[slot] = []
         for file in files:
@@ -192,6 +216,21 @@ class WorkerServer(Server):
             )
             self._listening[slot].append(listener)
             self.servers.append(listener)
+
+    def _heed(self, sig: signal.Signals) -> None:
+        """SIGTERM of this worker alone: another one takes its place, so the server goes on being ready."""
+        if self._drain_began_s is not None or not self.started:
+            super()._heed(sig)
+            return
+        log.info("%s: another worker takes the place of this one", sig.name)
+        self._go_on(self._tell("leaving"))
+        self.begin_drain(self._drain_grace_s, is_replaced=True)
+        self._worker.publish()
+
+    def begin_drain(self, grace_s: float, *, is_replaced: bool = False) -> None:
+        super().begin_drain(grace_s, is_replaced=is_replaced)
+        if is_replaced:
+            self._listening.clear()
 
     def leave(self, slot: int) -> None:
         for listener in self._listening.pop(slot, []):
@@ -215,13 +254,15 @@ class WorkerServer(Server):
             return 1  # the supervisor has been told, and tells it
         return LOST if self.is_lost else code
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._worker.publish()
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
         if self.gave_up:
             await self._tell("hopeless", reason=self.gave_up)
-        elif not self.is_lost:
-            await self._tell("leaving")
-        await super().shutdown(sockets)
+        # Those who wait in the kernel are answered at the end; closing these leaves the supervisor's open.
+        files = [file for slot in self._listening for file in self._worker.birth.listeners[slot]]
+        waiting = [socket.socket(fileno=os.dup(file)) for file in files]
+        for sock in waiting:
+            sock.setblocking(False)
+        await super().shutdown(waiting)
 
     async def _converse(self) -> None:
         """Until the supervisor has gone."""

@@ -107,6 +107,8 @@ class Supervisor:
         self._balancing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._is_restarting = False
+        self._grace_s = 0.0
+        self._poller: _Worker | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure = ""
 
@@ -121,14 +123,23 @@ class Supervisor:
             await self._stop.wait()
         finally:
             self._board.stopping()
-            await asyncio.gather(*(self._end(worker) for worker in tuple(self._workers)))
+            await asyncio.gather(*(self._end(worker, self._grace_s) for worker in tuple(self._workers)))
             for task in self._tasks:
                 task.cancel()
         if self._failure:
             raise WorkersFailed(self._failure)
 
     def _asked_to_stop(self, number: int) -> None:
-        log.info("%s: the workers finish their requests in flight", signal.Signals(number).name)
+        """In order; without the grace on Ctrl-C, and on a second signal."""
+        name = signal.Signals(number).name
+        if self._stop.is_set():
+            log.info("%s again: the workers end now", name)
+            for worker in self._workers:
+                worker.process.terminate()
+            return
+        if number == signal.SIGTERM:
+            self._grace_s = min(self._settings.drain_grace_s, self._settings.drain_limit_s)
+        log.info("%s: not ready from now on; the workers serve on for %g s, then finish", name, self._grace_s)
         self._board.stopping()
         self._stop.set()
 
@@ -265,14 +276,15 @@ class Supervisor:
         if not there and not self._stop.is_set():
             await self._start(worker.slot)
 
-    async def _end(self, worker: _Worker) -> None:
+    async def _end(self, worker: _Worker, grace_s: float, *, is_replaced: bool = False) -> None:
         """In order, if it can; behind its limit, by force."""
         worker.is_leaving = True
         try:
             if not worker.talks.is_set():
                 worker.process.terminate()  # it has nothing to finish
             else:
-                await asyncio.wait_for(worker.channel.call("drain"), _KILLED_AFTER_S)
+                drain = worker.channel.call("drain", grace_s=grace_s, is_replaced=is_replaced)
+                await asyncio.wait_for(drain, _KILLED_AFTER_S)
             await asyncio.wait_for(worker.ended.wait(), self._settings.drain_limit_s + _KILLED_AFTER_S)
         except (TimeoutError, ChannelClosed, RemoteDefect):
             with contextlib.suppress(ProcessLookupError):
@@ -297,7 +309,7 @@ class Supervisor:
                     return
                 old.is_leaving = True
                 await self._balance()
-                await self._end(old)
+                await self._end(old, self._settings.drain_grace_s, is_replaced=True)
         finally:
             self._is_restarting = False
 
@@ -308,6 +320,7 @@ class Supervisor:
         async with self._balancing:
             for slot in range(len(self._slots)):
                 await self._appoint(slot, self._choose(slot))
+            await self._appoint_poller()
 
     def _choose(self, slot: int) -> _Worker | None:
         # At the start nobody has settled, and all listen: liveness is answered while models load.
@@ -319,6 +332,16 @@ class Supervisor:
         own = [one for one in able if one.slot == slot]
         others = [one for one in able if one.settled.is_set()]
         return own[-1] if own else others[0] if others else None
+
+    async def _appoint_poller(self) -> None:
+        """One worker looks for what changes on disk, and asks for all to load it."""
+        if self._poller in self._workers and not self._poller.is_leaving:
+            return
+        able = [one for one in self._workers if one.settled.is_set() and not one.is_leaving]
+        for worker in able[:1]:
+            with contextlib.suppress(ChannelClosed):
+                await worker.channel.call("poll")
+                self._poller = worker
 
     async def _appoint(self, slot: int, new: _Worker | None) -> None:
         old = self._listeners.get(slot)

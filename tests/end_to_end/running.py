@@ -77,6 +77,11 @@ class Foldserve:
     def infer(self, model: str, *inputs: Mapping[str, object]) -> Answer:
         return self.post(f"/v2/models/{model}/infer", {"inputs": list(inputs)})
 
+    def resident_bytes(self) -> int:
+        """Needs /proc."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def is_ready(self) -> bool:
         return self.get("/v2/health/ready").status == 200
 
@@ -174,12 +179,13 @@ def run_command(name: str, *arguments: str | Path, cwd: Path | None = None) -> s
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without what would change the service: its own settings, ONNX Runtime's, and `CI`.
 
-    ONNX Runtime's telemetry is silent where CI is set; a test that it is off must run as on a user's machine.
+    ONNX Runtime's telemetry is silent where CI is set; a test that it is off must run as on a user's machine. No grace
+    at SIGTERM: no load balancer has to learn of it, and every test would wait.
     """
     kept = {
         key: value for key, value in os.environ.items() if key != "CI" and not key.startswith(("FOLDSERVE_", "ORT_"))
     }
-    return kept | dict(extra or {})
+    return kept | {"FOLDSERVE_DRAIN_GRACE_S": "0"} | dict(extra or {})
 
 
 def free_port() -> int:

@@ -113,7 +113,7 @@ def test_a_model_that_can_be_loaded_in_one_worker_only_is_loaded_in_none(tmp_pat
         assert service.log().count("model m version 2 READY") == 1
         assert "report.json" in told[0].json()["error"]
         assert answers(service) == {2: CONNECTIONS}
-        assert states(service) == {(("1", "READY"),): 20}
+        assert states(service) == {(("1", "READY"), ("2", "UNAVAILABLE")): 20}
 
 
 def test_readiness_waits_for_every_worker_and_liveness_for_none(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def slow_load(service: Foldserve, repository: Path) -> tuple[threading.Thread, l
     told: list[Answer] = []
     asking = threading.Thread(target=lambda: told.append(service.request("POST", LOAD)))
     asking.start()
-    service.wait_until(lambda: service.log().count("asks to load version 2") == 2, "loading in both workers")
+    service.wait_until(lambda: service.log().count("asked to load version 2") == 2, "loading in both workers")
 
     def let_go() -> None:
         model = (report.parent / "model.onnx").read_bytes()

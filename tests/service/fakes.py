@@ -63,6 +63,7 @@ class FakeRegistry:
         self._loads = loads
         self.is_closed = False
         self.repository_name = "models"
+        self.is_draining = False
 
     async def load_all(self, assignment: object = None) -> None:
         if not self._loads:
@@ -78,6 +79,9 @@ class FakeRegistry:
         if isinstance(model, str):
             raise ModelNotReady(f"model {name!r} is not ready: {model}")
         return model
+
+    def require_ready(self, name: str, version: str | None = None) -> None:
+        self.get(name, version)
 
     def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         self.get(name, version)

@@ -148,6 +148,105 @@ def test_peer_that_never_reads_its_answer_is_hung_up_on() -> None:
     asyncio.run(ask_and_never_read())
 
 
+# --- the drain ----------------------------------------------------------------------------------------------------
+
+
+HEAD = REQUEST[:-30]
+
+
+def _answers(received: bytes) -> list[bool]:
+    """For each, whether it says that it is the last."""
+    answers = received.split(b"HTTP/1.1 200 OK\r\n")
+    assert answers[0] == b""
+    return [b"connection: close" in answer for answer in answers[1:]]
+
+
+async def _while_draining(before: bytes, behind: bytes, *, ends: bool = True) -> bytes:
+    """What comes back for `before`, sent before the drain begins, and `behind`, sent while it lasts. The application
+    answers nothing until both have come. ends: the grace is over when `behind` is sent."""
+    may_answer = asyncio.Event()
+
+    async def answer_late(scope: Any, receive: Any, send: Any) -> None:
+        await may_answer.wait()
+        await _answer_what_is_read(scope, receive, send)
+
+    async with _served(answer_late) as (address, state):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(before)
+        await asyncio.sleep(0.02)  # the server, on this very loop, has read it
+        (connection,) = state.connections
+        if ends:
+            connection.shutdown()
+        else:
+            connection.drain()  # type: ignore[union-attr]
+        writer.write(behind)
+        await asyncio.sleep(0.02)
+        may_answer.set()
+        received = await reader.read()
+        writer.close()
+    return received
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["in-the-grace", "behind-the-grace"])
+@pytest.mark.parametrize(
+    ("before", "behind", "answers"),
+    [
+        pytest.param(REQUEST, b"", [True], id="a-request"),
+        pytest.param(REQUEST * 3, b"", [False, False, True], id="pipelined"),
+        pytest.param(REQUEST, REQUEST, [False, True], id="one-more-before-the-answer"),
+        pytest.param(REQUEST + HEAD[:20], HEAD[20:] + b"b" * 30, [False, True], id="half-a-head-behind-a-request"),
+        pytest.param(HEAD[:20], HEAD[20:] + b"b" * 30, [True], id="half-a-head"),
+        pytest.param(HEAD, b"b" * 30, [True], id="a-head"),
+        pytest.param(b"", REQUEST, [True], id="nothing-yet"),
+    ],
+)
+def test_what_has_begun_to_come_is_answered_and_the_last_answer_says_so(
+    before: bytes, behind: bytes, answers: list[bool], ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Impatient, "limits", Limits())
+    assert _answers(asyncio.run(_while_draining(before, behind, ends=ends))) == answers
+
+
+def test_idle_connection_ends_with_the_grace() -> None:
+    async def drain() -> None:
+        async with _served(_answer_what_is_read) as (address, state):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(REQUEST)
+            await reader.readuntil(b"\r\n\r\n")
+            (connection,) = state.connections
+            connection.drain()  # type: ignore[union-attr]
+            await asyncio.sleep(0.02)
+            assert state.connections, "its next request may be on its way"
+            connection.shutdown()
+            assert await reader.read() == b""
+            writer.close()
+
+    asyncio.run(drain())
+
+
+def test_what_is_sent_behind_the_last_answer_does_not_reset_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """The peer's kernel would drop the answer that it has not read yet."""
+
+    async def send_on() -> bytes:
+        async with _served(_answer_what_is_read) as (address, state):
+            reader, writer = await asyncio.open_connection(*address)
+            await asyncio.sleep(0.02)
+            (connection,) = state.connections
+            connection.drain()  # type: ignore[union-attr]
+            for _ in range(5):
+                writer.write(REQUEST)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            received = await reader.read()
+            while state.connections:  # which ends although the peer does not close
+                await asyncio.sleep(0.01)
+            writer.close()
+        return received
+
+    assert _answers(asyncio.run(send_on())) == [True]
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("requests", [1, 2])
 def test_peer_that_closes_its_sending_half_is_taken_to_have_left(requests: int) -> None:
     """As one that calls close(), from which it cannot be told apart: the request that runs is given up, those behind it

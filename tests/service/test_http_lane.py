@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -73,11 +74,12 @@ class Door:
     def __init__(self, protocol: Callable[..., Any]) -> None:
         self._protocol = protocol
 
-    async def exchange(self, *pieces: bytes) -> bytes:
+    async def exchange(self, *pieces: bytes, is_draining: bool = False) -> bytes:
         """Sends the pieces one read apart; everything that comes back until the server closes or is asked to."""
         config = uvicorn.Config(application(), ws="none", log_config=None)
         config.timeout_keep_alive = 0.5  # type: ignore[assignment]  # whole seconds are too long for a test
         state = ServerState()
+        state.is_draining = is_draining  # type: ignore[attr-defined]  # as server.py has it
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
             lambda: self._protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
@@ -238,6 +240,16 @@ def test_both_doors_answer_alike_on_a_connection_that_has_brought_a_large_body(n
     large = post(LARGE, b"Inference-Header-Content-Length: %d" % LARGE_HEAD_BYTES)
     sent = (large[:100_000], large[100_000:], *CASES[name], *(() if name in FINAL else (post(GOOD, LAST),)))
     assert asyncio.run(lane().exchange(*sent)) == asyncio.run(REFERENCE.exchange(*sent))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if len(CASES[name]) == 1])
+def test_both_doors_drain_alike(name: str) -> None:
+    """All that has come is answered, as far as it would be at other times, and the last answer says that it is."""
+    received, reference = (asyncio.run(door.exchange(*CASES[name], is_draining=True)) for door in (lane(), REFERENCE))
+    assert received == reference
+    closing = [b"\r\nconnection: close\r\n" in answer for answer in re.split(rb"HTTP/1.1 \d+ ", received)[1:]]
+    assert closing[-1]
+    assert not any(closing[:-1])
 
 
 @pytest.mark.parametrize("cut", range(0, 180, 7))

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.helper
-import onnx.numpy_helper
 import pytest
 
 from service import loader
@@ -118,9 +115,53 @@ def test_a_load_that_fails_leaves_what_served_and_says_why(tmp_path: Path, caplo
         (logged,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
         assert logged.startswith("model m version 2 cannot be loaded, what was loaded before serves on: model.onnx")
         assert str(tmp_path) not in str(caught.value)
-        assert registry.states() == (ModelStatus("m", 1, READY),)
+        serving, failed = registry.states()
+        assert serving == ModelStatus("m", 1, READY)
+        assert (failed.version, failed.state) == (2, UNAVAILABLE)
+        assert failed.reason.startswith("model.onnx cannot be loaded")
         assert registry.is_ready()
         assert await ask(registry) == 2
+        save_version(tmp_path, "m", NEGATE, version=2)
+        await registry.load("m")
+        assert registry.states()[0] == ModelStatus("m", 2, READY)
+
+    running(test, model_repository=tmp_path)
+
+
+def _damage_model(folder: Path) -> None:
+    (folder / "1" / "model.onnx").write_bytes(b"nonsense")
+
+
+def _damage_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        pytest.param(_damage_model, "serves on; as it is on disk now: model.onnx cannot be loaded", id="its-file"),
+        pytest.param(_damage_config, "serves on; model 'm' cannot be loaded: m/config.json", id="its-config"),
+    ],
+)
+def test_version_that_cannot_be_loaded_again_tells_why_while_it_serves_on(
+    damage: Callable[[Path], None], told: str, tmp_path: Path
+) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        damage(tmp_path / "m")
+        with pytest.raises(LoadFailed):
+            await registry.load("m")
+        (status,) = registry.states()
+        assert (status.state, registry.is_ready()) == (READY, True)
+        assert status.reason.startswith(told)
+        with pytest.raises(LoadFailed):
+            await registry.load("m", '{"backend": "none"}')
+        assert registry.states() == (status,), "what a caller brings says nothing of what lies on disk"
+        (tmp_path / "m" / "config.json").unlink(missing_ok=True)
+        save_version(tmp_path, "m", NEGATE)
+        await registry.load("m")
+        assert registry.states() == (ModelStatus("m", 1, READY),)
 
     running(test, model_repository=tmp_path)
 
@@ -349,41 +390,6 @@ def test_a_broken_model_can_be_put_aside(tmp_path: Path) -> None:
         assert not registry.is_ready()
         await registry.unload("broken")
         assert registry.is_ready()
-
-    running(test, model_repository=tmp_path)
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_unloading_gives_the_memory_back(tmp_path: Path) -> None:
-    save_version(tmp_path, "small", DOUBLE)
-    weights_bytes = 128 * 1024 * 1024
-    weights = np.random.default_rng(0).standard_normal((2, weights_bytes // 8), np.float32)
-    tensors = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", size])
-        for name, size in (("x", 2), ("y", 1))
-    ]
-    graph = onnx.helper.make_graph(
-        [
-            onnx.helper.make_node("MatMul", ["x", "w"], ["wide"]),
-            onnx.helper.make_node("ReduceSum", ["wide", "axis"], ["y"], keepdims=1),
-        ],
-        "g", [tensors[0]], [tensors[1]],
-        [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(np.array([1]), "axis")],
-    )  # fmt: skip
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    (tmp_path / "large" / "1").mkdir(parents=True)
-    onnx.save(model, tmp_path / "large" / "1" / "model.onnx")
-    (tmp_path / "large" / "config.json").write_text('{"name": "large", "max_batch_size": 1}')
-    del model, graph, weights
-
-    async def test(registry: Registry) -> None:
-        loaded_bytes = resident_bytes()
-        await registry.unload("large")
-        assert loaded_bytes - resident_bytes() > 0.9 * weights_bytes
 
     running(test, model_repository=tmp_path)
 

@@ -17,10 +17,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 
+from service.app import build_app
+from service.connection import Connection
 from service.listening import CannotServe, listen
 from service.off_loop import Work, in_thread
+from service.registry import Registry
 from service.server import Server
+from service.settings import Settings
+from tests.end_to_end.asking import asking
 from tests.end_to_end.running import Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, publish, save_model, save_version
 
@@ -149,6 +155,98 @@ def test_a_signal_ends_the_server_well(number: signal.Signals, repository: Path)
         assert running.log().rstrip().endswith("stopped")
 
 
+GRACE = {"FOLDSERVE_DRAIN_GRACE_S": "0.7"}
+X = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 1]}
+
+
+def test_sigterm_under_load_loses_no_request_of_any_client(repository: Path) -> None:
+    """Readiness goes first. Eight clients keep their connections alive until they are told to close them, and ask on
+    over new ones until nobody listens."""
+    seen: list[tuple[int, int, int]] = []
+    with foldserve("--model-repository", repository, environment=GRACE) as running:
+        with asking(running, "linear", X, 8) as clients:
+            running.process.send_signal(signal.SIGTERM)
+            while len(seen) < 5:
+                live, ready, model = (
+                    running.get(path).status
+                    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/linear/ready")
+                )
+                if ready == 503 or seen:
+                    seen.append((live, ready, model))
+            answer = running.request("POST", "/v2/models/linear/infer", BODY)
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert "the server is stopping" in running.get("/v1/models/linear").json()["error"]
+            assert running.process.wait(30) == 0
+            for client in clients:
+                client.join(30)
+        assert set(seen) == {(200, 503, 503)}
+        assert [client.lost for client in clients] == [[]] * 8
+        assert all(client.told_to_close > 1 for client in clients)
+        assert {answer for client in clients for answer in client.answers} == {(5.0, 7.0, 9.0)}
+        assert "SIGTERM: not ready from now on, but serving on for 0.7 s" in running.log()
+        assert "Traceback" not in running.log()
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)], ids=["ctrl-c", "two-sigterm"])
+def test_grace_is_skipped_by(numbers: tuple[signal.Signals, ...], repository: Path) -> None:
+    with foldserve("--model-repository", repository, environment={"FOLDSERVE_DRAIN_GRACE_S": "60"}) as running:
+        for number in numbers:
+            running.process.send_signal(number)
+            running.wait_until(lambda number=number: number.name in running.log(), "told")  # type: ignore[misc]
+        assert running.process.wait(30) == 0
+
+
+def test_one_more_signal_ends_what_is_left(service: Foldserve) -> None:
+    with connect(service) as sock:
+        sock.sendall(REQUEST[:-20])
+        assert service.get("/v2/health/live").status == 200
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_until(lambda: "finishing requests" in service.log(), "told to stop")
+        assert service.stop() == 0
+    assert "there was another signal: requests refused: 0" in service.log()
+    assert "Traceback" not in service.log()
+
+
+def test_half_a_head_at_the_end_is_answered_when_the_rest_comes(service: Foldserve) -> None:
+    with connect(service) as sock:
+        sock.sendall(REQUEST[:30])
+        assert service.get("/v2/health/live").status == 200
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_until(lambda: "finishing requests" in service.log(), "told to stop")
+        sock.sendall(REQUEST[30:])
+        answer = read_answer(sock)
+        assert (answer.status, answer.getheader("connection")) == (200, "close")
+        assert json.load(answer)["outputs"][0]["data"] == [5.0, 7.0, 9.0]
+    assert service.process.wait(30) == 0
+
+
+def test_server_that_is_replaced_accepts_nobody_but_serves_on_and_is_ready(repository: Path) -> None:
+    """As a worker among others, at the same port."""
+
+    async def replace() -> None:
+        settings = Settings(model_repository=repository)
+        registry = Registry(settings)
+        config = uvicorn.Config(build_app(registry, 1000), http=Connection, log_config=None, lifespan="on", ws="none")
+        server = Server(config, registry, drain_limit_s=5)
+        sockets = listen("127.0.0.1", 0)
+        address = sockets[0].getsockname()
+        serving = asyncio.create_task(server.serve(sockets))
+        while not registry.is_ready():
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(*address)
+        server.begin_drain(0.3, is_replaced=True)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*address)
+        writer.write(b"GET /v2/health/ready HTTP/1.1\r\nHost: h\r\n\r\n")
+        received = await reader.read()
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in received
+        writer.close()
+        await serving
+
+    asyncio.run(replace())
+
+
 def test_a_request_in_flight_is_answered_after_sigterm(service: Foldserve) -> None:
     """Half of its body comes before the signal, half after it."""
     with connect(service) as sock:
@@ -201,9 +299,8 @@ def test_no_request_is_lost_when_the_server_stops_under_load(service: Foldserve)
     for client in clients:
         client.join(timeout=30)
     assert set(answered) == {200}
-    # A connection still in the kernel's backlog when the listener closes is reset: nobody had accepted it. At most one
-    # each; a grace period before closing will spare them, too.
-    assert len(lost) <= len(clients), lost
+    # Who connects between the last `accept` and the end of the listener is reset: some microseconds.
+    assert len(lost) <= 1, lost
 
 
 def test_stopping_does_not_wait_for_a_model_that_loads(repository: Path) -> None:

@@ -28,6 +28,7 @@ ALL = [
     pytest.param("model_repository", "r", Path("r"), id="path"),
     pytest.param("model", "m.onnx", Path("m.onnx"), id="optional-path"),
     pytest.param("model_name", "resnet-50_v1.5", "resnet-50_v1.5", id="optional-name"),
+    pytest.param("repository_poll_s", "15", 15.0, id="seconds-to-poll"),
     pytest.param("host", "::", "::", id="text"),
     pytest.param("port", "0", 0, id="number-at-its-minimum"),
     pytest.param("port", "65535", 65535, id="number-at-its-maximum"),
@@ -57,6 +58,7 @@ ALL = [
                  ("https://a.example", "http://localhost:3000"), id="origins"),
     pytest.param("cors_origins", "*", ("*",), id="any-origin"),
     pytest.param("drain_limit_s", "0", 0, id="seconds"),
+    pytest.param("drain_grace_s", "2.5", 2.5, id="fraction-of-a-second"),
     pytest.param("log_level", "debug", "debug", id="choice"),
 ]  # fmt: skip
 
@@ -136,6 +138,8 @@ def test_a_kubernetes_service_link_is_not_a_port() -> None:
         pytest.param(["--port", "65536"], {}, ["--port", "65536", "65535"], id="above"),
         pytest.param(["--port", "-1"], {}, ["--port", "-1", "0"], id="below"),
         pytest.param([], {"FOLDSERVE_PORT": "1e3"}, ["FOLDSERVE_PORT", "'1e3'"], id="variable"),
+        pytest.param(["--drain-grace-s", "soon"], {}, ["--drain-grace-s", "'soon' is not a number"], id="no-number"),
+        pytest.param(["--drain-grace-s", "nan"], {}, ["--drain-grace-s", "'nan' is not a number"], id="nan"),
         pytest.param(["--max-body-bytes", "0"], {}, ["--max-body-bytes", "minimum of 1"], id="zero-bytes"),
         pytest.param([], {"FOLDSERVE_STRICT_READINESS": "2"}, ["FOLDSERVE_STRICT_READINESS", "'2'"], id="switch"),
         pytest.param(["--log-level", "loud"], {}, ["--log-level", "'loud'", "debug, info"], id="choice"),

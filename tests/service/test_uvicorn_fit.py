@@ -26,4 +26,7 @@ def test_another_uvicorn_is_told_apart_by_what_its_requests_lack() -> None:
         def __init__(self) -> None:
             self.disconnected = self.response_complete = self.response_started = False
 
-    assert why_unfit(cycle=Other) == "uvicorn's Other has no message_event, waiting_for_100_continue"
+    assert (
+        why_unfit(cycle=Other)
+        == "uvicorn's Other has no message_event, keep_alive, transport, waiting_for_100_continue"
+    )

@@ -314,6 +314,9 @@ def test_status_of_what_is_not_there_is_404(path: str, client: TestClient) -> No
 )
 def test_each_state_has_a_word_of_tensorflow_serving(state: ModelState, word: str) -> None:
     class OneModel(Queueing):
+        def require_ready(self, name: str, version: str | None) -> None:
+            pass
+
         def states(self) -> tuple[ModelStatus, ...]:
             return (ModelStatus("m", 3, state), ModelStatus("m", None, state), ModelStatus("other", 3, state))
 
