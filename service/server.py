@@ -114,6 +114,12 @@ def _serve(
         ssl_context_factory=None if context is None else lambda *_: context,
     )
     server = _Server(config, registry, settings.drain_limit_s)
+    if context is not None:
+        # The second is how long the last answer may take to be read.
+        server.tls_limits_s = {
+            "ssl_handshake_timeout": settings.head_timeout_s,
+            "ssl_shutdown_timeout": settings.answer_stall_s,
+        }
     server.each_second += [guard.refresh, functools.partial(_give_back_after, crowd)]
     logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
     log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock, context) for sock in sockets))
@@ -213,7 +219,15 @@ class _Server(uvicorn.Server):
         self._drain_limit_s = drain_limit_s
         self._has_settled = False
         self.gave_up = ""
+        self.tls_limits_s: dict[str, float] = {}
         self.each_second: list[Callable[[], object]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, which leaves the time for TLS to the loop: 60 s to begin, for connections not counted yet."""
+        if self.tls_limits_s:
+            loop: Any = asyncio.get_running_loop()
+            loop.create_server = functools.partial(loop.create_server, **self.tls_limits_s)
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; true ends serving."""
