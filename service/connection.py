@@ -88,7 +88,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(*from_uvicorn, **named)
         self._crowd = crowd
-        self._place = Place.ADMITTED
+        self._place: Place | None = None
         if limits is not None:
             self.limits = limits
 
@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
         return self._phase in (Phase.HEAD, Phase.BODY) or self._unanswered > 0
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._crowd is not None:
+        if self._crowd is not None and self._place is not None:
             self._crowd.leave(self._place)
         self._await(Phase.NOTHING)
         if self._timer is not None:
