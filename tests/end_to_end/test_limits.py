@@ -29,7 +29,7 @@ DESCRIPTORS = CROWD + 600
 
 FLAGS = (
     "--max-request-rows", "3", "--max-head-bytes", "2000", "--max-header-count", "20", "--max-connections", "8",
-    "--head-timeout-s", "1", "--body-stall-s", "1", "--keep-alive-s", "2",
+    "--head-timeout-s", "1", "--body-stall-s", "1", "--body-timeout-s", "2", "--keep-alive-s", "2",
 )  # fmt: skip
 
 
@@ -135,6 +135,30 @@ def test_a_head_that_drips_has_the_same_time_as_one_that_stops(service: Foldserv
             if answer:
                 break
         assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+DRIPPING = {
+    "lane": (head(length=1000), b" "),
+    "large": (head(length=300_000), b" "),
+    "asgi": (head().replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked"), b"1\r\n \r\n"),
+}
+
+
+def test_a_body_that_drips_has_its_time(service: Foldserve) -> None:
+    with contextlib.ExitStack() as opened:
+        senders = {case: opened.enter_context(connect(service)) for case in DRIPPING}
+        for case, sock in senders.items():
+            sock.sendall(DRIPPING[case][0])
+            sock.settimeout(0.05)
+        answers = dict.fromkeys(DRIPPING, b"")
+        while not all(answers.values()):
+            for case in [case for case in DRIPPING if not answers[case]]:
+                senders[case].sendall(DRIPPING[case][1])
+                with contextlib.suppress(TimeoutError):
+                    answers[case] = senders[case].recv(4096)
+        for case, answer in answers.items():
+            assert answer.startswith(b"HTTP/1.1 408 "), case
+            assert b"did not come within 2 s" in answer, case
 
 
 def test_an_idle_connection_is_closed(service: Foldserve) -> None:
