@@ -96,6 +96,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         """Raises SettingsError when it cannot be used; warns when others may read it."""
         self._path = path
+        self._told = ""
         try:
             self._seen = _look(path)
             self.keys = self._read()
@@ -113,16 +114,13 @@ class KeyFile:
             self._seen = seen
             self.keys = self._read()
         except (OSError, ValueError) as error:
-            told = _told(self._path, error)
-            if told != self._told_last:
+            if (told := _told(self._path, error)) != self._told:
                 log.error("the keys stay as they were: %s", told)
-            self._told_last = told
+            self._told = told
             return False
-        self._told_last = ""
+        self._told = ""
         log.info("%s has changed: keys: %d", self._path, len(self.keys))
         return True
-
-    _told_last = ""
 
     def _read(self) -> Keys:
         with self._path.open("rb") as file:

@@ -28,8 +28,8 @@ from service.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one connection may cost beyond the work of the application. A peer that drips bytes just often enough, or
-    takes them so, is not stopped by them."""
+    """What one connection may cost beyond the work of the application. A peer that takes its answer byte by byte, just
+    often enough, is not stopped by them."""
 
     # As much as common proxies pass on, several times over. What one read brings may exceed it once.
     head_bytes: int = 64 * 1024
@@ -39,6 +39,8 @@ class Limits:
     head_s: float = 20.0
     # Without a single byte; a line that recovers from a loss does so earlier.
     body_stall_s: float = 30.0
+    # From its head to its end; the largest body of the default settings comes within it at 1 Mbit/s.
+    body_s: float = 600.0
     # While an answer waits and the peer takes not a byte of it; a slow reader takes some.
     answer_stall_s: float = 60.0
     # Behind a refusal: a round trip on a bad line, and what the peer had sent before it could know.
@@ -55,6 +57,7 @@ class Limits:
             header_count=settings.max_header_count,
             head_s=settings.head_timeout_s,
             body_stall_s=settings.body_stall_s,
+            body_s=settings.body_timeout_s,
             answer_stall_s=settings.answer_stall_s,
         )
 
@@ -102,7 +105,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(*from_uvicorn, **named)
         self._crowd = crowd
-        self._place = Place.ADMITTED
+        self._place: Place | None = None
         if limits is not None:
             self.limits = limits
 
@@ -110,13 +113,14 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         _end_when_nothing_is_taken(transport, self.limits.answer_stall_s)
         self._timer: asyncio.TimerHandle | None = None
-        self._due_s = math.inf
+        self._due_s = self._body_end_s = math.inf
         self._limits_s = {
             Phase.REQUEST: float(self.timeout_keep_alive),
             Phase.HEAD: self.limits.head_s,
             Phase.BODY: self.limits.body_stall_s,
             Phase.CLOSE: self.limits.farewell_s,
         }
+        self._phase = Phase.NOTHING
         self._reported_bytes = self._silent_bytes = self._unanswered = 0
         self._reported = self._refused = False
         self._last_words = b""
@@ -140,7 +144,7 @@ class Connection(HttpToolsProtocol):
         return self._phase in (Phase.HEAD, Phase.BODY) or self._unanswered > 0
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._crowd is not None:
+        if self._crowd is not None and self._place is not None:
             self._crowd.leave(self._place)
         self._await(Phase.NOTHING)
         if self._timer is not None:
@@ -279,15 +283,19 @@ class Connection(HttpToolsProtocol):
     def _await(self, phase: Phase) -> None:
         """From now on `phase` is awaited. The timer is not set anew several times a request: the one that runs looks
         how much time is left when it is due."""
-        self._phase = phase
+        before, self._phase = self._phase, phase
         limit_s = self._limits_s.get(phase)
         if limit_s is None:
             self._due_s = math.inf
             return
         now = self.loop.time()
         self._due_s = now + limit_s
+        if phase is Phase.BODY:
+            if before is not Phase.BODY:
+                self._body_end_s = now + self.limits.body_s
+            self._due_s = min(self._due_s, self._body_end_s)
         if self._timer is None or self._timer.when() > self._due_s:
-            self._watch(limit_s)
+            self._watch(self._due_s - now)
 
     def _watch(self, limit_s: float) -> None:
         if self._timer is not None:
@@ -301,6 +309,8 @@ class Connection(HttpToolsProtocol):
             return
         if left_s > 0:
             self._watch(left_s)
+        elif self._phase is Phase.BODY and self._due_s == self._body_end_s:
+            self._give_up(self._phase, self.limits.body_s)
         else:
             self._give_up(self._phase, self._limits_s[self._phase])
 
@@ -308,7 +318,9 @@ class Connection(HttpToolsProtocol):
         if phase in (Phase.REQUEST, Phase.CLOSE):
             self.transport.close()
         elif self.flow.read_paused or (phase is Phase.HEAD and self._unanswered):
-            self._await(phase)  # it is us who do not read, or the peer is waiting for answers
+            # It is us who do not read, or the peer is waiting for answers: all clocks begin anew.
+            self._await(Phase.NOTHING)
+            self._await(phase)
         else:
             self._refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, f"{phase.value} did not come within {limit_s:g} s"))
 

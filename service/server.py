@@ -20,9 +20,9 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -134,7 +134,7 @@ def configuration(
         poller=poller or make_poller(settings, parts.registry),
     )
     protocol, context = _protocol(settings, parts), parts.context
-    return uvicorn.Config(
+    config = _Config(
         app,
         http=protocol,
         # uvicorn counts the asking connection too; ours does without (crowd.py), and tells it before it asks.
@@ -152,6 +152,19 @@ def configuration(
         backlog=BACKLOG,
         ssl_context_factory=None if context is None else lambda *_: context,
     )
+    if context is not None:
+        config.tls_limits_s = {
+            "ssl_handshake_timeout": settings.head_timeout_s,
+            # How long the last answer may take to be read.
+            "ssl_shutdown_timeout": settings.answer_stall_s,
+        }
+    return config
+
+
+class _Config(uvicorn.Config):
+    """uvicorn's, which leaves the time for TLS to the loop: 60 s to begin, for connections that are not counted yet."""
+
+    tls_limits_s: Mapping[str, float] = MappingProxyType({})
 
 
 def _protocol(settings: Settings, parts: Parts) -> Any:
@@ -205,6 +218,13 @@ class Server(uvicorn.Server):
         self.gave_up = ""
         self.each_second: list[Callable[[], object]] = []
         logging.getLogger("uvicorn.error").addFilter(self.tell_the_drain_in_our_words)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, which does not ask for the limits of TLS."""
+        if isinstance(self.config, _Config) and self.config.tls_limits_s:
+            loop: Any = asyncio.get_running_loop()
+            loop.create_server = functools.partial(loop.create_server, **self.config.tls_limits_s)
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; true ends serving."""

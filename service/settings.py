@@ -158,6 +158,10 @@ class Settings:
         default=30,
         metadata=_about("longest pause within a body, then 408", unit="seconds", minimum=1, maximum=86400),
     )
+    body_timeout_s: int = field(
+        default=600,
+        metadata=_about("how long a body may take in all, then 408", unit="seconds", minimum=1, maximum=86400),
+    )
     answer_stall_s: int = field(
         default=60,
         metadata=_about(

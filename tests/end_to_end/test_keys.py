@@ -161,43 +161,53 @@ def test_a_file_of_keys_that_cannot_be_used_is_one_line_and_exit_code_2(
     assert "0123456789" not in line
 
 
-def test_without_keys_strangers_may_ask_but_change_nothing(repository: Path) -> None:
+# --- without keys -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def open_service(repository: Path) -> Iterator[Foldserve]:
     with foldserve("--model-repository", repository, "--host", "0.0.0.0") as running:
-        assert infer(running, {})[0] == 200
-        for path in ("/v2/repository/models/double/unload", "/v2/systemsharedmemory/region/r/register"):
-            answer = running.request("POST", path, b"{}")
-            assert answer.status == 403
-            assert "--api-key-file" in answer.json()["error"]
-        assert infer(running, {})[0] == 200
-        assert "whoever reaches this server can ask it" in running.log()
+        yield running
+
+
+def test_without_keys_strangers_may_ask_but_change_nothing(open_service: Foldserve) -> None:
+    assert infer(open_service, {})[0] == 200
+    for path in ("/v2/repository/models/double/unload", "/v2/systemsharedmemory/region/r/register"):
+        answer = open_service.request("POST", path, b"{}")
+        assert answer.status == 403
+        assert "--api-key-file" in answer.json()["error"]
+    assert infer(open_service, {})[0] == 200
+    assert "whoever reaches this server can ask it" in open_service.log()
 
 
 # --- web pages ----------------------------------------------------------------------------------------------------
 
+PAGE = {"Origin": "https://a.example"}
+PREFLIGHT = {
+    **PAGE,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
 
-def test_pages_of_other_origins_read_nothing_unless_they_are_named(repository: Path) -> None:
-    page = {"Origin": "https://a.example"}
-    preflight = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    with foldserve("--model-repository", repository) as running:
-        assert "access-control-allow-origin" not in running.request("POST", PATH, BODY, page).headers
-        assert running.request("OPTIONS", PATH, None, preflight).status == 405
+
+def test_pages_of_other_origins_read_nothing_unless_they_are_named(open_service: Foldserve) -> None:
+    assert "access-control-allow-origin" not in open_service.request("POST", PATH, BODY, PAGE).headers
+    assert open_service.request("OPTIONS", PATH, None, PREFLIGHT).status == 405
 
 
-@pytest.mark.parametrize("path", [PATH, "/v1/models/double:predict"])
-def test_pages_that_are_named_may_ask_and_read(path: str, repository: Path, key_file: Path) -> None:
-    page = {"Origin": "https://a.example"}
-    preflight = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+def test_pages_that_are_named_may_ask_and_read(repository: Path, key_file: Path) -> None:
     arguments = ("--cors-origins", "https://a.example,https://b.example", "--api-key-file", key_file)
     with foldserve("--model-repository", repository, *arguments) as running:
-        asked = running.request("OPTIONS", path, None, preflight)
-        assert asked.status == 200
-        assert asked.headers["access-control-allow-origin"] == "https://a.example"
-        assert "authorization" in asked.headers["access-control-allow-headers"].lower()
-        for key, status in ((INFER, {200, 400}), ("", {401})):
-            answer = running.request("POST", path, BODY, {**page, **(bearer(key) if key else {})})
-            assert answer.status in status
-            assert answer.headers["access-control-allow-origin"] == "https://a.example"
-            assert "inference-header-content-length" in answer.headers["access-control-expose-headers"].lower()
-        stranger = running.request("POST", path, BODY, {"Origin": "https://c.example", **bearer(INFER)})
-        assert "access-control-allow-origin" not in stranger.headers
-        assert "access-control-allow-origin" not in running.request("POST", path, BODY, bearer(INFER)).headers
+        for path in (PATH, "/v1/models/double:predict"):
+            asked = running.request("OPTIONS", path, None, PREFLIGHT)
+            assert asked.status == 200
+            assert asked.headers["access-control-allow-origin"] == "https://a.example"
+            assert "authorization" in asked.headers["access-control-allow-headers"].lower()
+            for key, status in ((INFER, {200, 400}), ("", {401})):
+                answer = running.request("POST", path, BODY, {**PAGE, **(bearer(key) if key else {})})
+                assert answer.status in status
+                assert answer.headers["access-control-allow-origin"] == "https://a.example"
+                assert "inference-header-content-length" in answer.headers["access-control-expose-headers"].lower()
+            stranger = running.request("POST", path, BODY, {"Origin": "https://c.example", **bearer(INFER)})
+            assert "access-control-allow-origin" not in stranger.headers
+            assert "access-control-allow-origin" not in running.request("POST", path, BODY, bearer(INFER)).headers

@@ -29,7 +29,7 @@ DESCRIPTORS = CROWD + 600
 
 FLAGS = (
     "--max-request-rows", "3", "--max-head-bytes", "2000", "--max-header-count", "20", "--max-connections", "8",
-    "--head-timeout-s", "1", "--body-stall-s", "1", "--keep-alive-s", "2",
+    "--head-timeout-s", "1", "--body-stall-s", "1", "--body-timeout-s", "2", "--keep-alive-s", "2",
 )  # fmt: skip
 
 
@@ -106,26 +106,27 @@ def test_as_many_headers_as_are_allowed_are_taken(service: Foldserve) -> None:
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("sent", "told"),
-    [
-        pytest.param(head()[:30], "the rest of a head did not come within 1 s", id="head"),
-        pytest.param(head() + BODY[:20], "the rest of a body did not come within 1 s", id="body"),
-        pytest.param(head(length=300_000) + b" " * 70_000, "the rest of a body did not come within 1 s", id="large"),
-    ],
-)
-def test_a_slow_sender_is_told_and_hung_up_on(sent: bytes, told: str, service: Foldserve) -> None:
-    with connect(service) as sock:
-        sock.sendall(sent)
-        assert read_answer(sock) == (408, told)
-        assert sock.recv(1) == b""
+SLOW = {
+    "head": (head()[:30], "the rest of a head did not come within 1 s"),
+    "body": (head() + BODY[:20], "the rest of a body did not come within 1 s"),
+    "large-body": (head(length=300_000) + b" " * 70_000, "the rest of a body did not come within 1 s"),
+}
+
+
+def test_slow_senders_are_told_and_hung_up_on(service: Foldserve) -> None:
+    with contextlib.ExitStack() as opened:
+        senders = {case: opened.enter_context(connect(service)) for case in SLOW}
+        for case, sock in senders.items():
+            sock.sendall(SLOW[case][0])
+        for case, sock in senders.items():
+            assert read_answer(sock) == (408, SLOW[case][1]), case
+            assert sock.recv(1) == b"", case
 
 
 def test_a_head_that_drips_has_the_same_time_as_one_that_stops(service: Foldserve) -> None:
     """Slowloris: a byte now and then keeps nothing open."""
     with connect(service) as sock:
         sock.settimeout(0.1)
-        start = time.monotonic()
         answer = b""
         for byte in b"GET / HTTP/1.1\r\nX: " + b"x" * 1000:
             sock.sendall(bytes([byte]))
@@ -134,7 +135,30 @@ def test_a_head_that_drips_has_the_same_time_as_one_that_stops(service: Foldserv
             if answer:
                 break
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - start < PATIENCE_S
+
+
+DRIPPING = {
+    "lane": (head(length=1000), b" "),
+    "large": (head(length=300_000), b" "),
+    "asgi": (head().replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked"), b"1\r\n \r\n"),
+}
+
+
+def test_a_body_that_drips_has_its_time(service: Foldserve) -> None:
+    with contextlib.ExitStack() as opened:
+        senders = {case: opened.enter_context(connect(service)) for case in DRIPPING}
+        for case, sock in senders.items():
+            sock.sendall(DRIPPING[case][0])
+            sock.settimeout(0.05)
+        answers = dict.fromkeys(DRIPPING, b"")
+        while not all(answers.values()):
+            for case in [case for case in DRIPPING if not answers[case]]:
+                senders[case].sendall(DRIPPING[case][1])
+                with contextlib.suppress(TimeoutError):
+                    answers[case] = senders[case].recv(4096)
+        for case, answer in answers.items():
+            assert answer.startswith(b"HTTP/1.1 408 "), case
+            assert b"did not come within 2 s" in answer, case
 
 
 def test_an_idle_connection_is_closed(service: Foldserve) -> None:
@@ -173,7 +197,7 @@ def test_ten_thousand_idle_connections_hold_nobody_up_and_leave_nothing_behind(m
         with foldserve("--model", model) as service:
             resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS if hard == resource.RLIM_INFINITY else hard, hard))
             before = _resident_kib(service)
-            with _crowd(service) as _:
+            with _crowd(service):
                 during = _resident_kib(service)
                 start = time.monotonic()
                 answers = [exchange(service, head() + BODY)[0] for _ in range(20)]
@@ -186,9 +210,6 @@ def test_ten_thousand_idle_connections_hold_nobody_up_and_leave_nothing_behind(m
             service.wait_until(
                 lambda: _resident_kib(service) - before < 0.5 * (during - before), "rid of what they took"
             )
-            with _crowd(service) as _:
-                again = _resident_kib(service)
-            assert again - during < 0.1 * (during - before), f"{before}, {during}, then {again} KiB"
             assert exchange(service, head() + BODY)[0] == 200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -159,6 +159,14 @@ def test_a_slow_head_is_refused_and_hung_up_on(service: Foldserve, files: Files)
         assert sock.recv(1) == b""
 
 
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"], ids=["nothing", "a-piece"])
+def test_a_handshake_has_as_long_as_a_head(sent: bytes, service: Foldserve) -> None:
+    host, _, port = service.address.partition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S / 4) as sock:
+        sock.sendall(sent)
+        assert sock.recv(100) == b""
+
+
 def test_too_many_connections_are_told_so(service: Foldserve, files: Files) -> None:
     opened = [connection(service, files) for _ in range(40)]
     for one in opened:

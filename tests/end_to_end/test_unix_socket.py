@@ -91,18 +91,15 @@ def test_its_file_is_for_user_and_group_and_goes_with_the_server(service: Foldse
     assert not path.exists()
 
 
-def test_its_permissions_are_the_operator_s(model: Path, path: Path) -> None:
+def test_what_a_killed_server_left_is_replaced_with_the_permissions_asked_for(
+    service: Foldserve, model: Path, path: Path
+) -> None:
+    service.stop(signal.SIGKILL)
+    assert path.exists()
     arguments = ("--unix-socket", path, "--unix-socket-mode", "600")
     with foldserve("--model", model, *arguments, wait="nothing") as running:
         running.wait_until(lambda: is_ready(path), "ready")
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_what_a_killed_server_left_is_replaced(service: Foldserve, model: Path, path: Path) -> None:
-    service.stop(signal.SIGKILL)
-    assert path.exists()
-    with foldserve("--model", model, "--unix-socket", path, wait="nothing") as running:
-        running.wait_until(lambda: is_ready(path), "ready")
 
 
 @pytest.mark.parametrize("occupied", ["server", "file", "no-folder", "long"])

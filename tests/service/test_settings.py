@@ -43,6 +43,7 @@ ALL = [
     pytest.param("max_connections", "100000", 100000, id="connections"),
     pytest.param("head_timeout_s", "5", 5, id="head-seconds"),
     pytest.param("body_stall_s", "5", 5, id="body-seconds"),
+    pytest.param("body_timeout_s", "5", 5, id="whole-body-seconds"),
     pytest.param("answer_stall_s", "5", 5, id="answer-seconds"),
     pytest.param("keep_alive_s", "5", 5, id="idle-seconds"),
     pytest.param("root_path", "/models/eu-1", "/models/eu-1", id="url-path"),
