@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from service.discovery import Found, Listing, discover, discover_model, names_on_disk
@@ -27,6 +27,7 @@ from service.model_config import describe_configuration
 from service.model_states import DRAINING, STARTING, UNLOADED, Entry, ModelState, ModelStatus
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.settings import Settings
+from service.traffic import Traffic, share
 from service.triton_json import read_configuration
 
 log = logging.getLogger(__name__)
@@ -86,12 +87,16 @@ class Registry:
     def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """What clients are told about a model, with every version that is READY. Raises as `get` does."""
         model = self.get(name, version)
-        return dataclasses.replace(model.metadata, versions=tuple(str(entry.number) for entry in self._ready(name)))
+        return dataclasses.replace(
+            model.metadata,
+            versions=tuple(str(entry.number) for entry in self._ready(name)),
+            traffic=model.read() if isinstance(model, Traffic) else None,
+        )
 
     def configuration(self, name: str, version: str | None = None) -> ModelConfiguration:
         """How a model is served, in Triton's words. Raises as `get` does."""
         model = self.get(name, version)
-        found = next(entry.found for entry in self._ready(name) if entry.model is model)
+        found = next(entry.found for entry in self._ready(name) if entry.number == model.version)
         assert found.config is not None
         assert found.version is not None
         return describe_configuration(
@@ -356,12 +361,17 @@ class Registry:
 
     def _refresh(self, name: str) -> None:
         """Brings `_answering` up to date with the states."""
-        models = [entry.model for entry in self._ready(name) if entry.model is not None]
+        ready = self._ready(name)
+        models = [entry.model for entry in ready if entry.model is not None]
+        before = self._answering.pop(name, {}).get(None)
+        if not models or self._closing:
+            return
+        config = ready[-1].found.config
+        assert config is not None
         answering: dict[str | None, Model] = {str(model.version): model for model in models}
-        if models and not self._closing:
-            self._answering[name] = {**answering, None: models[-1]}
-        else:
-            self._answering.pop(name, None)
+        if (whole := share(models, config, before if isinstance(before, Traffic) else None)) is not None:
+            answering[None] = cast("Model", whole)  # Traffic stands in for one
+        self._answering[name] = answering
 
     def _entries_of(self, name: str, version: str | None) -> list[Entry]:
         """The entries a request speaks of, at least one."""
