@@ -248,6 +248,7 @@ class _Server(uvicorn.Server):
         protocol = functools.partial(make_protocol, **known)
         loop = asyncio.get_running_loop()
         for listener in listeners:
+            listener.setblocking(False)
             with listener, contextlib.suppress(OSError):  # BlockingIOError: there is nobody any more
                 while True:
                     peer, _ = listener.accept()
