@@ -1,4 +1,5 @@
-"""What an operator may choose for one model: how its requests are batched, and which of its versions are served.
+"""What an operator may choose for one model: how its requests are batched, which of its versions are served, and how
+requests are shared among them.
 
 Parts of config.json (see repository.py). The values alone: who acts on them knows what they mean for a queue.
 """
@@ -83,3 +84,33 @@ class VersionPolicy(Schema):
         if self.specific:
             return tuple(number for number in numbers if number in self.specific)
         return tuple(numbers if self.all else numbers[-self.latest :])
+
+
+_OnTrial = Annotated[int, Field(ge=1, le=LARGEST_INT64, description="the version on trial")]
+
+
+class CanaryConfig(Schema):
+    """A version that answers a share of the requests that name none."""
+
+    version: _OnTrial
+    weight: float = Field(ge=0, le=1, description="its share of the requests")
+
+
+class ShadowConfig(Schema):
+    """A version that is asked behind the answer of another, and whose answer is compared and never returned."""
+
+    version: _OnTrial
+    tolerance: float = Field(default=1e-4, ge=0, description="an element differs beyond tolerance * (1 + its size)")
+
+
+class TrafficConfig(Schema):
+    """How requests that name no version are shared; by default the highest version answers them all. One of the two."""
+
+    canary: CanaryConfig | None = None
+    shadow: ShadowConfig | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> TrafficConfig:
+        if self.canary and self.shadow:
+            raise ValueError("canary and shadow exclude each other")
+        return self

@@ -30,6 +30,7 @@ class Work(Enum):
     WRITE = "write"
     WRITE_VERY_LARGE = "write-very-large"
     PACK = "pack"
+    COMPARE = "compare"
 
 
 @functools.cache

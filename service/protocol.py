@@ -115,6 +115,37 @@ class BatchInvariance:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowReport:
+    """What a version answered that is asked behind another, never to a caller (see traffic.py).
+
+    differing: of those compared, answers with an element beyond the tolerance. dropped: not asked, because it was busy.
+    """
+
+    tolerance: float
+    compared: int
+    differing: int
+    dropped: int
+    failed: int
+    largest_absolute_difference: float
+    largest_relative_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficReport:
+    """How the requests that named no version were shared since both versions were loaded.
+
+    weight, on_trial: of a canary, the share that it is to answer, and how many it was given.
+    """
+
+    version: str
+    version_on_trial: str
+    requests: int
+    weight: float | None = None
+    on_trial: int | None = None
+    shadow: ShadowReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelMetadata:
     """The answer to `GET /v2/models/{name}[/versions/{version}]`."""
 
@@ -124,6 +155,7 @@ class ModelMetadata:
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]
     batch_invariance: BatchInvariance | None = None
+    traffic: TrafficReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from service.assignment import Assigned, Assignment
@@ -30,6 +30,7 @@ from service.model_states import Entry, ModelStatus
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.repository import VersionDirectory
 from service.settings import Settings
+from service.traffic import Traffic, share
 from service.triton_json import read_configuration
 from service.version_states import DRAINING, STARTING, UNLOADED, ModelState
 
@@ -91,12 +92,16 @@ class Registry:
     def metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """What clients are told about a model, with every version that is READY. Raises as `get` does."""
         model = self.get(name, version)
-        return dataclasses.replace(model.metadata, versions=tuple(str(entry.number) for entry in self._ready(name)))
+        return dataclasses.replace(
+            model.metadata,
+            versions=tuple(str(entry.number) for entry in self._ready(name)),
+            traffic=model.read() if isinstance(model, Traffic) else None,
+        )
 
     def configuration(self, name: str, version: str | None = None) -> ModelConfiguration:
         """How a model is served, in Triton's words. Raises as `get` does."""
         model = self.get(name, version)
-        found = next(entry.found for entry in self._ready(name) if entry.model is model)
+        found = next(entry.found for entry in self._ready(name) if entry.number == model.version)
         assert found.config is not None
         assert found.version is not None
         return describe_configuration(
@@ -423,12 +428,17 @@ class Registry:
 
     def _refresh(self, name: str) -> None:
         """Brings `_answering` up to date with the states."""
-        models = [entry.model for entry in self._ready(name) if entry.model is not None]
+        ready = self._ready(name)
+        models = [entry.model for entry in ready if entry.model is not None]
+        before = self._answering.pop(name, {}).get(None)
+        if not models or self._closing:
+            return
+        config = ready[-1].found.config
+        assert config is not None
         answering: dict[str | None, Model] = {str(model.version): model for model in models}
-        if models and not self._closing:
-            self._answering[name] = {**answering, None: models[-1]}
-        else:
-            self._answering.pop(name, None)
+        if (whole := share(models, config, before if isinstance(before, Traffic) else None)) is not None:
+            answering[None] = cast("Model", whole)  # Traffic stands in for one
+        self._answering[name] = answering
 
     def _entries_of(self, name: str, version: str | None) -> list[Entry]:
         """The entries a request speaks of, at least one."""

@@ -33,7 +33,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from service.datatypes import DATATYPES
 from service.errors import ModelRejected
-from service.model_knobs import LARGEST_INT32, LARGEST_INT64, SchedulerConfig, Schema, VersionPolicy
+from service.model_knobs import (
+    LARGEST_INT32,
+    LARGEST_INT64,
+    SchedulerConfig,
+    Schema,
+    TrafficConfig,
+    VersionPolicy,
+)
 from service.schema_errors import first_problem, repeated_keys
 from service.triton_config import Translation, translate
 
@@ -125,6 +132,7 @@ class ModelConfig(Schema):
     outputs: tuple[OutputConfig, ...] = ()
     scheduler: SchedulerConfig = SchedulerConfig()
     version_policy: VersionPolicy = VersionPolicy()
+    traffic: TrafficConfig = TrafficConfig()
     default_model_filename: PlainFileName = MODEL_FILE
 
     _file_name: str = PrivateAttr(default=CONFIG_FILE)
@@ -161,6 +169,18 @@ class ModelConfig(Schema):
                         f"max_batch_size is {self.max_batch_size}, so the first dimension of {kind} {tensor.name!r} "
                         f"must be -1; its shape is {list(tensor.shape)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _version_on_trial_is_not_alone(self) -> ModelConfig:
+        wanted = self.traffic.canary or self.traffic.shadow
+        policy = self.version_policy
+        loaded = len(policy.specific) if policy.specific else policy.latest
+        if wanted and not policy.all and (loaded < 2 or (policy.specific and wanted.version not in policy.specific)):
+            raise ValueError(
+                f"traffic puts version {wanted.version} on trial beside another, but version_policy does not load "
+                f"both; let it say all, latest 2 or more, or the two versions as specific"
+            )
         return self
 
 

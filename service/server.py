@@ -311,6 +311,7 @@ class Server(uvicorn.Server):
         protocol = self.connection_maker()
         loop = asyncio.get_running_loop()
         for listener in listeners:
+            listener.setblocking(False)
             with listener, contextlib.suppress(OSError):  # BlockingIOError: there is nobody any more
                 while True:
                     peer, _ = listener.accept()

@@ -53,7 +53,7 @@ DATATYPE_NAMES: Mapping[ir.DataType, str] = {
 LABELS_FILE = layout.LABELS_FILE
 """Where `Draft.labels` go: what an output's `labels` in the config must name."""
 
-OPERATORS_KNOBS = ("max_batch_size", "scheduler", "version_policy")
+OPERATORS_KNOBS = ("max_batch_size", "scheduler", "version_policy", "traffic")
 """Fields of config.json that belong to whoever runs the service: set once, they survive later versions."""
 
 STEPS = ("locked", "model", "labels", "golden", "report", "staged", "synced", "renamed", "configured")
