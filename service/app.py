@@ -23,13 +23,16 @@ from service.answers import Answer, answer_error, make_answer
 from service.encode import encode_error
 from service.errors import ServiceError
 from service.http_api import INFER_PATHS, add_routes
+from service.metrics_api import add_metrics_route
 from service.model_states import ModelState
 from service.openapi import describe_infer
+from service.process_gauges import ProcessGauges
 from service.registry import Registry
 from service.repository_api import add_repository_routes
 from service.settings import Settings
 from service.shared_memory import SharedMemory
 from service.shared_memory_api import add_shared_memory_routes
+from service.stages import Stages, ToldStages
 from service.v1_api import add_v1_routes, describe_predict
 
 log = logging.getLogger(__name__)
@@ -44,18 +47,27 @@ def create_app(settings: Settings) -> FastAPI:
         settings.max_body_bytes,
         regions=SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes),
         root_path=settings.root_path,
+        server_timing=settings.server_timing,
     )
 
 
 def build_app(
-    registry: Registry, max_body_bytes: int, *, regions: SharedMemory | None = None, root_path: str = ""
+    registry: Registry,
+    max_body_bytes: int,
+    *,
+    regions: SharedMemory | None = None,
+    root_path: str = "",
+    server_timing: bool = False,
+    gauges: ProcessGauges | None = None,
 ) -> FastAPI:
-    """As `create_app`, around a registry, and regions of shared memory, that somebody else made."""
+    """As `create_app`, around a registry, regions of shared memory and gauges that somebody else made."""
+    gauges = gauges or ProcessGauges(registry)
+    make_stages = ToldStages if server_timing else Stages
     app: FastAPI = FastAPIOffline(
         title="Foldserve",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan(registry),
+        lifespan=_lifespan(registry, gauges),
         redoc_url=None,
         # A redirect from /v2/ to /v2 would be an answer that no client of the protocol expects.
         redirect_slashes=False,
@@ -63,10 +75,11 @@ def build_app(
         swagger_ui_parameters={"validatorUrl": None},
     )
     regions = regions or SharedMemory(is_enabled=False, max_request_bytes=max_body_bytes)
-    add_routes(app, registry, max_body_bytes, regions)
+    add_routes(app, registry, max_body_bytes, regions, make_stages)
     add_repository_routes(app, registry)
     add_shared_memory_routes(app, regions)
-    add_v1_routes(app, registry, max_body_bytes)
+    add_v1_routes(app, registry, max_body_bytes, make_stages)
+    add_metrics_route(app, registry, gauges)
     _document_infer(app, registry)
     _tell_every_error_alike(app)
     app.add_middleware(HeadAsGet)
@@ -75,15 +88,19 @@ def build_app(
     return app
 
 
-def _lifespan(registry: Registry) -> Any:
+def _lifespan(registry: Registry, gauges: ProcessGauges) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(registry.load_all())
         loading.add_done_callback(_log_failure)
+        # Where nobody else reads them, they are measured when somebody asks.
+        measuring = asyncio.create_task(gauges.keep_fresh()) if registry.pages.are_shared else None
         try:
             yield
         finally:
             loading.cancel()
+            if measuring is not None:
+                measuring.cancel()
             await registry.close()
 
     return lifespan

@@ -55,13 +55,22 @@ def run(settings: Settings) -> int:
     sockets = listen(settings.host, settings.port)
     # Late: importing the application takes most of the start-up time, and the port is ours already.
     from service.app import build_app
+    from service.process_gauges import ProcessGauges
     from service.registry import Registry
     from service.shared_memory import SharedMemory
 
     registry = Registry(settings)
+    gauges = ProcessGauges(registry)
     regions = SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes)
     config = uvicorn.Config(
-        build_app(registry, settings.max_body_bytes, regions=regions, root_path=settings.root_path),
+        build_app(
+            registry,
+            settings.max_body_bytes,
+            regions=regions,
+            root_path=settings.root_path,
+            server_timing=settings.server_timing,
+            gauges=gauges,
+        ),
         http=_protocol(registry, settings, regions),
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
@@ -77,6 +86,7 @@ def run(settings: Settings) -> int:
         backlog=_BACKLOG,
     )
     server = _Server(config, registry, settings.drain_limit_s)
+    gauges.connections = lambda: len(server.server_state.connections)
     logging.getLogger("uvicorn.error").addFilter(server.tell_the_drain_in_our_words)
     log.info("foldserve %s listens on %s", __version__, ", ".join(_address(sock) for sock in sockets))
     server.listen_to_signals()
@@ -106,12 +116,20 @@ def _protocol(registry: Registry, settings: Settings, regions: SharedMemory) -> 
     from service.http_lane import Lane
     from service.infer import begin_infer, refuse_early
     from service.lane_heads import HeadMemory
+    from service.stages import Stages, ToldStages
     from service.timers import RunningLoop
 
-    begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=regions)
+    begin = functools.partial(
+        begin_infer,
+        registry,
+        max_body_bytes=settings.max_body_bytes,
+        regions=regions,
+        make_stages=ToldStages if settings.server_timing else Stages,
+    )
     heads = HeadMemory(settings.max_body_bytes, Lane.limits.head_bytes)
     poll = BusyPoll(RunningLoop(), cores=read_plan().cores)
-    return functools.partial(Lane, begin, functools.partial(refuse_early, registry), heads, poll)
+    refuse = functools.partial(refuse_early, registry)
+    return functools.partial(Lane, begin, refuse, registry.count_refusal, heads, poll)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

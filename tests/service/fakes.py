@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import cast
 
+from service.counter_pages import Pages
 from service.errors import ModelNotReady, NotFound, Unavailable
 from service.model_states import ModelState, ModelStatus
 from service.protocol import (
@@ -18,6 +19,7 @@ from service.protocol import (
     TensorMetadata,
 )
 from service.registry import Registry
+from service.stages import Stages
 
 _TENSOR = TensorMetadata("x", "FP32", (-1, 2))
 ECHO_METADATA = ModelMetadata("echo", ("1",), PLATFORM, (_TENSOR,), (_TENSOR,))
@@ -41,6 +43,7 @@ class EchoModel:
         request: InferenceRequest,
         done: Callable[[InferenceResponse | Exception], object],
         arrived_s: float | None = None,
+        stages: Stages | None = None,
     ) -> Callable[[], object]:
         """Answers in the next turn of the loop, unless given up."""
         self.requests.append(request)
@@ -61,6 +64,11 @@ class FakeRegistry:
         self._models = models
         self._loads = loads
         self.is_closed = False
+        self.pages = Pages()
+        self.refused: list[tuple[str, str | None, str]] = []
+
+    def count_refusal(self, name: str, version: str | None, reason: str) -> None:
+        self.refused.append((name, version, reason))
 
     async def load_all(self) -> None:
         if not self._loads:

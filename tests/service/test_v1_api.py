@@ -28,6 +28,7 @@ from service.protocol import (
     TensorMetadata,
 )
 from service.settings import Settings
+from service.stages import Stages
 from service.v1_api import PREDICT_PATHS, begin_predict, example_predict
 from tests.service.handmade import DOUBLE, FIXED, PICKY, TEXT, save_version
 
@@ -193,7 +194,9 @@ class Queueing:
     def get(self, name: str, version: str | None) -> Queueing:
         return self
 
-    def begin(self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float) -> Callable[[], object]:
+    def begin(
+        self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float, stages: Stages
+    ) -> Callable[[], object]:
         if self._error:
             raise self._error
         self.begun.set()
@@ -229,7 +232,9 @@ def test_caller_who_goes_takes_the_request_out_of_the_queue() -> None:
 class Echoing(Queueing):
     """A model that answers with its input, soon."""
 
-    def begin(self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float) -> Callable[[], object]:
+    def begin(
+        self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float, stages: Stages
+    ) -> Callable[[], object]:
         (x,) = request.inputs
         response = InferenceResponse("m", "1", (OutputTensor("y", x.datatype, x.data),))
         asyncio.get_running_loop().call_soon(done, response)
