@@ -134,10 +134,10 @@ class ModelStatistics:
         _BATCH_CELLS.pack_into(self._page.buffer, size.place, size.batches, size.input_s, size.infer_s, size.output_s)
         self._cells[self._last] = time.time()
         if record.submitted_s:
-            place = self._stages + _COMPUTE
+            place, began_s = self._stages + _COMPUTE, record.began_s
             self._cells[place + bisect_left(BOUNDS_S, record.run_s)] += requests
             self._cells[place + _SUM] += requests * record.run_s
-            self._observe(_QUEUE, [max(0.0, record.began_s - came_s) for came_s in record.submitted_s])
+            self._observe(_QUEUE, [began_s - came_s for came_s in record.submitted_s])
         if self._answers_s:
             self._count_answers()
 
