@@ -7,6 +7,8 @@ import dataclasses
 import itertools
 import math
 import mmap
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -352,3 +354,31 @@ def test_refusals_are_counted_by_reason_and_by_what_is_known() -> None:
         ("m", "1", "queue_full"): 2,
         ("", "", "not_found"): 1,
     }
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_what_a_killed_process_has_answered_stays_in_the_statistics() -> None:
+    buffer, (reads, writes) = mmap.mmap(-1, PAGE_BYTES), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            statistics = ModelStatistics(Pages(CounterPage(buffer)), "m", 1)
+            for _ in range(100):
+                statistics.record_batch(batch())
+            os.write(writes, b"!")
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(reads, 1) == b"!"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reads)
+        os.close(writes)
+    mark_dead(buffer)
+    survivor = ModelStatistics(Pages(CounterPage(), [buffer]), "m", 1)
+    survivor.record_batch(batch(rows=1))
+    read = survivor.read("m", 1)
+    assert (read.inference_count, read.execution_count) == (301, 101)
+    assert read.inference_stats.success == DurationStatistics(202, 1010 * MS)
