@@ -12,7 +12,7 @@ are names that the server knows: a model or version that only a client has named
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from service import __version__
@@ -28,25 +28,35 @@ from service.process_gauges import (
 from service.prometheus_text import Family, Labels, Sample, histogram
 from service.registry import Registry
 from service.session import runtime_version
-from service.statistics import STAGES, Counts, Histogram, read_refusals, read_versions
+from service.statistics import STAGES, Counts, Histogram, counted_versions, read_counts, read_refusals
 
 _US = 1e6
 
 
-def read_metrics(registry: Registry) -> list[Family]:
-    """Every family, in the order of the tables below. Raises PageDamaged."""
-    versions = read_versions(registry.pages)
+def read_metrics(registry: Registry) -> Iterator[Family | None]:
+    """Every family, in the order of the tables below, with samples that are made when they are asked for; None where a
+    moment has passed without one. Others may be served meanwhile. Raises PageDamaged."""
+    versions: dict[Labels, Counts] = {}
+    for labels in counted_versions(registry.pages):
+        versions[labels] = read_counts(registry.pages, labels)
+        yield None
     models = registry.serving()
-    found = [
-        Family(
-            row.name, row.kind, row.help, [one for labels, counts in versions.items() for one in row.of(labels, counts)]
-        )
-        for row in _COUNTED
-    ]
-    found += [Family(fact.name, "gauge", fact.help, [one for model in models for one in fact.of(model)])
-              for fact in _LOADED]  # fmt: skip
-    found += [Family(fact.name, fact.kind, fact.help, list(fact.of(registry))) for fact in _OF_THE_SERVER]
-    return found
+    for row in _COUNTED:
+        yield Family(row.name, row.kind, row.help, _counted_samples(row, versions))
+    for fact in _LOADED:
+        yield Family(fact.name, "gauge", fact.help, _loaded_samples(fact, models))
+    for one in _OF_THE_SERVER:
+        yield Family(one.name, one.kind, one.help, one.of(registry))
+
+
+def _counted_samples(row: _Counted, versions: Mapping[Labels, Counts]) -> Iterator[Sample]:
+    for labels, counts in versions.items():
+        yield from row.of(labels, counts)
+
+
+def _loaded_samples(fact: _Loaded, models: Iterable[Model]) -> Iterator[Sample]:
+    for model in models:
+        yield from fact.of(model)
 
 
 def _of(model: Model, *more: tuple[str, str]) -> Labels:

@@ -30,7 +30,7 @@ class Family:
     name: str
     kind: str
     help: str
-    samples: Sequence[Sample]
+    samples: Iterable[Sample]
 
 
 def histogram(labels: Labels, bounds: Sequence[float], counts: Sequence[float], total: float) -> Iterator[Sample]:
@@ -43,14 +43,19 @@ def histogram(labels: Labels, bounds: Sequence[float], counts: Sequence[float], 
     yield Sample(seen, labels, "_count")
 
 
-def to_text(families: Iterable[Family]) -> bytes:
-    lines: list[str] = []
+def write_lines(families: Iterable[Family | None]) -> Iterator[str | None]:
+    """One after the other, each made when it is asked for; None for None, so that whoever asks may pause there, too."""
     for family in families:
-        lines.append(f"# HELP {family.name} {_escaped(family.help)}")
-        lines.append(f"# TYPE {family.name} {family.kind}")
-        lines += [
-            f"{family.name}{sample.suffix}{_shown(sample.labels)} {_number(sample.value)}" for sample in family.samples
-        ]
+        if family is None:
+            yield None
+            continue
+        yield f"# HELP {family.name} {_escaped(family.help)}"
+        yield f"# TYPE {family.name} {family.kind}"
+        for sample in family.samples:
+            yield f"{family.name}{sample.suffix}{_shown(sample.labels)} {_number(sample.value)}"
+
+
+def to_text(lines: Iterable[str]) -> bytes:
     # A model's name is a folder's, which need not be UTF-8.
     return "\n".join([*lines, ""]).encode("utf-8", "replace")
 

@@ -322,9 +322,9 @@ def _histograms(cells: Sequence[float]) -> dict[str, Histogram]:
     return found
 
 
-def read_versions(pages: Pages) -> dict[Labels, Counts]:
-    """Of every version that any process has counted for. Raises PageDamaged."""
-    return {labels: read_counts(pages, labels) for labels in pages.family(_ANSWERED)}
+def counted_versions(pages: Pages) -> list[Labels]:
+    """Every version that any process has counted for, as `read_counts` wants it. Raises PageDamaged."""
+    return list(pages.family(_ANSWERED))
 
 
 def read_refusals(pages: Pages) -> dict[Labels, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from service.counter_pages import PAGE_BYTES, CounterPage, Pages, mark_dead
 from service.metrics import read_metrics
 from service.process_gauges import ProcessGauges
-from service.prometheus_text import to_text
+from service.prometheus_text import write_lines
 from service.protocol import InferenceRequest, InputTensor
 from service.registry import Registry
 from service.settings import Settings
@@ -25,7 +25,7 @@ ONE_ROW = InferenceRequest((InputTensor("x", "FP32", np.zeros((1, 2), np.float32
 
 def lines(registry: Registry, *names: str) -> list[str]:
     """The samples of those names, as they are printed."""
-    return [line for line in to_text(read_metrics(registry)).decode().splitlines() if line.startswith(names)]
+    return [line for line in write_lines(read_metrics(registry)) if line is not None and line.startswith(names)]
 
 
 def test_two_processes_are_told_as_one_by_either_and_what_died_still_counts(tmp_path: Path) -> None:

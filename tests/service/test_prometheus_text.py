@@ -9,17 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.prometheus_text import Family, Sample, histogram, to_text
+from service.prometheus_text import Family, Sample, histogram, to_text, write_lines
+
+
+def text(*families: Family) -> bytes:
+    return to_text(line for line in write_lines(families) if line is not None)
 
 
 def read(*families: Family) -> list[tuple[str, dict[str, str], float]]:
-    found = text_string_to_metric_families(to_text(families).decode())
+    found = text_string_to_metric_families(text(*families).decode())
     return [(sample.name, dict(sample.labels), sample.value) for family in found for sample in family.samples]
 
 
 def test_golden_text() -> None:
     family = Family("f", "gauge", "What it is\\ \n", [Sample(1.5, (("a", 'b"c\\\n'),)), Sample(2, ())])
-    assert to_text([family]) == b'# HELP f What it is\\\\ \\n\n# TYPE f gauge\nf{a="b\\"c\\\\\\n"} 1.5\nf 2\n'
+    assert text(family) == b'# HELP f What it is\\\\ \\n\n# TYPE f gauge\nf{a="b\\"c\\\\\\n"} 1.5\nf 2\n'
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.floats())
@@ -30,7 +34,7 @@ def test_whatever_is_written_is_read_back(value: str, number: float) -> None:
 
 
 def test_a_name_that_is_not_unicode_spoils_nothing() -> None:
-    assert b'a="?"' in to_text([Family("f", "gauge", "h", [Sample(1, (("a", "\udcff"),))])])
+    assert b'a="?"' in text(Family("f", "gauge", "h", [Sample(1, (("a", "\udcff"),))]))
 
 
 def test_a_histogram_is_cumulated_and_ends_with_all() -> None:
@@ -46,5 +50,5 @@ def test_a_histogram_is_cumulated_and_ends_with_all() -> None:
 
 @pytest.mark.parametrize("kind", ["counter", "gauge"])
 def test_a_family_without_samples_is_shown_with_its_type(kind: str) -> None:
-    (family,) = text_string_to_metric_families(to_text([Family("f_total", kind, "h", [])]).decode())
+    (family,) = text_string_to_metric_families(text(Family("f_total", kind, "h", [])).decode())
     assert (family.type, family.samples) == (kind, [])
