@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Generic
 
-from service.errors import DeadlineExceeded, ModelNotReady, QueueFull
+from service.errors import DeadlineExceeded, ExpiredInQueue, MemoryFull, ModelNotReady, QueueFull
 from service.latency_curve import LatencyCurve
 from service.ticket import ItemT, ResultT, Run, Ticket
 from service.waiting import QueueSpace, Waiting
@@ -66,7 +66,7 @@ class Admission(Generic[ItemT, ResultT]):
                 f"waiting requests hold {self._space.used_bytes} bytes, this one needs at least {size_bytes} more, and "
                 f"the server has room for {self._space.limit_bytes:.0f}"
             )
-            raise self._full(told, self.expected_s(rows, now, priority))
+            raise self._full(told, self.expected_s(rows, now, priority), MemoryFull)
         # An idle instance has nothing to lose, and expectations that are wrong are only corrected by what runs.
         if deadline_s < math.inf and (requests or idle <= 0 or deadline_s <= now):
             self._require_time(rows, now, deadline_s, priority)
@@ -103,10 +103,10 @@ class Admission(Generic[ItemT, ResultT]):
             wait_s += min(max(run.started_s + run.expected_s - now, 0.0) for run in self._runs)
         return wait_s + own_s
 
-    def too_late(self, ticket: Ticket[ItemT, ResultT], now: float) -> DeadlineExceeded:
+    def too_late(self, ticket: Ticket[ItemT, ResultT], now: float) -> ExpiredInQueue:
         """Told when a deadline passes, or cannot be kept any more, while its request waits."""
         timeout_s = ticket.deadline_s - ticket.submitted_s
-        return DeadlineExceeded(
+        return ExpiredInQueue(
             f"{self._name}: of the request's timeout of {_span(timeout_s)}{_unit_if_small(timeout_s)}, "
             f"{_span(now - ticket.submitted_s)} went by behind others; it was not run",
             retry_after_s=self.expected_s(ticket.rows, now, ticket.priority),
@@ -115,8 +115,8 @@ class Admission(Generic[ItemT, ResultT]):
     def closed(self) -> ModelNotReady:
         return ModelNotReady(f"{self._name} is UNLOADING and takes no more requests")
 
-    def _full(self, told: str, retry_after_s: float) -> QueueFull:
-        return QueueFull(
+    def _full(self, told: str, retry_after_s: float, kind: type[QueueFull] = QueueFull) -> QueueFull:
+        return kind(
             f"the queue of {self._name} is full: {told}; try again in about {_span(retry_after_s, 1)}",
             retry_after_s=retry_after_s,
         )

@@ -5,6 +5,7 @@ Knows no framework and no connection.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,16 +13,25 @@ from dataclasses import dataclass
 from service.compression import ACCEPTED
 from service.decode import HEADER_LENGTH
 from service.encode import EncodedResponse, encode_error
-from service.errors import Overloaded, PayloadTooLarge, ServiceError, Unauthenticated, UnsupportedEncoding, status_of
+from service.errors import (
+    Overloaded,
+    PayloadTooLarge,
+    ServiceError,
+    Unauthenticated,
+    UnsupportedEncoding,
+    reason_of,
+    status_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Header names in lower case, as in ASGI."""
+    """Header names in lower case, as in ASGI. `reason`: one word for why it is a refusal, for those who count."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    reason: str = ""
 
 
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode("ascii")
@@ -44,8 +54,10 @@ def make_answer(status: int, encoded: EncodedResponse, *more_headers: tuple[byte
 def answer_error(error: Exception) -> Answer:
     """What a caller is told about `error`; the text of an unexpected one stays in the log."""
     if not isinstance(error, ServiceError):
-        return make_answer(500, encode_error("internal error; the server's log has the details"))
-    return make_answer(status_of(error).http, encode_error(str(error)), *_headers_of(error))
+        answer = make_answer(500, encode_error("internal error; the server's log has the details"))
+    else:
+        answer = make_answer(status_of(error).http, encode_error(str(error)), *_headers_of(error))
+    return dataclasses.replace(answer, reason=reason_of(error))
 
 
 def _headers_of(error: ServiceError) -> Iterator[tuple[bytes, bytes]]:

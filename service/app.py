@@ -29,13 +29,16 @@ from service.decode import HEADER_LENGTH
 from service.encode import encode_error
 from service.errors import ServiceError
 from service.http_api import INFER_PATHS, add_routes
+from service.metrics_api import add_metrics_route
 from service.openapi import describe_infer
 from service.polling import Poller
+from service.process_gauges import ProcessGauges
 from service.registry import Registry
 from service.repository_api import add_repository_routes
 from service.settings import Settings
 from service.shared_memory import SharedMemory
 from service.shared_memory_api import add_shared_memory_routes
+from service.stages import Stages, ToldStages
 from service.v1_api import add_v1_routes, describe_predict
 from service.version_states import ModelState
 
@@ -59,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         guard=Guard.of(settings),
         cors_origins=settings.cors_origins,
         poller=make_poller(settings, registry),
+        server_timing=settings.server_timing,
     )
 
 
@@ -84,19 +88,23 @@ def build_app(
     guard: Guard | None = None,
     cors_origins: tuple[str, ...] = (),
     poller: Polls | None = None,
+    server_timing: bool = False,
+    gauges: ProcessGauges | None = None,
     control: Control | None = None,
     assignment: Assignment | None = None,
 ) -> FastAPI:
-    """As `create_app`, around a registry, regions of shared memory, a guard and a poller that somebody else made.
-    Without a guard everything is everybody's.
+    """As `create_app`, around a registry, regions of shared memory, a guard, a poller and gauges that somebody else
+    made. Without a guard everything is everybody's.
 
     control: of all processes, where this is one of several. assignment: what to load in place of what is on disk.
     """
+    gauges = gauges or ProcessGauges(registry)
+    make_stages = ToldStages if server_timing else Stages
     app: FastAPI = FastAPIOffline(
         title="Foldserve",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan(registry, poller, assignment),
+        lifespan=_lifespan(registry, poller, gauges, assignment),
         redoc_url=None,
         # A redirect from /v2/ to /v2 would be an answer that no client of the protocol expects.
         redirect_slashes=False,
@@ -105,10 +113,11 @@ def build_app(
     )
     regions = regions or SharedMemory(is_enabled=False, max_request_bytes=max_body_bytes)
     control = control or OneProcess(registry, regions)
-    add_routes(app, registry, max_body_bytes, regions, control)
+    add_routes(app, registry, max_body_bytes, regions, control, make_stages)
     add_repository_routes(app, control, registry.repository_name)
     add_shared_memory_routes(app, regions, control)
-    add_v1_routes(app, registry, max_body_bytes)
+    add_v1_routes(app, registry, max_body_bytes, make_stages)
+    add_metrics_route(app, registry, gauges)
     _document_infer(app, registry)
     _tell_every_error_alike(app)
     app.add_middleware(HeadAsGet)
@@ -129,7 +138,7 @@ def build_app(
     return app
 
 
-def _lifespan(registry: Registry, poller: Polls | None, assignment: Assignment | None) -> Any:
+def _lifespan(registry: Registry, poller: Polls | None, gauges: ProcessGauges, assignment: Assignment | None) -> Any:
     async def load() -> None:
         if poller is None:
             await registry.load_all(assignment)
@@ -141,10 +150,14 @@ def _lifespan(registry: Registry, poller: Polls | None, assignment: Assignment |
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(load())
         loading.add_done_callback(_log_failure)
+        # Where nobody else reads them, they are measured when somebody asks.
+        measuring = asyncio.create_task(gauges.keep_fresh()) if registry.pages.are_shared else None
         try:
             yield
         finally:
             loading.cancel()
+            if measuring is not None:
+                measuring.cancel()
             await registry.close()
 
     return lifespan

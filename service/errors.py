@@ -16,7 +16,9 @@
     │   ├── ModelNotReady             still loading, or UNAVAILABLE with a reason
     │   └── Overloaded                carries retry_after_s
     │       ├── QueueFull                 admission is bounded
+    │       │   └── MemoryFull                by what waiting requests hold
     │       └── DeadlineExceeded          it could not be, or was not, answered within the request's timeout
+    │           └── ExpiredInQueue            which it had been admitted with
     ├── InferenceFailed           the runtime refused a batch that had passed validation
     └── ModelRejected             at load: this version must not serve, and why (never sent as an infer answer)
 
@@ -97,8 +99,16 @@ class QueueFull(Overloaded):
     """The scheduler's queue is full."""
 
 
+class MemoryFull(QueueFull):
+    """What waits in all queues together holds all the memory that it may."""
+
+
 class DeadlineExceeded(Overloaded):
     """The request's own timeout passed, or would have, before its turn came. It was not run."""
+
+
+class ExpiredInQueue(DeadlineExceeded):
+    """As above, of a request that had been admitted: others took longer than was expected."""
 
 
 class InferenceFailed(ServiceError):
@@ -145,6 +155,30 @@ def status_of(error: ServiceError) -> Status:
 
 
 _NEAREST: dict[type[ServiceError], Status] = {}
+
+
+REASONS: dict[type[Exception], str] = {
+    Exception: "internal",
+    RequestError: "invalid_request",
+    PayloadTooLarge: "too_large",
+    UnsupportedEncoding: "unsupported_encoding",
+    NotFound: "not_found",
+    MethodNotAllowed: "method_not_allowed",
+    NotSupported: "not_supported",
+    Unavailable: "unavailable",
+    ModelNotReady: "not_ready",
+    QueueFull: "queue_full",
+    MemoryFull: "memory",
+    DeadlineExceeded: "deadline",
+    ExpiredInQueue: "expired_in_queue",
+    InferenceFailed: "model_failed",
+}
+"""One word for why an infer request got no answer, for those who count."""
+
+
+def reason_of(error: Exception) -> str:
+    """The word of the nearest ancestor that has a row in `REASONS`."""
+    return next(REASONS[ancestor] for ancestor in type(error).__mro__ if ancestor in REASONS)
 
 
 _EXCERPT_CHARACTERS = 60

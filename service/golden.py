@@ -125,8 +125,21 @@ def read_golden(
     return samples
 
 
-def check_golden(samples: GoldenSamples, run: Run, rows_at_once: int) -> str:
-    """Runs the samples, `rows_at_once` at a time, and returns the verdict in words for the log.
+@dataclass(frozen=True, slots=True)
+class GoldenVerdict:
+    """How well golden answers were reproduced: by output, the largest difference and what was allowed."""
+
+    samples: int
+    difference: Mapping[str, float]
+    tolerance: Mapping[str, float]
+
+    def __str__(self) -> str:
+        """For the log."""
+        return f"{self.samples} samples, largest difference {max(self.difference.values()):.2g}"
+
+
+def check_golden(samples: GoldenSamples, run: Run, rows_at_once: int) -> GoldenVerdict:
+    """Runs the samples, `rows_at_once` at a time.
 
     Raises ModelRejected, naming output, sample, difference and tolerance, when they are not reproduced.
     """
@@ -139,7 +152,8 @@ def check_golden(samples: GoldenSamples, run: Run, rows_at_once: int) -> str:
             answers.append(run(piece))
         except (InferenceFailed, RequestMismatch) as error:  # both: here, inputs that do not fit are the files' fault
             raise ModelRejected(f"golden check: the model fails on its own golden samples: {error}") from error
-    worst = 0.0
+    found: dict[str, float] = {}
+    allowed: dict[str, float] = {}
     for name, expected in samples.outputs.items():
         actual = _rejoined([answer[name] for answer in answers])
         difference = difference_of(actual, expected)
@@ -147,8 +161,8 @@ def check_golden(samples: GoldenSamples, run: Run, rows_at_once: int) -> str:
         # Written so that a NaN on either side is a failure.
         if not float(np.max(difference, initial=0.0)) <= tolerance:
             raise ModelRejected(_told(name, actual, expected, difference, tolerance))
-        worst = max(worst, float(np.max(difference, initial=0.0)))
-    return f"{samples.rows} samples, largest difference {worst:.2g}"
+        found[name], allowed[name] = float(np.max(difference, initial=0.0)), tolerance
+    return GoldenVerdict(samples.rows, found, allowed)
 
 
 def difference_of(actual: Array, expected: Array) -> Array:

@@ -39,6 +39,7 @@ from service.protocol import (
 )
 from service.registry import Registry
 from service.shared_memory import SharedMemory
+from service.stages import Stages
 from service.version_states import DRAINING, STARTING, ModelState
 
 INFER_PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer")
@@ -67,18 +68,23 @@ class InferRoute:
         # Now, not behind the body: HTTP servers may append the trailers of a chunked body to this list, and a field
         # that arrives there must not change what the request means (RFC 9110, 6.5.1).
         headers = tuple(scope["headers"])
+        path = scope["path_params"]
+        answer: Answer | None
         try:
             body = await read_body(headers, receive, self._max_body_bytes)
         except PayloadTooLarge as error:
-            await send_and_discard(answer_error(error), receive, send)
+            answer = answer_error(error)
+            self._registry.count_refusal(path["model_name"], path.get("version"), answer.reason)
+            await send_and_discard(answer, receive, send)
             return
         except ClientDisconnect:
             # There is nobody left to answer.
             return
-        path = scope["path_params"]
         head = read_head(path["model_name"], path.get("version"), headers)
         answer = await self._answer(head, body, receive)
         if answer is not None:
+            if answer.reason:
+                self._registry.count_refusal(head.model_name, head.version, answer.reason)
             await send_answer(answer, send)
 
     async def _answer(self, head: InferHead, body: bytes | bytearray, receive: Receive) -> Answer | None:
@@ -290,8 +296,15 @@ READS = (
 )
 
 
-def add_routes(app: FastAPI, registry: Registry, max_body_bytes: int, regions: SharedMemory, control: Control) -> None:
-    """All routes of the protocol, the infer route in both spellings included."""
+def add_routes(
+    app: FastAPI,
+    registry: Registry,
+    max_body_bytes: int,
+    regions: SharedMemory,
+    control: Control,
+    make_stages: Callable[[float], Stages] = Stages,
+) -> None:
+    """All routes of the protocol, the infer route in both spellings included. make_stages: see `begin_infer`."""
     reads = Reads(registry, regions, control)
     for read in READS:
         app.add_api_route(
@@ -305,7 +318,7 @@ def add_routes(app: FastAPI, registry: Registry, max_body_bytes: int, regions: S
             tags=[TAG],
             responses=_documented_errors(read),
         )
-    begin = functools.partial(begin_infer, max_body_bytes=max_body_bytes, regions=regions)
+    begin = functools.partial(begin_infer, max_body_bytes=max_body_bytes, regions=regions, make_stages=make_stages)
     infer_route = InferRoute(registry, max_body_bytes, begin)
     for path in INFER_PATHS:
         app.router.routes.append(Route(path, infer_route, methods=["POST"]))

@@ -79,17 +79,26 @@ BeginInfer = Callable[[InferHead, Any, Callable[[Answer], object]], Cancel | Non
 """`begin_infer` with its registry."""
 RefuseEarly = Callable[[InferHead, bytes], Answer | None]
 """`refuse_early` with its registry."""
+CountRefusal = Callable[[str, str | None, str], object]
+"""Told of each refusal: the model and version that were asked for, and the reason."""
 
 
 class Lane(Connection):
     """One connection. uvicorn makes it for each accepted socket, through a partial that gives the first arguments."""
 
     def __init__(
-        self, begin: BeginInfer, refuse_early: RefuseEarly, heads: HeadMemory, poll: BusyPoll, **from_uvicorn: Any
+        self,
+        begin: BeginInfer,
+        refuse_early: RefuseEarly,
+        count_refusal: CountRefusal,
+        heads: HeadMemory,
+        poll: BusyPoll,
+        **from_uvicorn: Any,
     ) -> None:
         super().__init__(**from_uvicorn)
         self._begin = begin
         self._refuse_early = refuse_early
+        self._count_refusal = count_refusal
         self._heads = heads
         self._poll = poll
         self._lane_head: LaneHead | None = None
@@ -230,6 +239,9 @@ class Lane(Connection):
     # --- bytes out ---
 
     def _answer(self, answer: Answer) -> None:
+        if answer.reason and self._lane_head is not None:
+            infer = self._lane_head.infer
+            self._count_refusal(infer.model_name, infer.version, answer.reason)
         self._lane_head = self._cancel = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():

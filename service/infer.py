@@ -26,6 +26,7 @@ from service.protocol import InferenceRequest, InferenceResponse
 from service.registry import Registry
 from service.request_body import Body, read_request, reads_long
 from service.shared_memory import SharedMemory
+from service.stages import Stages, server_timing
 
 log = logging.getLogger(__name__)
 
@@ -83,25 +84,27 @@ def begin_infer(
     *,
     max_body_bytes: int = MOST_EXPANDED_BYTES,
     regions: SharedMemory | None = None,
+    make_stages: Callable[[float], Stages] = Stages,
 ) -> Cancel | None:
     """Begins to answer `POST .../infer`. Calls `reply` once, unless what is returned is called before: it
     comes too late for an answer that is being written or packed, which is told all the same.
 
     max_body_bytes: what a compressed body may grow to. regions: of shared memory, which the request may name.
+    make_stages: given when the request came; its kind says whether the caller is told of them.
     Never raises. Returns None when `reply` has been called already.
     """
-    arrived_s = time.monotonic()
+    stages = make_stages(time.monotonic())
     if not head.content_encoding and len(body) < LONG_JSON_BYTES:
-        return _begin(registry, head, body, reply, regions, arrived_s)
+        return _begin(registry, head, body, reply, regions, stages)
 
     def begin(head: InferHead, body: Body) -> Cancel | None:
         if not reads_long(body, head.header_length, head.content_type):
-            return _begin(registry, head, body, reply, regions, arrived_s)
+            return _begin(registry, head, body, reply, regions, stages)
 
         def read(model: Model) -> tuple[InferenceRequest, Encode]:
             return _request_for(model, head, body, regions, pause), encode_response
 
-        return begin_long(registry, head, body, reply, read, arrived_s)
+        return begin_long(registry, head, body, reply, read, stages)
 
     return begin_expanded(begin, head, body, reply, max_body_bytes)
 
@@ -157,12 +160,17 @@ def _begin(
     body: Body,
     reply: Callable[[Answer], object],
     regions: SharedMemory | None,
-    arrived_s: float,
+    stages: Stages,
 ) -> Cancel | None:
     try:
         model = registry.get(head.model_name, head.version)
         request = _request_for(model, head, body, regions)
-        return model.begin(request, lambda outcome: answer_with(encode_response, head, outcome, reply), arrived_s)
+        return model.begin(
+            request,
+            lambda outcome: answer_with(encode_response, head, outcome, reply, stages),
+            stages.arrived_s,
+            stages,
+        )
     except Exception as error:
         reply(refusal(head, error))
         return None
@@ -188,7 +196,7 @@ def begin_long(
     body: Body,
     reply: Callable[[Answer], object],
     read: Callable[[Model], tuple[InferenceRequest, Encode]],
-    arrived_s: float,
+    stages: Stages,
 ) -> Cancel | None:
     """`read` makes, in a thread, a request of a body that holds much JSON; the second is how its answer is written."""
 
@@ -197,15 +205,17 @@ def begin_long(
         try:
             # By now another load may answer to this name: then it is read once more, as that one wants it.
             if registry.get(head.model_name, head.version) is not model:
-                return begin_long(registry, head, body, reply, read, arrived_s)
-            return model.begin(request, lambda outcome: answer_with(encode, head, outcome, reply), arrived_s)
+                return begin_long(registry, head, body, reply, read, stages)
+            return model.begin(
+                request, lambda outcome: answer_with(encode, head, outcome, reply, stages), stages.arrived_s, stages
+            )
         except Exception as error:
             reply(refusal(head, error))
             return None
 
     try:
         model = registry.get(head.model_name, head.version)
-        model.check_admission(1, {}, arrived_s)  # of as little as it may be: what it is, reading tells
+        model.check_admission(1, {}, stages.arrived_s)  # of as little as it may be: what it is, reading tells
     except Exception as error:
         reply(refusal(head, error))
         return None
@@ -220,6 +230,7 @@ def answer_with(
     head: InferHead,
     outcome: InferenceResponse | Exception,
     reply: Callable[[Answer], object],
+    stages: Stages,
 ) -> None:
     """Calls `reply` with the outcome as `encode` writes it, packed as `head` asks; later when either takes long."""
     if isinstance(outcome, Exception):
@@ -229,7 +240,7 @@ def answer_with(
         in_thread(
             Work.WRITE if elements <= _VERY_LARGE_ELEMENTS else Work.WRITE_VERY_LARGE,
             lambda: encode(outcome, pause),
-            lambda encoded: _answer_encoded(encoded, head, reply),
+            lambda encoded: _answer_encoded(encoded, head, reply, stages),
             lambda error: reply(refusal(head, error)),
         )
         return
@@ -238,26 +249,41 @@ def answer_with(
     except Exception as error:
         reply(refusal(head, error))
         return
-    _answer_encoded(encoded, head, reply)
+    _answer_encoded(encoded, head, reply, stages)
 
 
-def _answer_encoded(encoded: EncodedResponse, head: InferHead, reply: Callable[[Answer], object]) -> None:
+def _answer_encoded(
+    encoded: EncodedResponse, head: InferHead, reply: Callable[[Answer], object], stages: Stages
+) -> None:
     """Packed as the caller likes it."""
     if takes_long(encoded, head.accept_encoding):
-        _answer_packed(encoded, head, reply)
+        _answer_packed(encoded, head, reply, stages)
         return
     try:
-        answer = make_answer(200, compress(encoded, head.accept_encoding))
+        packed = compress(encoded, head.accept_encoding)
     except Exception as error:
-        answer = refusal(head, error)
-    reply(answer)
+        reply(refusal(head, error))
+        return
+    _answer_written(packed, reply, stages)
 
 
-def _answer_packed(encoded: EncodedResponse, head: InferHead, reply: Callable[[Answer], object]) -> None:
+def _answer_written(packed: EncodedResponse, reply: Callable[[Answer], object], stages: Stages) -> None:
+    if stages.is_told:
+        reply(make_answer(200, packed, server_timing(stages, time.monotonic())))
+    else:
+        reply(make_answer(200, packed))
+    if stages.record is not None:
+        stages.record(stages, time.monotonic())
+        stages.record = None
+
+
+def _answer_packed(
+    encoded: EncodedResponse, head: InferHead, reply: Callable[[Answer], object], stages: Stages
+) -> None:
     """From a thread: zlib lets go of the interpreter while it packs."""
 
     def finish(packed: EncodedResponse) -> None:
-        reply(make_answer(200, packed))
+        _answer_written(packed, reply, stages)
 
     packing = functools.partial(compress, encoded, head.accept_encoding)
     in_thread(Work.PACK, packing, finish, lambda error: reply(refusal(head, error)))

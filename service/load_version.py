@@ -25,13 +25,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from service.batch_invariance import probe_invariance
 from service.consistency import check_files, derive_metadata, read_labels
 from service.errors import InferenceFailed, ModelRejected, RequestMismatch
-from service.golden import GoldenSamples, bf16_names, check_golden, read_golden, widening
+from service.golden import GoldenSamples, GoldenVerdict, bf16_names, check_golden, read_golden, widening
 from service.model_knobs import SchedulerConfig
 from service.model_operators import operators_of
 from service.protocol import Array, ModelMetadata
@@ -58,6 +58,9 @@ class LoadReport:
     load_s: float
     latency_s: Mapping[int, float]
     """Rows to seconds of a batch, as measured; empty when nothing could be."""
+    golden_verdict: GoldenVerdict | None = None
+    node_share: Mapping[str, float] = field(default_factory=dict)
+    """By execution provider; empty where ONNX Runtime does not tell."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +129,7 @@ def load_version(
             batch_rows, max_batch_size = seen.identical_rows, max(seen.identical_rows)
             batching += f", padded to {', '.join(map(str, batch_rows))} rows"
         metadata = dataclasses.replace(metadata, batch_invariance=dataclasses.replace(seen, padded=bool(batch_rows)))
-    verdict = "none"
+    verdict: GoldenVerdict | None = None
     if golden is not None:
         verdict = check_golden(golden, session.run, max_batch_size or _fixed_rows(metadata) or golden.rows)
     return LoadedVersion(
@@ -136,7 +139,15 @@ def load_version(
         max_batch_size=max_batch_size,
         scheduling=config.scheduler,
         report=LoadReport(
-            session.providers, intra_op_threads, batching, skipped or "done", verdict, clock() - started, latency_s
+            session.providers,
+            intra_op_threads,
+            batching,
+            skipped or "done",
+            str(verdict or "none"),
+            clock() - started,
+            latency_s,
+            verdict,
+            session.node_share,
         ),
         labels=labels,
         batch_rows=batch_rows,

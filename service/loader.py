@@ -10,12 +10,14 @@ import asyncio
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from service import cpu_plan, memory
+from service.counter_pages import Pages
 from service.discovery import Found
 from service.errors import ModelRejected
 from service.load_version import load_version
@@ -36,14 +38,17 @@ _QUEUE_SHARE = 1 / 8
 class Loader:
     """Loads what `Found` names, as `settings` say."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pages: Pages | None = None) -> None:
+        """pages: where counters lie; without them, memory of its own."""
         self.under_way = 0
         """Calls that have begun and not ended, given up ones included: their threads cannot be interrupted."""
         self.cpu = cpu_plan.read_plan(settings.workers)
         self._settings = settings
         # Requests that wait hold their tensors: of all models and workers together, so much and no more.
-        self._queue_space = QueueSpace(memory.available_bytes() * _QUEUE_SHARE / max(1, settings.workers))
+        self.queue_space = QueueSpace(memory.available_bytes() * _QUEUE_SHARE / max(1, settings.workers))
+        self.pages = pages or Pages()
         self._statistics: dict[tuple[str, int], ModelStatistics] = {}
+        self._statistics_lock = threading.Lock()
         # Loading is mostly ONNX Runtime optimising graphs, outside the interpreter lock.
         self._threads = ThreadPoolExecutor(self.cpu.cores, thread_name_prefix="load")
         # Never behind models that load, which takes minutes.
@@ -107,14 +112,21 @@ class Loader:
                 intra_op_threads=self._settings.intra_op_threads or self.cpu.cores,
                 may_use_fewer=not self._settings.intra_op_threads,
             )
-            statistics = self._statistics.setdefault((found.name, found.version.version), ModelStatistics())
-            return Model(loaded, statistics, self._queue_space, max_request_rows=self._settings.max_request_rows)
+            statistics = self._statistics_of(found.name, found.version.version)
+            return Model(loaded, statistics, self.queue_space, max_request_rows=self._settings.max_request_rows)
         except OSError as error:  # a folder that may not be entered, a name too long: anything but a missing file
             raise ModelRejected(f"{error.filename or 'a file'} cannot be read: {error.strerror}") from error
         finally:
             # The file as it was read, and weights that ONNX Runtime has laid out anew: of 22 convolutions with 198 MB
             # of weights, 400 of 600 MB were free again, and stayed.
             memory.give_back()
+
+    def _statistics_of(self, name: str, version: int) -> ModelStatistics:
+        with self._statistics_lock:
+            statistics = self._statistics.get((name, version))
+            if statistics is None:
+                statistics = self._statistics[name, version] = ModelStatistics(self.pages, name, version)
+        return statistics
 
 
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md, "The Pointer".

@@ -21,6 +21,7 @@ from service.latency_curve import LatencyCurve
 from service.load_version import LoadedVersion
 from service.protocol import Array, InferenceRequest, InferenceResponse, OutputTensor, Parameters, RequestedOutput
 from service.scheduler import Scheduler
+from service.stages import Stages
 from service.statistics import ModelStatistics
 from service.ticket import BatchOutcome, Ticket
 from service.timers import RunningLoop
@@ -62,6 +63,8 @@ class Model:
         self._max_request_rows = max_request_rows or self.max_batch_size or 1
         self.report = loaded.report
         self.statistics = statistics or ModelStatistics()
+        self._note_answer = self.statistics.note_answer
+        self.instance_count = scheduling.instances
         self.curve = LatencyCurve(loaded.report.latency_s or {1: _UNKNOWN_S})
         self._session = loaded.session
         self._spaces = threading.local()
@@ -92,6 +95,7 @@ class Model:
             instances=scheduling.instances,
             max_queue_delay_s=math.inf if (delay_us := scheduling.max_queue_delay_us) is None else delay_us / 1e6,
             on_batch=self.statistics.record_batch,
+            on_split=self.statistics.record_split,
         )
 
     def begin(
@@ -99,11 +103,13 @@ class Model:
         request: InferenceRequest,
         done: Callable[[InferenceResponse | Exception], object],
         arrived_s: float | None = None,
+        stages: Stages | None = None,
     ) -> Callable[[], object]:
         """Queues `request`; `done` gets the response, or the error, once, on the event loop, and not before this
         returns. Calling what is returned gives the request up: then `done` is not called.
 
         arrived_s: when the request came, on time.monotonic(): its timeout counts from there.
+        stages: filled in when `done` gets a response that the model has run for.
         Raises RequestMismatch, QueueFull, DeadlineExceeded and ModelNotReady (closing).
         """
         rows = validate_request(request, self.metadata, self.max_batch_size)
@@ -123,7 +129,13 @@ class Model:
                 self._note(outcome, came_s)
                 done(outcome)
             else:
+                if stages is not None:
+                    stages.submitted_s = ticket.submitted_s
+                    stages.batch_s = self._scheduler.told_s
+                    stages.record = self._note_answer
                 done(self._answer_or_refusal(request, outcome))
+                if stages is not None and stages.record is not None:
+                    stages.record = self.statistics.record_answer  # a thread writes it, and its batch ends before
 
         try:
             ticket: Ticket[Inputs, Outputs] = self._scheduler.submit(
@@ -173,6 +185,11 @@ class Model:
         await idle.wait()
         self._instances.close()
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Requests and rows that wait, without those that run."""
+        return self._scheduler.queue_size, self._scheduler.queue_rows
+
     def give_up(self) -> int:
         """Refuses all that waits or runs; returns how many requests that were."""
         return self._scheduler.give_up()
@@ -189,8 +206,8 @@ class Model:
             log.warning("model %s version %d: %s", self.name, self.version, error)
 
     def _give_up(self, ticket: Ticket[Inputs, Outputs], came_s: float) -> None:
-        if ticket.is_waiting:
-            self.statistics.record_failure(time.monotonic() - came_s)
+        if ticket.done is not None:
+            self.statistics.record_cancelled(time.monotonic() - came_s, was_running=not ticket.is_waiting)
         self._scheduler.cancel(ticket)
 
     def _begin_empty(

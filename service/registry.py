@@ -21,6 +21,8 @@ from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from service.assignment import Assigned, Assignment
+from service.counter_pages import Pages
+from service.cpu_plan import CpuPlan
 from service.discovery import Found, Listing, discover, discover_model, names_on_disk
 from service.errors import LoadFailed, ModelNotReady, ModelRejected, NotFound, quoted
 from service.loader import Loader, without_folder
@@ -30,9 +32,11 @@ from service.model_states import Entry, ModelStatus
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.repository import VersionDirectory
 from service.settings import Settings
+from service.statistics import Refusals
 from service.traffic import Traffic, share
 from service.triton_json import read_configuration
 from service.version_states import DRAINING, STARTING, UNLOADED, ModelState
+from service.waiting import QueueSpace
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +50,14 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 class Registry:
     """The models of one repository, or of one file."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Touches nothing yet: `load_all` reads the disk."""
+    def __init__(self, settings: Settings, pages: Pages | None = None) -> None:
+        """Touches nothing yet: `load_all` reads the disk. pages: where counters lie; without them, its own memory."""
         self._settings = settings
         folder = settings.model.parent if settings.model else settings.model_repository
         self.repository_name = folder.absolute().name
-        self._loader = Loader(settings)
+        self._loader = Loader(settings, pages)
+        self.pages = self._loader.pages
+        self._refusals = Refusals(self.pages)
         self._listing = Listing(settings)
         self._entries: dict[str, list[Entry]] = {}
         self._leaving: list[Entry] = []
@@ -131,6 +137,29 @@ class Registry:
             for entry in self._ready(one)
             if entry.model is not None and version in (None, str(entry.number))
         )
+
+    def count_refusal(self, name: str, version: str | None, reason: str) -> None:
+        """An infer request for that model was refused. Of names and versions only those count that are known here:
+        clients invent others."""
+        try:
+            model = self._answering[name][version]
+        except KeyError:
+            self._refusals.record(reason, name if name in self._entries else "")
+        else:
+            self._refusals.record(reason, model.name, str(model.version))
+
+    def serving(self) -> tuple[Model, ...]:
+        """Every model that is READY."""
+        return tuple(entry.model for name in self._entries for entry in self._ready(name) if entry.model is not None)
+
+    @property
+    def cpu(self) -> CpuPlan:
+        return self._loader.cpu
+
+    @property
+    def queue_space(self) -> QueueSpace:
+        """What waiting requests hold, and may hold."""
+        return self._loader.queue_space
 
     def states(self) -> tuple[ModelStatus, ...]:
         """Every version that was found, by name and number, and those that still end behind one that replaced them."""

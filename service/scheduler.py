@@ -57,13 +57,14 @@ class Scheduler(Generic[ItemT, ResultT]):
         instances: int = 1,
         max_queue_delay_s: float = _FOREVER,
         on_batch: Callable[[BatchRecord], object] | None = None,
+        on_split: Callable[[], object] | None = None,
     ) -> None:
         """
         run_batch: see `Runner`; at most `instances` batches are under way at once.
         name: of what is served, for messages.
         space: shared by all queues of a server; without it bytes are not bounded.
         max_queue_delay_s: longest time that a request waits for company while an instance is idle; 0 never waits.
-        on_batch: told of each batch that has run.
+        on_batch: told of each batch that has run. on_split: of each that failed and is halved.
         """
         self.max_batch_rows = max_batch_rows
         self.curve = curve
@@ -72,6 +73,9 @@ class Scheduler(Generic[ItemT, ResultT]):
         self._instances = instances
         self._max_queue_delay_s = max_queue_delay_s
         self._on_batch = on_batch
+        self._on_split = on_split
+        self.told_s = (0.0, 0.0)
+        """While a ticket is told its result: when its batch began, and when it ended."""
         self._arrivals = Arrivals(curve)
         self._batches = 0
         space = space or QueueSpace()
@@ -98,6 +102,11 @@ class Scheduler(Generic[ItemT, ResultT]):
     def queue_size(self) -> int:
         """Requests that wait, without those that run."""
         return self._waiting.requests
+
+    @property
+    def queue_rows(self) -> int:
+        """Their rows."""
+        return self._waiting.rows
 
     @property
     def is_idle(self) -> bool:
@@ -284,6 +293,9 @@ class Scheduler(Generic[ItemT, ResultT]):
             # One of them is guilty: halves, the front one next.
             half = len(tickets) // 2
             run.pieces += [tickets[half:], tickets[:half]]
+            run.is_split = True
+            if self._on_split is not None:
+                self._on_split()
         if was_inline:
             # Finished before the runner returned, so it is `_advance` that called it, and that goes on.
             run.is_starting = False
@@ -293,13 +305,14 @@ class Scheduler(Generic[ItemT, ResultT]):
             self._advance(run)
             self._dispatch()
         if is_told:
+            self.told_s = (started_s, now)
             _tell(tickets, outcome)
             # Small batches run on this thread, many thousands a second: a sample of them keeps the curve true, and what
             # tells that it is far too high, because batches went through threads before, is not missed.
             took_s = now - started_s
             is_news = not was_inline or run.is_try or self._batches % _SAMPLED_EVERY == 0 or took_s < run.expected_s / 2
             # Callers before counting: they do not wait for it.
-            self._record(tickets, outcome, started_s, now, is_news=is_news)
+            self._record(tickets, outcome, started_s, now, is_news=is_news, is_piece=run.is_split)
 
     def _record(
         self,
@@ -309,8 +322,9 @@ class Scheduler(Generic[ItemT, ResultT]):
         now: float,
         *,
         is_news: bool,
+        is_piece: bool,
     ) -> None:
-        """`is_news`: the curve is to learn from it."""
+        """`is_news`: the curve is to learn from it. `is_piece`: of a batch that had failed."""
         rows = sum([ticket.rows for ticket in tickets])
         failed = outcome.error is not None
         if not failed:
@@ -319,18 +333,23 @@ class Scheduler(Generic[ItemT, ResultT]):
                 self.curve.observe(rows, now - started_s)
         if self._on_batch is None:
             return
-        submitted_s = sum([ticket.submitted_s for ticket in tickets])
+        submitted_s = [ticket.submitted_s for ticket in tickets]
+        came_s = sum(submitted_s)
         requests = len(tickets)
         self._on_batch(
             BatchRecord(
                 requests=0 if failed else requests,
                 rows=0 if failed else rows,
                 failed=requests if failed else 0,
-                queue_s=requests * started_s - submitted_s,
-                total_s=requests * now - submitted_s,
+                queue_s=requests * started_s - came_s,
+                total_s=requests * now - came_s,
                 input_s=outcome.input_s,
                 infer_s=outcome.infer_s,
                 output_s=outcome.output_s,
+                poisoned=requests if failed and is_piece else 0,
+                submitted_s=submitted_s,
+                began_s=started_s,
+                run_s=now - started_s,
             )
         )
 

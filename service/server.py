@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from service.app import Polls
     from service.assignment import Assignment
     from service.control import Control
+    from service.counter_pages import Pages
+    from service.process_gauges import ProcessGauges
     from service.registry import Registry
     from service.shared_memory import SharedMemory
 
@@ -63,8 +65,7 @@ def run(settings: Settings, plan: str = "as asked") -> int:
     try:
         # Late: importing the application takes most of the start-up time, and the port is ours already.
         parts = make_parts(settings, guard, context)
-        server = Server(configuration(settings, parts), parts.registry, settings.drain_limit_s, settings.drain_grace_s)
-        server.each_second += parts.each_second()
+        server = Server(configuration(settings, parts), parts, settings)
         log.info("foldserve %s listens on %s", __version__, door.addresses(is_tls=context is not None))
         log.info("1 process serves: %s", plan)
         warn_of_strangers(settings, guard)
@@ -86,6 +87,7 @@ class Parts:
     regions: SharedMemory
     guard: Guard
     crowd: Crowd
+    gauges: ProcessGauges
     context: ssl.SSLContext | None
 
     def each_second(self) -> tuple[Callable[[], object], ...]:
@@ -98,15 +100,19 @@ class Parts:
             give_back()
 
 
-def make_parts(settings: Settings, guard: Guard, context: ssl.SSLContext | None) -> Parts:
+def make_parts(settings: Settings, guard: Guard, context: ssl.SSLContext | None, pages: Pages | None = None) -> Parts:
+    """pages: where counters lie; without them, memory of its own."""
+    from service.process_gauges import ProcessGauges
     from service.registry import Registry
     from service.shared_memory import SharedMemory
 
+    registry = Registry(settings, pages)
     return Parts(
-        Registry(settings),
+        registry,
         SharedMemory(is_enabled=settings.system_shared_memory, max_request_bytes=settings.max_body_bytes),
         guard,
         Crowd(connections_within(raise_limit(), settings.max_connections)),
+        ProcessGauges(registry),
         context,
     )
 
@@ -132,6 +138,8 @@ def configuration(
         control=control,
         assignment=assignment,
         poller=poller or make_poller(settings, parts.registry),
+        server_timing=settings.server_timing,
+        gauges=parts.gauges,
     )
     protocol, context = _protocol(settings, parts), parts.context
     config = _Config(
@@ -181,10 +189,17 @@ def _protocol(settings: Settings, parts: Parts) -> Any:
     from service.http_lane import Lane
     from service.infer import begin_infer, refuse_early
     from service.lane_heads import HeadMemory
+    from service.stages import Stages, ToldStages
     from service.timers import RunningLoop
 
     registry, guard = parts.registry, parts.guard
-    begin = functools.partial(begin_infer, registry, max_body_bytes=settings.max_body_bytes, regions=parts.regions)
+    begin = functools.partial(
+        begin_infer,
+        registry,
+        max_body_bytes=settings.max_body_bytes,
+        regions=parts.regions,
+        make_stages=ToldStages if settings.server_timing else Stages,
+    )
     heads = HeadMemory(
         settings.max_body_bytes,
         settings.max_head_bytes,
@@ -196,7 +211,9 @@ def _protocol(settings: Settings, parts: Parts) -> Any:
     guard.when_keys_change(heads.forget)
     poll = BusyPoll(RunningLoop(), cores=read_plan(settings.workers).cores)
     refuse = functools.partial(refuse_early, registry)
-    return functools.partial(Lane, begin, refuse, heads, poll, limits=Limits.of(settings), crowd=parts.crowd)
+    return functools.partial(
+        Lane, begin, refuse, registry.count_refusal, heads, poll, limits=Limits.of(settings), crowd=parts.crowd
+    )
 
 
 # --- the server ---------------------------------------------------------------------------------------------------
@@ -205,18 +222,17 @@ def _protocol(settings: Settings, parts: Parts) -> Any:
 class Server(uvicorn.Server):
     """uvicorn's, with a drain: `begin_drain`, `end_grace`, and `shutdown` behind it, on the event loop."""
 
-    def __init__(
-        self, config: uvicorn.Config, registry: Registry, drain_limit_s: float, drain_grace_s: float = 0
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, parts: Parts, settings: Settings) -> None:
         super().__init__(config)
-        self._registry = registry
-        self._drain_limit_s = drain_limit_s
-        self._drain_grace_s = drain_grace_s
+        self._registry = parts.registry
+        self._each_second = parts.each_second()
+        self._drain_limit_s = settings.drain_limit_s
+        self._drain_grace_s = settings.drain_grace_s
+        parts.gauges.connections = lambda: len(self.server_state.connections)
         self._drain_began_s: float | None = None
         self._accepts = True
         self._has_settled = False
         self.gave_up = ""
-        self.each_second: list[Callable[[], object]] = []
         logging.getLogger("uvicorn.error").addFilter(self.tell_the_drain_in_our_words)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -233,7 +249,7 @@ class Server(uvicorn.Server):
             self._has_settled = True
             keep_what_is_there()
         if counter % 10 == 0:
-            for call in self.each_second:
+            for call in self._each_second:
                 call()
         return await super().on_tick(counter) or bool(self.gave_up)
 

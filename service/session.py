@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -78,6 +79,8 @@ class Session:
     outputs: tuple[SessionTensor, ...]
     providers: tuple[str, ...]
     """What runs the model, as ONNX Runtime reports it. The CPU is always last: it takes nodes that no other can."""
+    node_share: Mapping[str, float]
+    """By provider, of the graph's nodes when they were assigned; empty where ONNX Runtime does not tell."""
 
     def __init__(self, path: Path, *, providers: tuple[str, ...], intra_op_threads: int) -> None:
         """Loads and optimises `path`. Raises ModelRejected when it cannot be loaded exactly as asked."""
@@ -86,7 +89,7 @@ class Session:
         try:
             self._session = _runtime().InferenceSession(
                 os.fspath(path),
-                sess_options=_options(intra_op_threads),
+                sess_options=_options(intra_op_threads, providers),
                 providers=list(providers),
                 provider_options=[dict(_PROVIDER_OPTIONS.get(name, {})) for name in providers],
                 # Off: on failure it would try again on the CPU and say so only on the console.
@@ -102,6 +105,7 @@ class Session:
                 f"{path.name}: execution provider {', '.join(missing)} was requested but could not start (a library or "
                 f"device it needs is missing); running are {', '.join(self.providers)}"
             )
+        self.node_share = _node_share(self._session, self.providers)
         self.inputs = tuple(_tensor("input", node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor("output", node) for node in self._session.get_outputs())
         self._output_names = [tensor.name for tensor in self.outputs]
@@ -155,7 +159,28 @@ class Session:
         return isinstance(error, kinds.InvalidArgument) or (self._shapes_are_free and isinstance(error, kinds.Fail))
 
 
-def _options(intra_op_threads: int) -> Any:
+_ALONE = ("CPUExecutionProvider",)
+
+
+def _node_share(session: Any, providers: tuple[str, ...]) -> dict[str, float]:
+    if providers == _ALONE:
+        return {_ALONE[0]: 1.0}
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # ONNX Runtime before 1.30
+        return {}
+    nodes = dict.fromkeys(providers, 0)
+    for part in session.get_provider_graph_assignment_info():
+        nodes[part.ep_name] = nodes.get(part.ep_name, 0) + len(part.get_nodes())
+    total = sum(nodes.values())
+    return {name: count / total for name, count in nodes.items()} if total else {}
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's, once it has been imported; until then empty."""
+    module = sys.modules.get("onnxruntime")
+    return str(module.__version__) if module else ""
+
+
+def _options(intra_op_threads: int, providers: tuple[str, ...]) -> Any:
     options = _runtime().SessionOptions()
     # Explicit, also because ONNX Runtime's automatic choice pins threads to cores it may not have (cpuset).
     options.intra_op_num_threads = intra_op_threads
@@ -165,6 +190,8 @@ def _options(intra_op_threads: int) -> Any:
     # Spinning threads win microseconds on an idle machine and take the event loop's core on a busy one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if providers != _ALONE:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 
 

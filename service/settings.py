@@ -263,6 +263,13 @@ class Settings:
         default="info",
         metadata=_about("least severe event to log", choices=("debug", "info", "warning", "error")),
     )
+    server_timing: bool = field(
+        default=False,
+        metadata=_about(
+            "tell in a Server-Timing header of each inference answer how long it took in each stage; strangers can "
+            "read from it how busy the server is"
+        ),
+    )
 
     def __post_init__(self) -> None:
         for knob in fields(self):

@@ -32,7 +32,10 @@ Runner = Callable[[Sequence[ItemT], int, Callable[[BatchOutcome[ResultT]], None]
 
 
 class BatchRecord(NamedTuple):
-    """One batch that ran, for the statistics. Sums over its requests, in seconds; `failed` requests are in none."""
+    """One batch that ran, for the statistics. Sums over its requests, in seconds; `failed` requests are in none.
+
+    poisoned: of the failed ones, those that had made a larger batch fail. submitted_s: when each request came;
+    began_s: when the batch did; run_s: from then to its end."""
 
     requests: int
     rows: int
@@ -42,6 +45,10 @@ class BatchRecord(NamedTuple):
     input_s: float
     infer_s: float
     output_s: float
+    poisoned: int = 0
+    submitted_s: Sequence[float] = ()
+    began_s: float = 0.0
+    run_s: float = 0.0
 
 
 class Ticket(Generic[ItemT, ResultT]):
@@ -87,10 +94,11 @@ class Ticket(Generic[ItemT, ResultT]):
 class Run(Generic[ItemT, ResultT]):
     """One busy instance: the batch that runs, and the pieces of a failed one that are still to be tried.
 
-    is_try: it has another size than the one believed best."""
+    is_try: it has another size than the one believed best. is_split: the batch has failed, and was divided."""
 
     pieces: list[list[Ticket[ItemT, ResultT]]]
     is_try: bool = False
+    is_split: bool = False
     started_s: float = 0.0
     expected_s: float = 0.0
     is_starting: bool = False

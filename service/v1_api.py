@@ -36,6 +36,7 @@ from service.openapi import GENERIC_MODEL, can_be_shown, example_request
 from service.protocol import ErrorResponse, InferenceRequest, ModelMetadata
 from service.registry import Registry
 from service.request_body import Body
+from service.stages import Stages
 from service.v1_predict import decode_predict, encode_predictions
 from service.version_states import ModelState
 
@@ -54,9 +55,10 @@ def begin_predict(
     reply: Callable[[Answer], object],
     *,
     max_body_bytes: int,
+    make_stages: Callable[[float], Stages] = Stages,
 ) -> Cancel | None:
-    """As `begin_infer`, for `POST ...:predict`. max_body_bytes: what a compressed body may grow to."""
-    arrived_s = time.monotonic()
+    """As `begin_infer`, for `POST ...:predict`; see there."""
+    stages = make_stages(time.monotonic())
 
     def read(model: Model, body: Body, pause: Pause | None = None) -> tuple[InferenceRequest, Encode]:
         predict = decode_predict(body, model.metadata, is_batchable=model.max_batch_size > 0, pause=pause)
@@ -64,11 +66,13 @@ def begin_predict(
 
     def begin(head: InferHead, body: Body) -> Cancel | None:
         if len(body) >= LONG_JSON_BYTES:
-            return begin_long(registry, head, body, reply, lambda model: read(model, body, pause), arrived_s)
+            return begin_long(registry, head, body, reply, lambda model: read(model, body, pause), stages)
         try:
             model = registry.get(head.model_name, head.version)
             request, encode = read(model, body)
-            return model.begin(request, lambda outcome: answer_with(encode, head, outcome, reply), arrived_s)
+            return model.begin(
+                request, lambda outcome: answer_with(encode, head, outcome, reply, stages), stages.arrived_s, stages
+            )
         except Exception as error:
             reply(refusal(head, error))
             return None
@@ -198,9 +202,12 @@ _READS: tuple[tuple[str, str, type, str], ...] = (
 )
 
 
-def add_v1_routes(app: FastAPI, registry: Registry, max_body_bytes: int) -> None:
-    """All of the routes above."""
-    route = InferRoute(registry, max_body_bytes, functools.partial(begin_predict, max_body_bytes=max_body_bytes))
+def add_v1_routes(
+    app: FastAPI, registry: Registry, max_body_bytes: int, make_stages: Callable[[float], Stages] = Stages
+) -> None:
+    """All of the routes above. make_stages: see `begin_infer`."""
+    begin = functools.partial(begin_predict, max_body_bytes=max_body_bytes, make_stages=make_stages)
+    route = InferRoute(registry, max_body_bytes, begin)
     for path in PREDICT_PATHS:
         app.router.routes.append(Route(path, route, methods=["POST"]))
     # Behind those, or they would take ":predict" too.

@@ -55,16 +55,13 @@ def main(argv: Sequence[str]) -> int:
         assignment = _read_assignment(control)
     except ConnectionError:
         return LOST
-    parts = make_parts(settings, Guard.of(settings), make_context(settings))
+    parts = make_parts(settings, Guard.of(settings), make_context(settings), birth.open_pages())
     for name, region in (assignment.regions if assignment else {}).items():
         _register_again(parts.regions, name, *region)
     board = Board(mmap.mmap(birth.board, Board.bytes_for(birth.seats)), birth.seats)
     worker = Worker(settings, parts, board, birth)
     config = configuration(settings, parts, control=worker.everybody, assignment=assignment, poller=worker.poller)
-    worker.server = server = WorkerServer(
-        worker, control, config, parts.registry, settings.drain_limit_s, settings.drain_grace_s
-    )
-    server.each_second += parts.each_second()
+    worker.server = server = WorkerServer(worker, control, config, parts, settings)
     signal.signal(signal.SIGTERM, server.handle_exit)
     server.run(sockets=[])
     return server.after()

@@ -39,12 +39,13 @@ from service.access import Guard, warn_of_strangers
 from service.assignment import Assigned, Assignment, rows_from_json
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed, RemoteDefect
+from service.counter_pages import PAGE_BYTES, mark_dead
 from service.errors import LoadFailed, ModelNotReady, ServiceError, quoted
 from service.listening import CannotServe, open_door
 from service.settings import Settings
 from service.tls import make_context
 from service.version_states import STARTING, UNLOADED, ModelState
-from service.worker_birth import Birth
+from service.worker_birth import Birth, page_of
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Supervisor:
         seats = 2 * len(slots)
         self._board_file = _anonymous_file(Board.bytes_for(seats))
         self._board = Board(mmap.mmap(self._board_file, Board.bytes_for(seats)), seats)
+        self._pages = _anonymous_file(seats * PAGE_BYTES)
         self._workers: list[_Worker] = []
         self._listeners: dict[int, _Worker] = {}
         self._false_starts = 0
@@ -173,6 +175,7 @@ class Supervisor:
             seats=self._board.seats,
             control=theirs.fileno(),
             board=self._board_file,
+            pages=self._pages,
             listeners=tuple(tuple(sock.fileno() for sock in sockets) for sockets in self._slots),
         )
         with theirs:
@@ -253,6 +256,8 @@ class Supervisor:
         code = await worker.process.wait()
         worker.ended.set()
         self._workers.remove(worker)
+        with page_of(self._pages, worker.seat) as page:
+            mark_dead(page)
         self._board.write(worker.seat, Seat(0))
         worker.channel.close()
         if not self._stop.is_set():

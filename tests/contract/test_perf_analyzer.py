@@ -8,6 +8,7 @@ statistics, requests, statistics. One that it cannot read ends its run, so the a
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -107,7 +108,12 @@ def test_metadata_has_the_rows_as_a_first_dimension(service: Foldserve) -> None:
 
 def test_configuration_leaves_the_rows_out_and_says_nothing_that_is_not_used(service: Foldserve) -> None:
     batched, fixed = exchange(service, CONFIG, CONFIG.replace(b"double", b"fixed"))
-    assert batched.json() == {
+    told = batched.json()
+    assert re.fullmatch(
+        r"1 worker x 1 instance x \d+ intra-op threads?; cores of a worker: .*",
+        told.pop("parameters")["cpu_plan"]["string_value"],
+    )
+    assert told == {
         "name": "double",
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",

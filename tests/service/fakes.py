@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import cast
 
+from service.counter_pages import Pages
 from service.errors import ModelNotReady, NotFound, Unavailable
 from service.model_states import ModelStatus
 from service.protocol import (
@@ -18,6 +19,7 @@ from service.protocol import (
     TensorMetadata,
 )
 from service.registry import Registry
+from service.stages import Stages
 from service.version_states import ModelState
 
 _TENSOR = TensorMetadata("x", "FP32", (-1, 2))
@@ -42,6 +44,7 @@ class EchoModel:
         request: InferenceRequest,
         done: Callable[[InferenceResponse | Exception], object],
         arrived_s: float | None = None,
+        stages: Stages | None = None,
     ) -> Callable[[], object]:
         """Answers in the next turn of the loop, unless given up."""
         self.requests.append(request)
@@ -64,6 +67,11 @@ class FakeRegistry:
         self.is_closed = False
         self.repository_name = "models"
         self.is_draining = False
+        self.pages = Pages()
+        self.refused: list[tuple[str, str | None, str]] = []
+
+    def count_refusal(self, name: str, version: str | None, reason: str) -> None:
+        self.refused.append((name, version, reason))
 
     async def load_all(self, assignment: object = None) -> None:
         if not self._loads:

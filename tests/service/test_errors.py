@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from service import errors
-from service.errors import STATUS, Overloaded, ServiceError, excerpt, quoted, status_of
+from service.errors import REASONS, STATUS, Overloaded, ServiceError, excerpt, quoted, reason_of, status_of
 
 TREE = {
     "ServiceError": (500, "INTERNAL"),
@@ -24,7 +24,9 @@ TREE = {
     "ModelNotReady": (503, "UNAVAILABLE"),
     "Overloaded": (503, "UNAVAILABLE"),
     "QueueFull": (503, "RESOURCE_EXHAUSTED"),
+    "MemoryFull": (503, "RESOURCE_EXHAUSTED"),
     "DeadlineExceeded": (503, "DEADLINE_EXCEEDED"),
+    "ExpiredInQueue": (503, "DEADLINE_EXCEEDED"),
     "InferenceFailed": (500, "INTERNAL"),
     "ModelRejected": (500, "INTERNAL"),
 }
@@ -54,6 +56,31 @@ def test_error_that_nobody_listed_gets_the_status_of_its_nearest_ancestor() -> N
         pass
 
     assert status_of(Novel("x")).http == 404
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(errors.MalformedRequest("x"), "invalid_request", id="bytes-that-form-no-request"),
+        pytest.param(errors.RequestMismatch("x"), "invalid_request", id="does-not-fit-the-model"),
+        pytest.param(errors.PayloadTooLarge("x"), "too_large", id="too-large"),
+        pytest.param(errors.NotFound("x"), "not_found", id="no-such-model"),
+        pytest.param(errors.ModelNotReady("x"), "not_ready", id="not-ready"),
+        pytest.param(errors.QueueFull("x", retry_after_s=1), "queue_full", id="queue-full"),
+        pytest.param(errors.MemoryFull("x", retry_after_s=1), "memory", id="memory"),
+        pytest.param(errors.DeadlineExceeded("x", retry_after_s=1), "deadline", id="deadline"),
+        pytest.param(errors.ExpiredInQueue("x", retry_after_s=1), "expired_in_queue", id="expired"),
+        pytest.param(errors.InferenceFailed("x"), "model_failed", id="model-failed"),
+        pytest.param(ZeroDivisionError("x"), "internal", id="defect"),
+    ],
+)
+def test_every_refusal_has_a_word_to_count_it_by(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason
+
+
+def test_words_are_as_many_as_rows() -> None:
+    """Two kinds that are counted as one need one row, of their common ancestor."""
+    assert len(set(REASONS.values())) == len(REASONS)
 
 
 @pytest.mark.parametrize(

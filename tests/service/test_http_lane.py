@@ -108,7 +108,9 @@ def lane() -> Door:
     heads = HeadMemory(MAX_BODY_BYTES, Lane.limits.head_bytes)
     models = registry()
     begin, early = functools.partial(begin_infer, models), functools.partial(refuse_early, models)
-    return Door(functools.partial(Lane, begin, early, heads, BusyPoll(RunningLoop(), cores=2)))
+    return Door(
+        functools.partial(Lane, begin, early, registry().count_refusal, heads, BusyPoll(RunningLoop(), cores=2))
+    )
 
 
 REFERENCE = Door(Connection)

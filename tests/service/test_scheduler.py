@@ -50,6 +50,7 @@ class Bench:
         self.loop = Loop()
         self.runner = Runner() if runner is None else runner
         self.records: list[BatchRecord] = []
+        self.splits = 0
         self.told: dict[str, Any] = {}
         self.tickets: dict[str, Any] = {}
         given: dict[str, Any] = {"name": "model 'm'", "max_batch_rows": 4, "max_queue_size": 100}
@@ -58,8 +59,12 @@ class Bench:
             LatencyCurve(curve or {1: 1.0, 64: 1.0}),
             self.loop,
             on_batch=self.records.append,
+            on_split=self._split,
             **given | {"max_queue_delay_s": 0.0} | options,
         )
+
+    def _split(self) -> None:
+        self.splits += 1
 
     def submit(self, *items: str, rows: int = 1, **options: Any) -> None:
         for item in items:
@@ -622,10 +627,22 @@ def test_a_batch_is_recorded_with_the_sums_over_its_requests() -> None:
     bench.finish()
     bench.loop.advance(2.0)
     bench.finish()
-    assert bench.records == [
-        BatchRecord(requests=1, rows=1, failed=0, queue_s=0, total_s=1.0, input_s=0, infer_s=0, output_s=0),
-        BatchRecord(requests=2, rows=4, failed=0, queue_s=1.5, total_s=5.5, input_s=0, infer_s=0, output_s=0),
-    ]
+    nothing = {"failed": 0, "input_s": 0, "infer_s": 0, "output_s": 0}
+    first, second = bench.records
+    began_s = first.began_s
+    assert first == BatchRecord(
+        requests=1, rows=1, queue_s=0, total_s=1.0, submitted_s=[began_s], began_s=began_s, run_s=1.0, **nothing
+    )
+    assert second == BatchRecord(
+        requests=2,
+        rows=4,
+        queue_s=1.5,
+        total_s=5.5,
+        submitted_s=[began_s + 0.25] * 2,
+        began_s=began_s + 1.0,
+        run_s=2.0,
+        **nothing,
+    )
 
 
 def test_only_what_is_told_to_callers_is_recorded_as_failed() -> None:
@@ -634,6 +651,17 @@ def test_only_what_is_told_to_callers_is_recorded_as_failed() -> None:
     bench.turn()
     bench.finish(3)
     assert [(record.requests, record.failed) for record in bench.records] == [(1, 0), (0, 1)]
+    assert [record.poisoned for record in bench.records] == [0, 1]
+    assert bench.splits == 1
+
+
+def test_what_fails_alone_from_the_beginning_has_poisoned_nobody() -> None:
+    bench = Bench()
+    bench.submit("bad")
+    bench.turn()
+    bench.finish()
+    assert [(record.failed, record.poisoned) for record in bench.records] == [(1, 0)]
+    assert bench.splits == 0
 
 
 # --- any interleaving ---------------------------------------------------------------------------------------------

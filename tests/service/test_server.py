@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import uvicorn
 
+from service.access import Guard
 from service.app import build_app
 from service.connection import Connection
 from service.listening import CannotServe, listen
 from service.off_loop import Work, in_thread
-from service.registry import Registry
-from service.server import Server
+from service.server import Server, make_parts
 from service.settings import Settings
 from tests.end_to_end.asking import asking
 from tests.end_to_end.running import Foldserve, foldserve, run_command
@@ -231,10 +231,11 @@ def test_server_that_is_replaced_accepts_nobody_but_serves_on_and_is_ready(repos
     """As a worker among others, at the same port."""
 
     async def replace() -> None:
-        settings = Settings(model_repository=repository)
-        registry = Registry(settings)
+        settings = Settings(model_repository=repository, drain_limit_s=5)
+        parts = make_parts(settings, Guard(), None)
+        registry = parts.registry
         config = uvicorn.Config(build_app(registry, 1000), http=Connection, log_config=None, lifespan="on", ws="none")
-        server = Server(config, registry, drain_limit_s=5)
+        server = Server(config, parts, settings)
         sockets = listen("127.0.0.1", 0)
         address = sockets[0].getsockname()
         serving = asyncio.create_task(server.serve(sockets))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -77,6 +78,24 @@ def test_a_damaged_file_is_rejected_in_one_line_without_our_folders(content: byt
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
     assert "[ONNXRuntimeError]" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("providers", "share"),
+    [
+        pytest.param(CPU, {"CPUExecutionProvider": 1.0}, id="alone"),
+        # In every build, and runs nothing that is not made for it.
+        pytest.param(
+            ("AzureExecutionProvider", *CPU), {"AzureExecutionProvider": 0.0, "CPUExecutionProvider": 1.0}, id="two"
+        ),
+    ],
+)
+def test_each_provider_s_share_of_nodes_is_what_onnx_runtime_assigned(
+    providers: tuple[str, ...], share: dict[str, float], tmp_path: Path
+) -> None:
+    if missing := set(providers) - set(onnxruntime.get_available_providers()):
+        pytest.skip(f"not in this build of ONNX Runtime: {missing}")
+    assert open_session(save_model(tmp_path / "m.onnx", DOUBLE), providers).node_share == share
 
 
 def test_a_missing_provider_is_rejected_with_what_there_is(tmp_path: Path) -> None:

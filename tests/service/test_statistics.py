@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
+import math
+import mmap
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,10 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.counter_pages import PAGE_BYTES, CounterPage, Kind, Pages, mark_dead
 from service.errors import DeadlineExceeded, ModelNotReady, RequestMismatch
 from service.model import Model
 from service.protocol import BatchStatistics, DurationStatistics, InferenceRequest, InputTensor
-from service.statistics import ModelStatistics
+from service.stages import Stages
+from service.statistics import CANCELED, ModelStatistics, Refusals, counted_versions, read_counts, read_refusals
 from service.ticket import BatchRecord
 from tests.service.handmade import PICKY, load_version, save_version
 
@@ -226,3 +233,153 @@ def test_a_request_that_does_not_fit_the_model_is_none_of_its_requests(tmp_path:
             await model.infer(misfit)
 
     assert counted(tmp_path, scenario) == (0, 0, 0, 0)
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=[pytest.param(bytearray, id="private"), pytest.param(lambda size: mmap.mmap(-1, size), id="shared")]
+)
+def memory(request: pytest.FixtureRequest) -> Callable[[], Any]:
+    """Makes the memory of one page."""
+    return lambda: request.param(PAGE_BYTES)
+
+
+def test_two_processes_count_as_one_and_a_dead_one_still_does(memory: Callable[[], Any]) -> None:
+    one, other = memory(), memory()
+    first = ModelStatistics(Pages(CounterPage(one), [other]), "m", 3)
+    second = ModelStatistics(Pages(CounterPage(other), [one]), "m", 3)
+    alone = ModelStatistics()
+    records = [batch(), batch(rows=8), failed(1, 0.5), batch(rows=8, infer_s=0.25), batch(rows=1)]
+    for number, record in enumerate(records):
+        (first, second)[number % 2].record_batch(record)
+        alone.record_batch(record)
+    second.record_failure(0.125, CANCELED)
+    alone.record_failure(0.125, CANCELED)
+    mark_dead(other)
+    read = first.read("m", 3)
+    assert read == second.read("m", 3)
+    assert dataclasses.replace(read, last_inference=0) == dataclasses.replace(alone.read("m", 3), last_inference=0)
+
+
+def test_versions_of_one_name_are_counted_apart() -> None:
+    pages = Pages()
+    ModelStatistics(pages, "m", 1).record_batch(batch())
+    assert ModelStatistics(pages, "m", 2).read("m", 2).execution_count == 0
+
+
+def test_last_inference_is_that_of_the_process_that_was_last(memory: Callable[[], Any]) -> None:
+    one, other = memory(), memory()
+    late, early = CounterPage(one), CounterPage(other)
+    pages = Pages(late, [other])
+    statistics = ModelStatistics(pages, "m", 1)
+    statistics.record_batch(batch())
+    early.cells[early.series(Kind.MAXIMUM, "last", (("model", "m"), ("version", "1")))] = 1.0
+    assert statistics.read("m", 1).last_inference >= (time.time() - 60) * 1000
+
+
+def test_whoever_takes_a_page_over_goes_on_from_where_it_stands(memory: Callable[[], Any]) -> None:
+    buffer = memory()
+    for _ in range(2):
+        statistics = ModelStatistics(Pages(CounterPage(buffer)), "m", 1)
+        statistics.record_batch(batch(rows=2))
+    assert statistics.read("m", 1).inference_count == 4
+    assert statistics.read("m", 1).inference_stats.success == DurationStatistics(4, 20 * MS)
+
+
+# --- stages -------------------------------------------------------------------------------------------------------
+
+
+def stages(arrived_s: float, submitted_s: float, began_s: float, ended_s: float) -> Stages:
+    found = Stages(arrived_s)
+    found.submitted_s, found.batch_s = submitted_s, (began_s, ended_s)
+    return found
+
+
+# Whole numbers of 2^-20 s, so that differences of them, and sums, are exact.
+TICKS = st.integers(0, 40 * 2**20).map(lambda ticks: ticks / 2**20)
+
+
+@given(st.lists(st.tuples(TICKS, TICKS, TICKS), min_size=1, max_size=40), TICKS, st.booleans())
+def test_histograms_hold_every_observation_in_its_bucket(
+    requests: list[tuple[float, float, float]], run_s: float, is_late: bool
+) -> None:
+    """Of one batch: each request's seconds of decode, queue and encode."""
+    pages = Pages()
+    statistics = ModelStatistics(pages, "m", 1)
+    began_s = 1000.0
+    ended_s = began_s + run_s
+    found = [
+        stages(began_s - queue_s - decode_s, began_s - queue_s, began_s, ended_s) for decode_s, queue_s, _ in requests
+    ]
+    record = batch(
+        requests=len(requests),
+        queue_s=sum(queue_s for _, queue_s, _ in requests),
+        submitted_s=[one.submitted_s for one in found],
+        began_s=began_s,
+        run_s=run_s,
+    )
+    if is_late:
+        statistics.record_batch(record)
+    for one, (_, _, encode_s) in zip(found, requests, strict=True):
+        (statistics.record_answer if is_late else statistics.note_answer)(one, ended_s + encode_s)
+    if not is_late:
+        statistics.record_batch(record)
+    (version,) = counted_versions(pages)
+    counts = read_counts(pages, version)
+    expected = {
+        "decode": [decode_s for decode_s, _, _ in requests],
+        "queue": [queue_s for _, queue_s, _ in requests],
+        "compute": [run_s] * len(requests),
+        "encode": [encode_s for _, _, encode_s in requests],
+        "request": [sum(request) + run_s for request in requests],
+    }
+    for stage, seconds in expected.items():
+        histogram = counts.stages[stage]
+        cumulated = list(itertools.accumulate(histogram.counts))
+        assert cumulated == [sum(one <= bound for one in seconds) for bound in (*histogram.bounds, math.inf)]
+        assert histogram.total == pytest.approx(sum(seconds))
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_refusals_are_counted_by_reason_and_by_what_is_known() -> None:
+    pages = Pages()
+    refusals = Refusals(pages)
+    for _ in range(2):
+        refusals.record("queue_full", "m", "1")
+    refusals.record("not_found")
+    assert {tuple(value for _, value in labels): count for labels, count in read_refusals(pages).items()} == {
+        ("m", "1", "queue_full"): 2,
+        ("", "", "not_found"): 1,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_what_a_killed_process_has_answered_stays_in_the_statistics() -> None:
+    buffer, (reads, writes) = mmap.mmap(-1, PAGE_BYTES), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            statistics = ModelStatistics(Pages(CounterPage(buffer)), "m", 1)
+            for _ in range(100):
+                statistics.record_batch(batch())
+            os.write(writes, b"!")
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(reads, 1) == b"!"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reads)
+        os.close(writes)
+    mark_dead(buffer)
+    survivor = ModelStatistics(Pages(CounterPage(), [buffer]), "m", 1)
+    survivor.record_batch(batch(rows=1))
+    read = survivor.read("m", 1)
+    assert (read.inference_count, read.execution_count) == (301, 101)
+    assert read.inference_stats.success == DurationStatistics(202, 1010 * MS)

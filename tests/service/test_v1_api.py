@@ -28,6 +28,7 @@ from service.protocol import (
     TensorMetadata,
 )
 from service.settings import Settings
+from service.stages import Stages
 from service.v1_api import PREDICT_PATHS, begin_predict, example_predict
 from service.version_states import ModelState
 from tests.service.handmade import DOUBLE, FIXED, PICKY, TEXT, save_version
@@ -185,6 +186,7 @@ class Queueing:
 
     metadata = ModelMetadata("m", ("1",), PLATFORM, (TensorMetadata("x", "FP32", (-1,)),), ())
     max_batch_size = 8
+    repository_name = "models"
 
     def __init__(self, error: Exception | None = None) -> None:
         self.begun = asyncio.Event()
@@ -194,7 +196,9 @@ class Queueing:
     def get(self, name: str, version: str | None) -> Queueing:
         return self
 
-    def begin(self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float) -> Callable[[], object]:
+    def begin(
+        self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float, stages: Stages
+    ) -> Callable[[], object]:
         if self._error:
             raise self._error
         self.begun.set()
@@ -230,7 +234,9 @@ def test_caller_who_goes_takes_the_request_out_of_the_queue() -> None:
 class Echoing(Queueing):
     """A model that answers with its input, soon."""
 
-    def begin(self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float) -> Callable[[], object]:
+    def begin(
+        self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float, stages: Stages
+    ) -> Callable[[], object]:
         (x,) = request.inputs
         response = InferenceResponse("m", "1", (OutputTensor("y", x.datatype, x.data),))
         asyncio.get_running_loop().call_soon(done, response)
