@@ -24,6 +24,7 @@ from service.model_knobs import CanaryConfig, ShadowConfig
 from service.off_loop import Work, in_thread
 from service.protocol import Array, InferenceRequest, InferenceResponse, ShadowReport, TrafficReport
 from service.repository import ModelConfig
+from service.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ class Traffic:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.main, name)
 
-    def begin(self, request: InferenceRequest, done: Done, arrived_s: float | None = None) -> Cancel:
+    def begin(
+        self, request: InferenceRequest, done: Done, arrived_s: float | None = None, stages: Stages | None = None
+    ) -> Cancel:
         """As `Model.begin`."""
         raise NotImplementedError
 
@@ -81,12 +84,14 @@ class Canary(Traffic):
         super().__init__(main, trial, wanted)
         self._requests = self._on_trial = 0
 
-    def begin(self, request: InferenceRequest, done: Done, arrived_s: float | None = None) -> Cancel:
+    def begin(
+        self, request: InferenceRequest, done: Done, arrived_s: float | None = None, stages: Stages | None = None
+    ) -> Cancel:
         self._requests += 1
         if int(self._requests * self.wanted.weight) == self._on_trial:
-            return self.main.begin(request, done, arrived_s)
+            return self.main.begin(request, done, arrived_s, stages)
         self._on_trial += 1
-        return self.trial.begin(request, done, arrived_s)
+        return self.trial.begin(request, done, arrived_s, stages)
 
     def read(self) -> TrafficReport:
         return TrafficReport(
@@ -108,7 +113,9 @@ class Shadow(Traffic):
         self._requests = self._compared = self._differing = self._dropped = self._failed = 0
         self._largest_absolute = self._largest_relative = 0.0
 
-    def begin(self, request: InferenceRequest, done: Done, arrived_s: float | None = None) -> Cancel:
+    def begin(
+        self, request: InferenceRequest, done: Done, arrived_s: float | None = None, stages: Stages | None = None
+    ) -> Cancel:
         self._requests += 1
 
         def answered(outcome: InferenceResponse | Exception) -> None:
@@ -123,7 +130,7 @@ class Shadow(Traffic):
                 asyncio.get_running_loop().call_soon(self._follow, request, outcome)
                 done(outcome)
 
-        return self.main.begin(request, answered, arrived_s)
+        return self.main.begin(request, answered, arrived_s, stages)
 
     def read(self) -> TrafficReport:
         shadow = ShadowReport(
