@@ -190,6 +190,7 @@ class WorkerServer(Server):
         self._control = control
         self._listening: dict[int, list[asyncio.Server]] = {}
         self._talks: set[asyncio.Task[None]] = set()
+        self._last: list[socket.socket] = []
         self._has_told = self.is_lost = False
 
     @property
@@ -225,9 +226,21 @@ class WorkerServer(Server):
         self._worker.publish()
 
     def begin_drain(self, grace_s: float, *, is_replaced: bool = False) -> None:
+        if self._drain_began_s is None and not is_replaced:
+            self._keep_only_what_it_listens_on()
         super().begin_drain(grace_s, is_replaced=is_replaced)
         if is_replaced:
             self._listening.clear()
+
+    def _keep_only_what_it_listens_on(self) -> None:
+        """When all processes have done so, a socket closes with the one that listens there: who connects later is
+        refused, rather than left waiting for nobody and reset. Those who wait then are answered at the end."""
+        listeners = self._worker.birth.listeners
+        self._last = [socket.socket(fileno=os.dup(file)) for slot in self._listening for file in listeners[slot]]
+        for file in {file for slot in listeners for file in slot}:
+            os.close(file)
+        for sock in self._last:
+            sock.setblocking(False)
 
     def leave(self, slot: int) -> None:
         for listener in self._listening.pop(slot, []):
@@ -255,11 +268,8 @@ class WorkerServer(Server):
         if self.gave_up:
             await self._tell("hopeless", reason=self.gave_up)
         # Those who wait in the kernel are answered at the end; closing these leaves the supervisor's open.
-        files = [file for slot in self._listening for file in self._worker.birth.listeners[slot]]
-        waiting = [socket.socket(fileno=os.dup(file)) for file in files]
-        for sock in waiting:
-            sock.setblocking(False)
-        await super().shutdown(waiting)
+        self.begin_drain(0)  # where nobody has asked for it
+        await super().shutdown(self._last)
 
     async def _converse(self) -> None:
         """Until the supervisor has gone."""

@@ -125,6 +125,9 @@ class Supervisor:
             await self._stop.wait()
         finally:
             self._board.stopping()
+            # From here on each is open as long as a worker listens on it, see worker.py.
+            for sock in {sock for sockets in self._slots for sock in sockets}:
+                sock.close()
             await asyncio.gather(*(self._end(worker, self._grace_s) for worker in tuple(self._workers)))
             for task in self._tasks:
                 task.cancel()

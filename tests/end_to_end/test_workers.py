@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.asking import asking
 from tests.end_to_end.running import PATIENCE_S, Answer, Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, save_version
 
@@ -127,6 +128,24 @@ def test_readiness_waits_for_every_worker_and_liveness_for_none(tmp_path: Path) 
             pipe.write("{}")
         service.wait_until(lambda: "UNAVAILABLE" in service.log(), "told that one could not read it")
         assert not any(service.is_ready() for _ in range(20))
+
+
+def counted(service: Foldserve) -> tuple[int, float]:
+    """Requests answered, as the statistics and as the metrics have it."""
+    statistics = service.get("/v2/models/m/stats").json()["model_stats"][0]
+    metrics = service.get("/metrics").body.decode()
+    (value,) = re.findall(r'^nv_inference_request_success\{model="m",version="1"\} (\S+)$', metrics, re.M)
+    return statistics["inference_stats"]["success"]["count"], float(value)
+
+
+def test_statistics_and_metrics_are_sums_of_all_workers_those_that_died_included(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        for expected in (CONNECTIONS, 2 * CONNECTIONS, 3 * CONNECTIONS):
+            answers(service)
+            assert {counted(service) for _ in range(10)} == {(expected, expected)}
+            replace_one(service)
+            assert {counted(service) for _ in range(10)} == {(expected, expected)}
 
 
 def test_shared_memory_is_registered_in_every_worker_and_in_those_that_come_later(tmp_path: Path) -> None:
@@ -255,18 +274,48 @@ def test_a_stop_ends_every_process(number: signal.Signals, tmp_path: Path) -> No
         assert service.log().rstrip().endswith("stopped")
 
 
-def test_a_rolling_restart_replaces_every_worker_and_loses_no_new_connection(tmp_path: Path) -> None:
+def test_a_rolling_restart_replaces_every_worker_and_loses_no_request(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
-    with two_workers(tmp_path) as service:
-        before = workers_of(service)
+    with two_workers(tmp_path, "--drain-grace-s", "1") as service, asking(service, "m", X, 4) as clients:
+        before = set(workers_of(service))
         service.process.send_signal(signal.SIGHUP)
-        told: Counter[Any] = Counter()
-        give_up = time.monotonic() + PATIENCE_S
-        while set(workers_of(service)) & set(before) or len(workers_of(service)) != 2:
-            told += answers(service, 5)
-            assert time.monotonic() < give_up, service.log()
-        assert set(told) == {2}
-        assert service.is_ready()
+
+        def all_are_new() -> bool:
+            assert service.is_ready()
+            assert answers(service, 1) == {2: 1}
+            return not before & set(workers_of(service)) and len(workers_of(service)) == 2
+
+        service.wait_until(all_are_new, "restarted")
+        assert [client.lost for client in clients] == [[]] * 4
+        assert all(client.told_to_close for client in clients)
+
+
+def test_a_worker_that_is_told_to_end_is_replaced_and_loses_no_request(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path, "--drain-grace-s", "1") as service, asking(service, "m", X, 4) as clients:
+        before = workers_of(service)
+        os.kill(before[0], signal.SIGTERM)
+
+        def is_complete() -> bool:
+            assert service.is_ready()
+            now = workers_of(service)
+            return before[0] not in now and len(now) == 2
+
+        service.wait_until(is_complete, "complete again")
+        service.wait_until(lambda: service.log().count("READY in") == 3, "loaded again")
+        assert [client.lost for client in clients] == [[]] * 4
+
+
+def test_a_stop_under_load_loses_no_request(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path, "--drain-grace-s", "1") as service, asking(service, "m", X, 4) as clients:
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_until(lambda: service.get("/v2/health/ready").status == 503, "not ready")
+        assert service.infer("m", X).status == 200
+        assert service.process.wait(PATIENCE_S) == 0
+        for client in clients:
+            client.join(PATIENCE_S)
+        assert [client.lost for client in clients] == [[]] * 4
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
