@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.asking import asking
+from tests.end_to_end.processes import children
 from tests.end_to_end.running import PATIENCE_S, Answer, Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, save_version
 
@@ -34,15 +35,7 @@ CONNECTIONS = 100
 
 def workers_of(service: Foldserve) -> list[int]:
     """Process ids of the supervisor's children, oldest first."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue  # it has just ended
-        if int(parent) == service.process.pid and state != "Z":
-            found.append(int(stat.parent.name))
-    return sorted(found)
+    return children(service.process.pid)
 
 
 def answers(service: Foldserve, connections: int = CONNECTIONS) -> Counter[Any]:

@@ -328,7 +328,7 @@ async def _judge(name: str, request: Request, reader: asyncio.StreamReader, tall
     assert request.check is not None
     try:
         async with asyncio.timeout(60):
-            status, headers, body = await _read_answer(reader)
+            status, headers, body = await read_answer(reader)
     except (OSError, EOFError, TimeoutError) as error:
         tally.wrong.append(f"{name}: {type(error).__name__} instead of an answer")
         return 0
@@ -338,7 +338,7 @@ async def _judge(name: str, request: Request, reader: asyncio.StreamReader, tall
     return status
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, Mapping[str, str], bytes]:
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, Mapping[str, str], bytes]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.rstrip().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
