@@ -465,7 +465,7 @@ class Registry:
         config = ready[-1].found.config
         assert config is not None
         answering: dict[str | None, Model] = {str(model.version): model for model in models}
-        if (whole := share(models, config, before if isinstance(before, Traffic) else None)) is not None:
+        if (whole := share(models, config, self.pages, before if isinstance(before, Traffic) else None)) is not None:
             answering[None] = cast("Model", whole)  # Traffic stands in for one
         self._answering[name] = answering
 

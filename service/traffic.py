@@ -1,6 +1,6 @@
 """Two versions of one model under the requests that name none: a canary answers a share of them, a shadow none.
 
-    canary   n * weight of the first n requests go to the version on trial, rounded down: counted, not drawn
+    canary   n * weight of a process's first n requests go to the version on trial, rounded down: counted, not drawn
     shadow   the other version answers; behind the answer the same inputs run on the version on trial, and what both
              say is compared
 
@@ -14,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
+from service.counter_pages import Kind, Pages
 from service.errors import ServiceError, Unavailable
 from service.model import Model
 from service.model_knobs import CanaryConfig, ShadowConfig
@@ -32,11 +34,13 @@ Done = Callable[[InferenceResponse | Exception], object]
 Cancel = Callable[[], object]
 
 
-def share(ready: Sequence[Model], config: ModelConfig, before: Traffic | None = None) -> Model | Traffic | None:
+def share(
+    ready: Sequence[Model], config: ModelConfig, pages: Pages, before: Traffic | None = None
+) -> Model | Traffic | None:
     """Who answers requests that name no version, of those that are READY, lowest first; None: nobody yet, for a version
     on trial is not to answer alone.
 
-    before: what shared them until now, which goes on when nothing has changed, with its figures.
+    pages: where it is counted. before: what shared them until now, which goes on when nothing has changed.
     """
     wanted = config.traffic.canary or config.traffic.shadow
     if wanted is None:
@@ -52,17 +56,55 @@ def share(ready: Sequence[Model], config: ModelConfig, before: Traffic | None = 
     if before is not None and (before.main, before.trial, before.wanted) == (main, trial, wanted):
         return before
     if isinstance(wanted, CanaryConfig):
-        return Canary(main, trial, wanted)
-    return Shadow(main, trial, wanted, config.scheduler.priority_levels)
+        return Canary(main, trial, wanted, pages)
+    return Shadow(main, trial, wanted, pages, config.scheduler.priority_levels)
+
+
+class Figure(IntEnum):
+    """What is counted, by its place among the cells."""
+
+    REQUESTS = 0
+    ON_TRIAL = 1
+    COMPARED = 2
+    DIFFERING = 3
+    DROPPED = 4
+    FAILED = 5
+
+
+class Figures:
+    """Counts of a pair of versions, as those of all processes that share it out: sums, and the largest differences."""
+
+    def __init__(self, pages: Pages, main: Model, trial: Model, wanted: CanaryConfig | ShadowConfig) -> None:
+        self._pages = pages
+        versions = (("version", str(main.version)), ("on_trial", str(trial.version)))
+        kind = "canary" if isinstance(wanted, CanaryConfig) else "shadow"
+        self._labels = (("model", main.name), *versions, ("kind", kind))
+        self._counts = pages.own.series(Kind.COUNTER, "traffic", self._labels, len(Figure))
+        self._largest = pages.own.series(Kind.MAXIMUM, "traffic_largest", self._labels, 2)
+
+    def add(self, figure: Figure, count: int = 1) -> None:
+        self._pages.own.cells[self._counts + figure] += count
+
+    def differ_by(self, *differences: float) -> None:
+        """Absolute and relative."""
+        cells = self._pages.own.cells
+        for place, difference in enumerate(differences, self._largest):
+            cells[place] = max(cells[place], difference)
+
+    def read(self) -> tuple[list[int], list[float]]:
+        """The counts, in the order of `Figure`, and the largest absolute and relative difference."""
+        counts = self._pages.value("traffic", self._labels) or [0.0] * len(Figure)
+        return list(map(int, counts)), self._pages.value("traffic_largest", self._labels) or [0.0, 0.0]
 
 
 class Traffic:
     """In place of `main`; whatever is not shared is its own."""
 
-    def __init__(self, main: Model, trial: Model, wanted: CanaryConfig | ShadowConfig) -> None:
+    def __init__(self, main: Model, trial: Model, wanted: CanaryConfig | ShadowConfig, pages: Pages) -> None:
         self.main = main
         self.trial = trial
         self.wanted = wanted
+        self.figures = Figures(pages, main, trial, wanted)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.main, name)
@@ -80,49 +122,46 @@ class Traffic:
 class Canary(Traffic):
     wanted: CanaryConfig
 
-    def __init__(self, main: Model, trial: Model, wanted: CanaryConfig) -> None:
-        super().__init__(main, trial, wanted)
+    def __init__(self, main: Model, trial: Model, wanted: CanaryConfig, pages: Pages) -> None:
+        super().__init__(main, trial, wanted, pages)
         self._requests = self._on_trial = 0
 
     def begin(
         self, request: InferenceRequest, done: Done, arrived_s: float | None = None, stages: Stages | None = None
     ) -> Cancel:
         self._requests += 1
+        self.figures.add(Figure.REQUESTS)
         if int(self._requests * self.wanted.weight) == self._on_trial:
             return self.main.begin(request, done, arrived_s, stages)
         self._on_trial += 1
+        self.figures.add(Figure.ON_TRIAL)
         return self.trial.begin(request, done, arrived_s, stages)
 
     def read(self) -> TrafficReport:
+        (requests, on_trial, *_), _ = self.figures.read()
         return TrafficReport(
-            str(self.main.version),
-            str(self.trial.version),
-            self._requests,
-            weight=self.wanted.weight,
-            on_trial=self._on_trial,
+            str(self.main.version), str(self.trial.version), requests, weight=self.wanted.weight, on_trial=on_trial
         )
 
 
 class Shadow(Traffic):
     wanted: ShadowConfig
 
-    def __init__(self, main: Model, trial: Model, wanted: ShadowConfig, priority_levels: int) -> None:
-        super().__init__(main, trial, wanted)
+    def __init__(self, main: Model, trial: Model, wanted: ShadowConfig, pages: Pages, priority_levels: int) -> None:
+        super().__init__(main, trial, wanted, pages)
         self._parameters = {"priority": priority_levels} if priority_levels else {}
         self._is_at_work = False
-        self._requests = self._compared = self._differing = self._dropped = self._failed = 0
-        self._largest_absolute = self._largest_relative = 0.0
 
     def begin(
         self, request: InferenceRequest, done: Done, arrived_s: float | None = None, stages: Stages | None = None
     ) -> Cancel:
-        self._requests += 1
+        self.figures.add(Figure.REQUESTS)
 
         def answered(outcome: InferenceResponse | Exception) -> None:
             if isinstance(outcome, Exception):
                 done(outcome)
             elif self._is_at_work:
-                self._dropped += 1
+                self.figures.add(Figure.DROPPED)
                 done(outcome)
             else:
                 self._is_at_work = True
@@ -133,16 +172,9 @@ class Shadow(Traffic):
         return self.main.begin(request, answered, arrived_s, stages)
 
     def read(self) -> TrafficReport:
-        shadow = ShadowReport(
-            self.wanted.tolerance,
-            self._compared,
-            self._differing,
-            self._dropped,
-            self._failed,
-            self._largest_absolute,
-            self._largest_relative,
-        )
-        return TrafficReport(str(self.main.version), str(self.trial.version), self._requests, shadow=shadow)
+        (requests, _, *counts), largest = self.figures.read()
+        shadow = ShadowReport(self.wanted.tolerance, *counts, *largest)
+        return TrafficReport(str(self.main.version), str(self.trial.version), requests, shadow=shadow)
 
     def _follow(self, request: InferenceRequest, answer: InferenceResponse) -> None:
         """Ranked classes are no numbers; they are compared by the values that they were ranked by, when asked for."""
@@ -167,17 +199,16 @@ class Shadow(Traffic):
     def _count(self, found: tuple[bool, float, float]) -> None:
         is_different, absolute, relative = found
         self._is_at_work = False
-        self._compared += 1
-        self._differing += is_different
-        self._largest_absolute = max(self._largest_absolute, absolute)
-        self._largest_relative = max(self._largest_relative, relative)
+        self.figures.add(Figure.COMPARED)
+        self.figures.add(Figure.DIFFERING, int(is_different))
+        self.figures.differ_by(absolute, relative)
 
     def _fail(self, error: Exception) -> None:
         self._is_at_work = False
         if isinstance(error, Unavailable):
-            self._dropped += 1
+            self.figures.add(Figure.DROPPED)
             return
-        self._failed += 1
+        self.figures.add(Figure.FAILED)
         if not isinstance(error, ServiceError):
             log.error("model %s: the shadow version %d failed", self.name, self.trial.version, exc_info=error)
 

@@ -141,6 +141,19 @@ def test_statistics_and_metrics_are_sums_of_all_workers_those_that_died_included
             assert {counted(service) for _ in range(10)} == {(expected, expected)}
 
 
+def test_a_canary_is_counted_over_all_workers(tmp_path: Path) -> None:
+    config = {"version_policy": {"all": True}, "traffic": {"canary": {"version": 2, "weight": 0.25}}}
+    save_version(tmp_path, "m", DOUBLE, config=config)
+    save_version(tmp_path, "m", TRIPLE, version=2)
+    with two_workers(tmp_path) as service:
+        found = answers(service)
+        assert set(found) == {2, 3}
+        told = [service.get("/v2/models/m").json()["traffic"] for _ in range(10)]
+        assert {(one["requests"], one["on_trial"]) for one in told} == {(CONNECTIONS, found[3])}
+        # Each worker rounds its share down.
+        assert CONNECTIONS // 4 - 1 <= found[3] <= CONNECTIONS // 4
+
+
 def test_shared_memory_is_registered_in_every_worker_and_in_those_that_come_later(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
     memory = SharedMemory(create=True, size=8)
