@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_paths(settings)
     except SettingsError as error:
         return _refuse(error)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     # Late: --help and a bad value answer without importing the server.
     from service.listening import CannotServe
     from service.server import run

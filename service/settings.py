@@ -270,6 +270,10 @@ class Settings:
             "read from it how busy the server is"
         ),
     )
+    log_format: str = field(
+        default="console",
+        metadata=_about("one line an event, for a person; or one JSON object a line", choices=("console", "json")),
+    )
 
     def __post_init__(self) -> None:
         for knob in fields(self):

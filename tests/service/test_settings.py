@@ -61,6 +61,7 @@ ALL = [
     pytest.param("drain_limit_s", "0", 0, id="seconds"),
     pytest.param("drain_grace_s", "2.5", 2.5, id="fraction-of-a-second"),
     pytest.param("log_level", "debug", "debug", id="choice"),
+    pytest.param("log_format", "json", "json", id="form"),
 ]  # fmt: skip
 
 
