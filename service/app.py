@@ -33,8 +33,10 @@ from service.metrics_api import add_metrics_route
 from service.openapi import describe_infer
 from service.polling import Poller
 from service.process_gauges import ProcessGauges
+from service.refusal_lines import RefusalLines
 from service.registry import Registry
 from service.repository_api import add_repository_routes
+from service.request_id_api import EchoesRequestId
 from service.settings import Settings
 from service.shared_memory import SharedMemory
 from service.shared_memory_api import add_shared_memory_routes
@@ -45,7 +47,7 @@ from service.version_states import ModelState
 log = logging.getLogger(__name__)
 
 # Beyond those that every page may read (Fetch, "CORS-safelisted response-header name").
-_EXPOSED_HEADERS = (HEADER_LENGTH, "Retry-After", "Server-Timing", "WWW-Authenticate")
+_EXPOSED_HEADERS = (HEADER_LENGTH, "Retry-After", "Server-Timing", "WWW-Authenticate", "X-Request-Id")
 
 _DESCRIPTION = "Serves folded ONNX models over the Open Inference Protocol v2, in JSON and with binary tensors."
 
@@ -90,15 +92,17 @@ def build_app(
     poller: Polls | None = None,
     server_timing: bool = False,
     gauges: ProcessGauges | None = None,
+    refusals: RefusalLines | None = None,
     control: Control | None = None,
     assignment: Assignment | None = None,
 ) -> FastAPI:
-    """As `create_app`, around a registry, regions of shared memory, a guard, a poller and gauges that somebody else
-    made. Without a guard everything is everybody's.
+    """As `create_app`, around a registry, regions of shared memory, a guard, a poller, gauges and refusals that
+    somebody else made. Without a guard everything is everybody's.
 
     control: of all processes, where this is one of several. assignment: what to load in place of what is on disk.
     """
     gauges = gauges or ProcessGauges(registry)
+    refusals = refusals or RefusalLines(registry.count_refusal)
     make_stages = ToldStages if server_timing else Stages
     app: FastAPI = FastAPIOffline(
         title="Foldserve",
@@ -113,10 +117,10 @@ def build_app(
     )
     regions = regions or SharedMemory(is_enabled=False, max_request_bytes=max_body_bytes)
     control = control or OneProcess(registry, regions)
-    add_routes(app, registry, max_body_bytes, regions, control, make_stages)
+    add_routes(app, registry, max_body_bytes, regions, control, make_stages, refusals)
     add_repository_routes(app, control, registry.repository_name)
     add_shared_memory_routes(app, regions, control)
-    add_v1_routes(app, registry, max_body_bytes, make_stages)
+    add_v1_routes(app, registry, max_body_bytes, make_stages, refusals)
     add_metrics_route(app, registry, gauges)
     _document_infer(app, registry)
     _tell_every_error_alike(app)
@@ -135,6 +139,7 @@ def build_app(
         )
     if root_path:
         app.add_middleware(UnderRootPath, root_path=root_path)
+    app.add_middleware(EchoesRequestId)
     return app
 
 

@@ -37,7 +37,9 @@ from service.protocol import (
     ServerReady,
     Statistics,
 )
+from service.refusal_lines import RefusalLines
 from service.registry import Registry
+from service.request_id_api import tags_of
 from service.shared_memory import SharedMemory
 from service.stages import Stages
 from service.version_states import DRAINING, STARTING, ModelState
@@ -59,22 +61,29 @@ Begin = Callable[[Registry, InferHead, bytes | bytearray, Callable[[Answer], obj
 class InferRoute:
     """The ASGI door to `begin_infer`, or to another function of its kind."""
 
-    def __init__(self, registry: Registry, max_body_bytes: int, begin: Begin = begin_infer) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        max_body_bytes: int,
+        begin: Begin = begin_infer,
+        refusals: RefusalLines | None = None,
+    ) -> None:
         self._registry = registry
+        self._refusals = refusals or RefusalLines(registry.count_refusal)
         self._max_body_bytes = max_body_bytes
         self._begin = begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Now, not behind the body: HTTP servers may append the trailers of a chunked body to this list, and a field
         # that arrives there must not change what the request means (RFC 9110, 6.5.1).
-        headers = tuple(scope["headers"])
+        headers, tags = tuple(scope["headers"]), tags_of(scope)
         path = scope["path_params"]
         answer: Answer | None
         try:
             body = await read_body(headers, receive, self._max_body_bytes)
         except PayloadTooLarge as error:
             answer = answer_error(error)
-            self._registry.count_refusal(path["model_name"], path.get("version"), answer.reason)
+            self._refusals(path["model_name"], path.get("version"), answer, tags)
             await send_and_discard(answer, receive, send)
             return
         except ClientDisconnect:
@@ -84,7 +93,7 @@ class InferRoute:
         answer = await self._answer(head, body, receive)
         if answer is not None:
             if answer.reason:
-                self._registry.count_refusal(head.model_name, head.version, answer.reason)
+                self._refusals(head.model_name, head.version, answer, tags)
             await send_answer(answer, send)
 
     async def _answer(self, head: InferHead, body: bytes | bytearray, receive: Receive) -> Answer | None:
@@ -303,8 +312,10 @@ def add_routes(
     regions: SharedMemory,
     control: Control,
     make_stages: Callable[[float], Stages] = Stages,
+    refusals: RefusalLines | None = None,
 ) -> None:
-    """All routes of the protocol, the infer route in both spellings included. make_stages: see `begin_infer`."""
+    """All routes of the protocol, the infer route in both spellings included. make_stages: see `begin_infer`.
+    refusals: told of each, where somebody else wants to be."""
     reads = Reads(registry, regions, control)
     for read in READS:
         app.add_api_route(
@@ -319,7 +330,7 @@ def add_routes(
             responses=_documented_errors(read),
         )
     begin = functools.partial(begin_infer, max_body_bytes=max_body_bytes, regions=regions, make_stages=make_stages)
-    infer_route = InferRoute(registry, max_body_bytes, begin)
+    infer_route = InferRoute(registry, max_body_bytes, begin, refusals)
     for path in INFER_PATHS:
         app.router.routes.append(Route(path, infer_route, methods=["POST"]))
 

@@ -22,7 +22,7 @@ _KEY = "foldserve_fields"
 
 
 def fields(**named: Any) -> dict[str, dict[str, Any]]:
-    """For `extra` of a logging call: what else is known of the event. None is left out."""
+    """For `extra` of a logging call: what else is known of the event. None is left out. exception: a traceback."""
     return {_KEY: {name: value for name, value in named.items() if value is not None}}
 
 
@@ -44,7 +44,8 @@ class ConsoleFormatter(logging.Formatter):
         self._who = "" if worker is None else f"[{worker}] "
 
     def format(self, record: logging.LogRecord) -> str:
-        text = "".join([record.getMessage(), *(f" {key}={_shown(value)}" for key, value in _fields(record).items())])
+        named = ((key, value) for key, value in _fields(record).items() if key != "exception")
+        text = "".join([record.getMessage(), *(f" {key}={_shown(value)}" for key, value in named)])
         line = f"{_time(record)} {record.levelname} {self._who}{_escaped(text)}"
         return "\n".join([line, *(f"  | {_escaped(one)}" for one in _traceback(self, record).splitlines())])
 
@@ -94,6 +95,8 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
         parts.append(formatter.formatException(record.exc_info))
     if record.stack_info:
         parts.append(formatter.formatStack(record.stack_info))
+    if exception := _fields(record).get("exception"):
+        parts.append(exception)
     return "\n".join(parts)
 
 

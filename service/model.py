@@ -202,8 +202,6 @@ class Model:
         """A request ends without an answer. What failed in a batch, the scheduler has told the statistics already."""
         if isinstance(error, Unavailable):
             self.statistics.record_failure(time.monotonic() - came_s)
-        elif isinstance(error, InferenceFailed):
-            log.warning("model %s version %d: %s", self.name, self.version, error)
 
     def _give_up(self, ticket: Ticket[Inputs, Outputs], came_s: float) -> None:
         if ticket.done is not None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from service.control import Control
     from service.counter_pages import Pages
     from service.process_gauges import ProcessGauges
+    from service.refusal_lines import RefusalLines
     from service.registry import Registry
     from service.shared_memory import SharedMemory
 
@@ -88,11 +89,12 @@ class Parts:
     guard: Guard
     crowd: Crowd
     gauges: ProcessGauges
+    refusals: RefusalLines
     context: ssl.SSLContext | None
 
     def each_second(self) -> tuple[Callable[[], object], ...]:
         """What is to be called about so often."""
-        return self.guard.refresh, self._give_back
+        return self.guard.refresh, self._give_back, self.refusals.end_seconds
 
     def _give_back(self) -> None:
         """Ten thousand connections take 70 MB, which the process would keep for the next ten thousand."""
@@ -103,6 +105,7 @@ class Parts:
 def make_parts(settings: Settings, guard: Guard, context: ssl.SSLContext | None, pages: Pages | None = None) -> Parts:
     """pages: where counters lie; without them, memory of its own."""
     from service.process_gauges import ProcessGauges
+    from service.refusal_lines import RefusalLines
     from service.registry import Registry
     from service.shared_memory import SharedMemory
 
@@ -113,6 +116,7 @@ def make_parts(settings: Settings, guard: Guard, context: ssl.SSLContext | None,
         guard,
         Crowd(connections_within(raise_limit(), settings.max_connections)),
         ProcessGauges(registry),
+        RefusalLines(registry.count_refusal),
         context,
     )
 
@@ -140,6 +144,7 @@ def configuration(
         poller=poller or make_poller(settings, parts.registry),
         server_timing=settings.server_timing,
         gauges=parts.gauges,
+        refusals=parts.refusals,
     )
     protocol, context = _protocol(settings, parts), parts.context
     config = _Config(
@@ -212,7 +217,7 @@ def _protocol(settings: Settings, parts: Parts) -> Any:
     poll = BusyPoll(RunningLoop(), cores=read_plan(settings.workers).cores)
     refuse = functools.partial(refuse_early, registry)
     return functools.partial(
-        Lane, begin, refuse, registry.count_refusal, heads, poll, limits=Limits.of(settings), crowd=parts.crowd
+        Lane, begin, refuse, parts.refusals, heads, poll, limits=Limits.of(settings), crowd=parts.crowd
     )
 
 
