@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import __version__
 from service.access import Guard
 from service.access_api import GuardedApp
+from service.access_log import write_access
 from service.answers import Answer, answer_error, make_answer
 from service.assignment import Assignment
 from service.control import Control, OneProcess
@@ -43,6 +44,8 @@ from service.shared_memory_api import add_shared_memory_routes
 from service.stages import Stages, ToldStages
 from service.v1_api import add_v1_routes, describe_predict
 from service.version_states import ModelState
+from service.watched_api import WatchedApp
+from service.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,13 @@ def create_app(settings: Settings) -> FastAPI:
         cors_origins=settings.cors_origins,
         poller=make_poller(settings, registry),
         server_timing=settings.server_timing,
+        watches=make_watches(settings),
     )
+
+
+def make_watches(settings: Settings) -> tuple[Watch, ...]:
+    """Who is told of each request."""
+    return (write_access,) if settings.access_log else ()
 
 
 class Polls(Protocol):
@@ -93,13 +102,15 @@ def build_app(
     server_timing: bool = False,
     gauges: ProcessGauges | None = None,
     refusals: RefusalLines | None = None,
+    watches: tuple[Watch, ...] = (),
     control: Control | None = None,
     assignment: Assignment | None = None,
 ) -> FastAPI:
     """As `create_app`, around a registry, regions of shared memory, a guard, a poller, gauges and refusals that
     somebody else made. Without a guard everything is everybody's.
 
-    control: of all processes, where this is one of several. assignment: what to load in place of what is on disk.
+    watches: told of each request when it is over. control: of all processes, where this is one of several.
+    assignment: what to load in place of what is on disk.
     """
     gauges = gauges or ProcessGauges(registry)
     refusals = refusals or RefusalLines(registry.count_refusal)
@@ -140,6 +151,8 @@ def build_app(
     if root_path:
         app.add_middleware(UnderRootPath, root_path=root_path)
     app.add_middleware(EchoesRequestId)
+    if watches:
+        app.add_middleware(WatchedApp, watches=watches)
     return app
 
 

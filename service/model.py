@@ -133,6 +133,8 @@ class Model:
                     stages.submitted_s = ticket.submitted_s
                     stages.batch_s = self._scheduler.told_s
                     stages.record = self._note_answer
+                    stages.version = self.version
+                    stages.rows = rows
                 done(self._answer_or_refusal(request, outcome))
                 if stages is not None and stages.record is not None:
                     stages.record = self.statistics.record_answer  # a thread writes it, and its batch ends before

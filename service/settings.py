@@ -275,6 +275,13 @@ class Settings:
         metadata=_about("one line an event, for a person; or one JSON object a line", choices=("console", "json")),
     )
 
+    access_log: bool = field(
+        default=False,
+        metadata=_about(
+            "log each request: client, method, path, status, bytes of both bodies, milliseconds, request id"
+        ),
+    )
+
     def __post_init__(self) -> None:
         for knob in fields(self):
             try:

@@ -212,7 +212,7 @@ def add_v1_routes(
 ) -> None:
     """All of the routes above. make_stages: see `begin_infer`. refusals: see `add_routes`."""
     begin = functools.partial(begin_predict, max_body_bytes=max_body_bytes, make_stages=make_stages)
-    route = InferRoute(registry, max_body_bytes, begin, refusals)
+    route = InferRoute(registry, max_body_bytes, begin, refusals, make_stages)
     for path in PREDICT_PATHS:
         app.router.routes.append(Route(path, route, methods=["POST"]))
     # Behind those, or they would take ":predict" too.

@@ -73,7 +73,7 @@ def test_every_knob_is_a_flag_and_a_variable(name: str, text: str, value: Any) -
 
 def test_the_table_above_misses_no_knob() -> None:
     tested = {case.values[0] for case in ALL} | {
-        "strict_readiness", "system_shared_memory", "follow_links_out", "server_timing",
+        "strict_readiness", "system_shared_memory", "follow_links_out", "server_timing", "access_log",
     }  # fmt: skip
     assert tested == {knob.name for knob in dataclasses.fields(Settings)}
 
