@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import __version__
+from service import __version__, spans
 from service.access import Guard
 from service.access_api import GuardedApp
 from service.access_log import write_access
@@ -73,8 +74,11 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def make_watches(settings: Settings) -> tuple[Watch, ...]:
-    """Who is told of each request."""
-    return (write_access,) if settings.access_log else ()
+    """Who is told of each request. Raises SettingsError, see `spans.are_wanted`."""
+    watches: tuple[Watch, ...] = (write_access,) if settings.access_log else ()
+    if spans.are_wanted(settings, os.environ):
+        watches += (spans.Spans(spans.otlp_exporter(settings)),)
+    return watches
 
 
 class Polls(Protocol):
@@ -119,7 +123,7 @@ def build_app(
         title="Foldserve",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan(registry, poller, gauges, assignment),
+        lifespan=_lifespan(registry, poller, gauges, assignment, watches),
         redoc_url=None,
         # A redirect from /v2/ to /v2 would be an answer that no client of the protocol expects.
         redirect_slashes=False,
@@ -156,7 +160,13 @@ def build_app(
     return app
 
 
-def _lifespan(registry: Registry, poller: Polls | None, gauges: ProcessGauges, assignment: Assignment | None) -> Any:
+def _lifespan(
+    registry: Registry,
+    poller: Polls | None,
+    gauges: ProcessGauges,
+    assignment: Assignment | None,
+    watches: tuple[Watch, ...],
+) -> Any:
     async def load() -> None:
         if poller is None:
             await registry.load_all(assignment)
@@ -177,6 +187,9 @@ def _lifespan(registry: Registry, poller: Polls | None, gauges: ProcessGauges, a
             if measuring is not None:
                 measuring.cancel()
             await registry.close()
+            for watch in watches:
+                if isinstance(watch, spans.Spans):
+                    await asyncio.to_thread(watch.close)
 
     return lifespan
 

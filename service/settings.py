@@ -282,6 +282,17 @@ class Settings:
         ),
     )
 
+    otlp_endpoint: str | None = field(
+        default=None,
+        metadata=_about(
+            "send OpenTelemetry spans of infer requests to this collector, in OTLP over HTTP, such as "
+            "http://localhost:4318; needs the extra `otel`. OTEL_EXPORTER_OTLP_ENDPOINT does the same",
+            metavar="URL",
+            pattern=r"https?://[^\s/]\S*",
+            legal="a URL that begins with http:// or https://",
+        ),
+    )
+
     def __post_init__(self) -> None:
         for knob in fields(self):
             try:

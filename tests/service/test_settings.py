@@ -62,6 +62,7 @@ ALL = [
     pytest.param("drain_grace_s", "2.5", 2.5, id="fraction-of-a-second"),
     pytest.param("log_level", "debug", "debug", id="choice"),
     pytest.param("log_format", "json", "json", id="form"),
+    pytest.param("otlp_endpoint", "http://localhost:4318", "http://localhost:4318", id="url"),
 ]  # fmt: skip
 
 
