@@ -141,7 +141,7 @@ def build_app(
     _tell_every_error_alike(app)
     app.add_middleware(HeadAsGet)
     if guard is not None:
-        app.add_middleware(GuardedApp, guard=guard)
+        app.add_middleware(GuardedApp, guard=guard, refusals=refusals)
     if cors_origins:
         # Around the guard: browsers ask whether they may (preflight) without a key.
         app.add_middleware(

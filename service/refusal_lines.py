@@ -45,8 +45,14 @@ class RefusalLines:
         self._seconds: dict[str, _Second] = {}
 
     def __call__(self, model: str, version: str | None, answer: Answer, tags: RequestTags | None) -> None:
-        """A request to that model got `answer`."""
+        """An infer request to that model got `answer`."""
         self._count(model, version, answer.reason)
+        self.tell(model, version, answer, tags)
+
+    def tell(
+        self, model: str | None, version: str | None, answer: Answer, tags: RequestTags | None, path: str | None = None
+    ) -> None:
+        """As above, and counts nothing: of a request of which nobody has looked for whom it is."""
         now = self._clock()
         try:
             second = self._seconds[answer.reason]
@@ -62,7 +68,7 @@ class RefusalLines:
         second.lines += 1
         second.level = _level(answer)
         if log.isEnabledFor(second.level):
-            _tell(second.level, model, version, answer, tags or RequestTags())
+            _write(second.level, model, version, answer, tags or RequestTags(), path)
 
     def end_seconds(self) -> None:
         """To be called about once a second: tells what was left out of seconds that are over."""
@@ -86,7 +92,9 @@ def _level(answer: Answer) -> int:
     return logging.WARNING if answer.status >= 500 else logging.INFO
 
 
-def _tell(level: int, model: str, version: str | None, answer: Answer, tags: RequestTags) -> None:
+def _write(
+    level: int, model: str | None, version: str | None, answer: Answer, tags: RequestTags, path: str | None
+) -> None:
     if answer.traceback:
         text = f"inference failed unexpectedly: {answer.traceback.rstrip().rpartition(chr(10))[2]}"
     else:
@@ -96,8 +104,9 @@ def _tell(level: int, model: str, version: str | None, answer: Answer, tags: Req
         "%s",
         text,
         extra=fields(
-            model=excerpt(model),
+            model=None if model is None else excerpt(model),
             version=None if version is None else excerpt(version),
+            path=None if path is None else excerpt(path),
             reason=answer.reason,
             status=answer.status,
             request_id=tags.request_id,

@@ -25,7 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foldserve]:
     root = tmp_path_factory.mktemp("models")
     save_version(root, "m", DOUBLE)
     with foldserve(
-        "--model-repository", root, "--workers", "1", "--log-format", "json", "--access-log", "--max-body-bytes", "4096"
+        "--model-repository", root, "--workers", "2", "--log-format", "json", "--access-log", "--max-body-bytes", "4096"
     ) as running:
         yield running
 
@@ -64,6 +64,7 @@ def test_a_refusal_is_a_line_with_its_reason_and_the_callers_id(service: Foldser
     line = event(service, logger="service.refusal_lines", request_id=f"refused-{door}")
     assert (line["level"], line["model"], line["reason"], line["status"]) == ("info", "m", "invalid_request", 400)
     assert line["trace_id"] == TRACE
+    assert isinstance(line["worker"], int)
     assert "JSON" in line["message"]
 
 
