@@ -27,12 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_paths(settings)
     except SettingsError as error:
         return _refuse(error)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     # Late: --help and a bad value answer without importing the server.
+    from service import spans
     from service.listening import CannotServe
     from service.server import run
 
     try:
+        if settings.otlp_endpoint is not None:
+            spans.are_wanted(settings, os.environ)  # what is missing is told before there is any other process
         settings, plan = choose_workers(settings, argv)
         if settings.workers > 1:
             from service import workers

@@ -12,17 +12,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.access import Guard
 from service.answers import Answer, answer_error
 from service.http_api import send_and_discard, send_answer
+from service.refusal_lines import RefusalLines
+from service.request_id_api import tags_of
 
 # What is still to come of a refused request is read up to here, and the connection kept.
 _SHORT_BODY_BYTES = 64 * 1024
 
 
 class GuardedApp:
-    """Lets through what `guard` does not refuse."""
+    """Lets through what `guard` does not refuse; `refusals` are told of the rest."""
 
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+    def __init__(self, app: ASGIApp, guard: Guard, refusals: RefusalLines | None = None) -> None:
         self._app = app
         self._guard = guard
+        self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,10 +36,14 @@ class GuardedApp:
         error = self._guard.refusal(scope["method"], path, scope["headers"])
         if error is None:
             await self._app(scope, receive, send)
-        elif _has_short_body(scope):
-            await send_answer(answer_error(error), send)
+            return
+        answer = answer_error(error)
+        if self._refusals is not None:
+            self._refusals.tell(None, None, answer, tags_of(scope), path)
+        if _has_short_body(scope):
+            await send_answer(answer, send)
         else:
-            await send_and_discard(_closing(answer_error(error)), receive, send)
+            await send_and_discard(_closing(answer), receive, send)
 
 
 def _has_short_body(scope: Scope) -> bool:

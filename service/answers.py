@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,12 +27,14 @@ from service.errors import (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Header names in lower case, as in ASGI. `reason`: one word for why it is a refusal, for those who count."""
+    """Header names in lower case, as in ASGI. `reason`: one word for why it is a refusal, for those who count.
+    `traceback`: of an error that nobody foresaw, for the log."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     reason: str = ""
+    traceback: str = ""
 
 
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode("ascii")
@@ -55,8 +58,10 @@ def answer_error(error: Exception) -> Answer:
     """What a caller is told about `error`; the text of an unexpected one stays in the log."""
     if not isinstance(error, ServiceError):
         answer = make_answer(500, encode_error("internal error; the server's log has the details"))
-    else:
-        answer = make_answer(status_of(error).http, encode_error(str(error)), *_headers_of(error))
+        # Not the error: its frames lead to the request, and perhaps back to this answer.
+        told = "".join(traceback.format_exception(error))
+        return dataclasses.replace(answer, reason=reason_of(error), traceback=told)
+    answer = make_answer(status_of(error).http, encode_error(str(error)), *_headers_of(error))
     return dataclasses.replace(answer, reason=reason_of(error))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -19,9 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import __version__
+from service import __version__, spans
 from service.access import Guard
 from service.access_api import GuardedApp
+from service.access_log import write_access
 from service.answers import Answer, answer_error, make_answer
 from service.assignment import Assignment
 from service.control import Control, OneProcess
@@ -33,19 +35,23 @@ from service.metrics_api import add_metrics_route
 from service.openapi import describe_infer
 from service.polling import Poller
 from service.process_gauges import ProcessGauges
+from service.refusal_lines import RefusalLines
 from service.registry import Registry
 from service.repository_api import add_repository_routes
+from service.request_id_api import EchoesRequestId
 from service.settings import Settings
 from service.shared_memory import SharedMemory
 from service.shared_memory_api import add_shared_memory_routes
 from service.stages import Stages, ToldStages
 from service.v1_api import add_v1_routes, describe_predict
 from service.version_states import ModelState
+from service.watched_api import WatchedApp
+from service.watching import Watch
 
 log = logging.getLogger(__name__)
 
 # Beyond those that every page may read (Fetch, "CORS-safelisted response-header name").
-_EXPOSED_HEADERS = (HEADER_LENGTH, "Retry-After", "Server-Timing", "WWW-Authenticate")
+_EXPOSED_HEADERS = (HEADER_LENGTH, "Retry-After", "Server-Timing", "WWW-Authenticate", "X-Request-Id")
 
 _DESCRIPTION = "Serves folded ONNX models over the Open Inference Protocol v2, in JSON and with binary tensors."
 
@@ -63,7 +69,16 @@ def create_app(settings: Settings) -> FastAPI:
         cors_origins=settings.cors_origins,
         poller=make_poller(settings, registry),
         server_timing=settings.server_timing,
+        watches=make_watches(settings),
     )
+
+
+def make_watches(settings: Settings) -> tuple[Watch, ...]:
+    """Who is told of each request. Raises SettingsError, see `spans.are_wanted`."""
+    watches: tuple[Watch, ...] = (write_access,) if settings.access_log else ()
+    if spans.are_wanted(settings, os.environ):
+        watches += (spans.Spans(spans.otlp_exporter(settings)),)
+    return watches
 
 
 class Polls(Protocol):
@@ -90,21 +105,25 @@ def build_app(
     poller: Polls | None = None,
     server_timing: bool = False,
     gauges: ProcessGauges | None = None,
+    refusals: RefusalLines | None = None,
+    watches: tuple[Watch, ...] = (),
     control: Control | None = None,
     assignment: Assignment | None = None,
 ) -> FastAPI:
-    """As `create_app`, around a registry, regions of shared memory, a guard, a poller and gauges that somebody else
-    made. Without a guard everything is everybody's.
+    """As `create_app`, around a registry, regions of shared memory, a guard, a poller, gauges and refusals that
+    somebody else made. Without a guard everything is everybody's.
 
-    control: of all processes, where this is one of several. assignment: what to load in place of what is on disk.
+    watches: told of each request when it is over. control: of all processes, where this is one of several.
+    assignment: what to load in place of what is on disk.
     """
     gauges = gauges or ProcessGauges(registry)
+    refusals = refusals or RefusalLines(registry.count_refusal)
     make_stages = ToldStages if server_timing else Stages
     app: FastAPI = FastAPIOffline(
         title="Foldserve",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan(registry, poller, gauges, assignment),
+        lifespan=_lifespan(registry, poller, gauges, assignment, watches),
         redoc_url=None,
         # A redirect from /v2/ to /v2 would be an answer that no client of the protocol expects.
         redirect_slashes=False,
@@ -113,16 +132,16 @@ def build_app(
     )
     regions = regions or SharedMemory(is_enabled=False, max_request_bytes=max_body_bytes)
     control = control or OneProcess(registry, regions)
-    add_routes(app, registry, max_body_bytes, regions, control, make_stages)
+    add_routes(app, registry, max_body_bytes, regions, control, make_stages, refusals)
     add_repository_routes(app, control, registry.repository_name)
     add_shared_memory_routes(app, regions, control)
-    add_v1_routes(app, registry, max_body_bytes, make_stages)
+    add_v1_routes(app, registry, max_body_bytes, make_stages, refusals)
     add_metrics_route(app, registry, gauges)
     _document_infer(app, registry)
     _tell_every_error_alike(app)
     app.add_middleware(HeadAsGet)
     if guard is not None:
-        app.add_middleware(GuardedApp, guard=guard)
+        app.add_middleware(GuardedApp, guard=guard, refusals=refusals)
     if cors_origins:
         # Around the guard: browsers ask whether they may (preflight) without a key.
         app.add_middleware(
@@ -135,10 +154,19 @@ def build_app(
         )
     if root_path:
         app.add_middleware(UnderRootPath, root_path=root_path)
+    app.add_middleware(EchoesRequestId)
+    if watches:
+        app.add_middleware(WatchedApp, watches=watches)
     return app
 
 
-def _lifespan(registry: Registry, poller: Polls | None, gauges: ProcessGauges, assignment: Assignment | None) -> Any:
+def _lifespan(
+    registry: Registry,
+    poller: Polls | None,
+    gauges: ProcessGauges,
+    assignment: Assignment | None,
+    watches: tuple[Watch, ...],
+) -> Any:
     async def load() -> None:
         if poller is None:
             await registry.load_all(assignment)
@@ -159,6 +187,9 @@ def _lifespan(registry: Registry, poller: Polls | None, gauges: ProcessGauges, a
             if measuring is not None:
                 measuring.cancel()
             await registry.close()
+            for watch in watches:
+                if isinstance(watch, spans.Spans):
+                    await asyncio.to_thread(watch.close)
 
     return lifespan
 

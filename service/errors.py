@@ -162,6 +162,8 @@ REASONS: dict[type[Exception], str] = {
     RequestError: "invalid_request",
     PayloadTooLarge: "too_large",
     UnsupportedEncoding: "unsupported_encoding",
+    Unauthenticated: "unauthenticated",
+    Forbidden: "forbidden",
     NotFound: "not_found",
     MethodNotAllowed: "method_not_allowed",
     NotSupported: "not_supported",

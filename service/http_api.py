@@ -37,10 +37,14 @@ from service.protocol import (
     ServerReady,
     Statistics,
 )
+from service.refusal_lines import RefusalLines
 from service.registry import Registry
+from service.request_id_api import tags_of
 from service.shared_memory import SharedMemory
 from service.stages import Stages
 from service.version_states import DRAINING, STARTING, ModelState
+from service.watched_api import is_watched, note_asked
+from service.watching import Asked
 
 INFER_PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer")
 
@@ -49,8 +53,9 @@ _DISCARD_S = 2.0
 
 _REASONS_SHOWN = 10
 
-Begin = Callable[[Registry, InferHead, bytes | bytearray, Callable[[Answer], object]], Cancel | None]
-"""Begins to answer a request whose body is whole; see `begin_infer`."""
+Begin = Callable[..., Cancel | None]
+"""Begins to answer a request whose body is whole: with a registry, an InferHead, the body and who is to be told, as
+`begin_infer`; and with `make_stages` where somebody watches."""
 
 
 # --- inference ----------------------------------------------------------------------------------------------------
@@ -59,38 +64,60 @@ Begin = Callable[[Registry, InferHead, bytes | bytearray, Callable[[Answer], obj
 class InferRoute:
     """The ASGI door to `begin_infer`, or to another function of its kind."""
 
-    def __init__(self, registry: Registry, max_body_bytes: int, begin: Begin = begin_infer) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        max_body_bytes: int,
+        begin: Begin = begin_infer,
+        refusals: RefusalLines | None = None,
+        make_stages: Callable[[float], Stages] = Stages,
+    ) -> None:
         self._registry = registry
+        self._make_stages = make_stages
+        self._refusals = refusals or RefusalLines(registry.count_refusal)
         self._max_body_bytes = max_body_bytes
         self._begin = begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Now, not behind the body: HTTP servers may append the trailers of a chunked body to this list, and a field
         # that arrives there must not change what the request means (RFC 9110, 6.5.1).
-        headers = tuple(scope["headers"])
+        headers, tags = tuple(scope["headers"]), tags_of(scope)
         path = scope["path_params"]
         answer: Answer | None
         try:
             body = await read_body(headers, receive, self._max_body_bytes)
         except PayloadTooLarge as error:
             answer = answer_error(error)
-            self._registry.count_refusal(path["model_name"], path.get("version"), answer.reason)
+            self._refusals(path["model_name"], path.get("version"), answer, tags)
+            note_asked(scope, Asked(path["model_name"], path.get("version"), answer.reason))
             await send_and_discard(answer, receive, send)
             return
         except ClientDisconnect:
             # There is nobody left to answer.
             return
         head = read_head(path["model_name"], path.get("version"), headers)
-        answer = await self._answer(head, body, receive)
+        stages: list[Stages] = []
+        begin = functools.partial(self._begin, make_stages=self._noted_in(stages)) if is_watched(scope) else self._begin
+        answer = await self._answer(head, body, receive, begin)
+        note_asked(
+            scope, Asked(head.model_name, head.version, answer.reason if answer else "", stages[0] if stages else None)
+        )
         if answer is not None:
             if answer.reason:
-                self._registry.count_refusal(head.model_name, head.version, answer.reason)
+                self._refusals(head.model_name, head.version, answer, tags)
             await send_answer(answer, send)
 
-    async def _answer(self, head: InferHead, body: bytes | bytearray, receive: Receive) -> Answer | None:
+    def _noted_in(self, noted: list[Stages]) -> Callable[[float], Stages]:
+        def make_stages(arrived_s: float) -> Stages:
+            noted.append(self._make_stages(arrived_s))
+            return noted[0]
+
+        return make_stages
+
+    async def _answer(self, head: InferHead, body: bytes | bytearray, receive: Receive, begin: Begin) -> Answer | None:
         """None when the caller has gone: then its request is taken out of the queue."""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        cancel = self._begin(self._registry, head, body, answered.set_result)
+        cancel = begin(self._registry, head, body, answered.set_result)
         if cancel is None:
             return answered.result()
         # Behind the body ASGI's receive returns when the peer disconnects, and not before the answer otherwise.
@@ -303,8 +330,10 @@ def add_routes(
     regions: SharedMemory,
     control: Control,
     make_stages: Callable[[float], Stages] = Stages,
+    refusals: RefusalLines | None = None,
 ) -> None:
-    """All routes of the protocol, the infer route in both spellings included. make_stages: see `begin_infer`."""
+    """All routes of the protocol, the infer route in both spellings included. make_stages: see `begin_infer`.
+    refusals: told of each, where somebody else wants to be."""
     reads = Reads(registry, regions, control)
     for read in READS:
         app.add_api_route(
@@ -319,7 +348,7 @@ def add_routes(
             responses=_documented_errors(read),
         )
     begin = functools.partial(begin_infer, max_body_bytes=max_body_bytes, regions=regions, make_stages=make_stages)
-    infer_route = InferRoute(registry, max_body_bytes, begin)
+    infer_route = InferRoute(registry, max_body_bytes, begin, refusals, make_stages)
     for path in INFER_PATHS:
         app.router.routes.append(Route(path, infer_route, methods=["POST"]))
 

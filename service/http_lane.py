@@ -27,6 +27,7 @@ from service.connection import Connection, Phase, Refused, refusal_bytes
 from service.infer import InferHead
 from service.lane_heads import HeadMemory, LaneHead
 from service.off_loop import Cancel
+from service.request_tags import REQUEST_ID, RequestTags
 
 _HEAD_END = b"\r\n\r\n"
 # Requests that a client sends ahead (pipelining) wait as bytes up to here; then its socket is not read.
@@ -79,8 +80,8 @@ BeginInfer = Callable[[InferHead, Any, Callable[[Answer], object]], Cancel | Non
 """`begin_infer` with its registry."""
 RefuseEarly = Callable[[InferHead, bytes], Answer | None]
 """`refuse_early` with its registry."""
-CountRefusal = Callable[[str, str | None, str], object]
-"""Told of each refusal: the model and version that were asked for, and the reason."""
+TellRefusal = Callable[[str, str | None, Answer, RequestTags | None], object]
+"""Told of each refusal: the model and version that were asked for, and the answer."""
 
 
 class Lane(Connection):
@@ -90,7 +91,7 @@ class Lane(Connection):
         self,
         begin: BeginInfer,
         refuse_early: RefuseEarly,
-        count_refusal: CountRefusal,
+        tell_refusal: TellRefusal,
         heads: HeadMemory,
         poll: BusyPoll,
         **from_uvicorn: Any,
@@ -98,7 +99,7 @@ class Lane(Connection):
         super().__init__(**from_uvicorn)
         self._begin = begin
         self._refuse_early = refuse_early
-        self._count_refusal = count_refusal
+        self._tell_refusal = tell_refusal
         self._heads = heads
         self._poll = poll
         self._lane_head: LaneHead | None = None
@@ -239,9 +240,10 @@ class Lane(Connection):
     # --- bytes out ---
 
     def _answer(self, answer: Answer) -> None:
-        if answer.reason and self._lane_head is not None:
-            infer = self._lane_head.infer
-            self._count_refusal(infer.model_name, infer.version, answer.reason)
+        head = self._lane_head
+        tags = None if head is None else head.tags
+        if answer.reason and head is not None:
+            self._tell_refusal(head.infer.model_name, head.infer.version, answer, tags)
         self._lane_head = self._cancel = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -255,6 +257,8 @@ class Lane(Connection):
         for name, value in answer.headers:
             pieces += (name, b": ", value, b"\r\n")
             closes = closes or name == b"connection"
+        if tags is not None and tags.sent_id:
+            pieces += (REQUEST_ID, b": ", tags.sent_id, b"\r\n")
         if is_last:
             pieces.append(b"connection: close\r\n")
         pieces.append(b"\r\n")

@@ -122,7 +122,7 @@ def refuse_early(registry: Registry, head: InferHead, json_text: bytes) -> Answe
             preview = Preview(1, {})
         model.check_admission(preview.rows, preview.parameters, time.monotonic())
     except ServiceError as error:
-        return refusal(head, error)
+        return answer_error(error)
     except Exception:
         # A defect of ours, told with the request's answer, when it has come whole.
         log.exception("a request to model %s could not be looked at early", quoted(head.model_name))
@@ -144,12 +144,12 @@ def begin_expanded(
     expanded = functools.partial(expand, body, head.content_encoding, max_body_bytes)
     if len(body) > EXPANDED_AT_ONCE_BYTES:
         return in_thread(
-            Work.EXPAND, expanded, functools.partial(begin, plain), lambda error: reply(refusal(head, error))
+            Work.EXPAND, expanded, functools.partial(begin, plain), lambda error: reply(answer_error(error))
         )
     try:
         body = expanded()
     except Exception as error:
-        reply(refusal(head, error))
+        reply(answer_error(error))
         return None
     return begin(plain, body)
 
@@ -172,7 +172,7 @@ def _begin(
             stages,
         )
     except Exception as error:
-        reply(refusal(head, error))
+        reply(answer_error(error))
         return None
 
 
@@ -210,18 +210,18 @@ def begin_long(
                 request, lambda outcome: answer_with(encode, head, outcome, reply, stages), stages.arrived_s, stages
             )
         except Exception as error:
-            reply(refusal(head, error))
+            reply(answer_error(error))
             return None
 
     try:
         model = registry.get(head.model_name, head.version)
         model.check_admission(1, {}, stages.arrived_s)  # of as little as it may be: what it is, reading tells
     except Exception as error:
-        reply(refusal(head, error))
+        reply(answer_error(error))
         return None
     work = Work.READ if len(body) <= _VERY_LARGE_BYTES else Work.READ_VERY_LARGE
     return in_thread(
-        work, lambda: read(model), functools.partial(begin, model), lambda error: reply(refusal(head, error))
+        work, lambda: read(model), functools.partial(begin, model), lambda error: reply(answer_error(error))
     )
 
 
@@ -234,20 +234,20 @@ def answer_with(
 ) -> None:
     """Calls `reply` with the outcome as `encode` writes it, packed as `head` asks; later when either takes long."""
     if isinstance(outcome, Exception):
-        reply(refusal(head, outcome))
+        reply(answer_error(outcome))
         return
     if elements := long_json_elements(outcome):
         in_thread(
             Work.WRITE if elements <= _VERY_LARGE_ELEMENTS else Work.WRITE_VERY_LARGE,
             lambda: encode(outcome, pause),
             lambda encoded: _answer_encoded(encoded, head, reply, stages),
-            lambda error: reply(refusal(head, error)),
+            lambda error: reply(answer_error(error)),
         )
         return
     try:
         encoded = encode(outcome, None)
     except Exception as error:
-        reply(refusal(head, error))
+        reply(answer_error(error))
         return
     _answer_encoded(encoded, head, reply, stages)
 
@@ -262,7 +262,7 @@ def _answer_encoded(
     try:
         packed = compress(encoded, head.accept_encoding)
     except Exception as error:
-        reply(refusal(head, error))
+        reply(answer_error(error))
         return
     _answer_written(packed, reply, stages)
 
@@ -286,11 +286,4 @@ def _answer_packed(
         _answer_written(packed, reply, stages)
 
     packing = functools.partial(compress, encoded, head.accept_encoding)
-    in_thread(Work.PACK, packing, finish, lambda error: reply(refusal(head, error)))
-
-
-def refusal(head: InferHead, error: Exception) -> Answer:
-    """What the caller is told; what nobody foresaw is logged."""
-    if not isinstance(error, ServiceError):
-        log.error("inference on model %s failed unexpectedly", quoted(head.model_name), exc_info=error)
-    return answer_error(error)
+    in_thread(Work.PACK, packing, finish, lambda error: reply(answer_error(error)))

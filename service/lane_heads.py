@@ -3,18 +3,20 @@
 The lane takes only heads with nothing unusual in them, and those are listed here by what they may be: HTTP/1.1, kept
 alive, a Content-Length, a path without escapes. Clients repeat themselves: on a kept-alive connection the head of the
 next request is usually the same bytes. So what a head means is remembered (`HeadMemory`), and the parser only sees new
-ones. Knows no connection.
+ones. Lines that are new in every request are cut out before (request_tags.py), or nothing would be remembered. Knows no
+connection.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import httptools
 
 from service.infer import InferHead, read_head
+from service.request_tags import RequestTags, cut
 
 # Names made of what a path segment may hold (RFC 3986, 3.3) but escapes: of these bytes every parser of URLs makes the
 # same. Anything else, from a fragment to bytes beyond ASCII, is the reference door's to read or refuse.
@@ -22,14 +24,17 @@ _SEGMENT = rb"([A-Za-z0-9._~!$&'()*+,;=:@-]+)"
 _INFER_PATH = re.compile(rb"/v2/models/%b(?:/versions/%b)?/infer" % (_SEGMENT, _SEGMENT))
 
 
-@dataclass(frozen=True, slots=True)
-class LaneHead:
-    """The head of a request that the lane takes."""
+class LaneHead(NamedTuple):
+    """The head of a request that the lane takes. No dataclass: one is made for each request that has tags, and a frozen
+    dataclass takes four times as long to make."""
 
     infer: InferHead
     body_bytes: int
     json_bytes: int
     """Bytes in front of the first binary tensor."""
+    header_count: int
+    tags: RequestTags | None = None
+    """None where it has none."""
 
 
 class _Reader:
@@ -96,7 +101,7 @@ def read_lane_head(
     infer = read_head(model_name.decode("ascii"), None if version is None else version.decode("ascii"), reader.headers)
     declared = infer.header_length or b""
     json_bytes = int(declared) if declared.isdigit() and len(declared) <= 18 else 0
-    return LaneHead(infer, int(length), json_bytes)
+    return LaneHead(infer, int(length), json_bytes, len(names))
 
 
 class HeadMemory:
@@ -112,14 +117,31 @@ class HeadMemory:
         admits: Admits | None = None,
         entries: int = 1024,
         entry_bytes: int = 2048,
+        always_tags: bool = False,
     ) -> None:
-        """also_unusual: names of more headers that are not for the lane."""
+        """also_unusual: names of more headers that are not for the lane. always_tags: each head gets its own tags."""
         self._terms = (max_body_bytes, max_head_bytes, max_header_count, _UNUSUAL | also_unusual, admits)
         self._entries = entries
         self._entry_bytes = entry_bytes
         self._known: dict[bytes, LaneHead | None] = {}
+        self._always_tags = always_tags
 
     def read(self, head: bytes) -> LaneHead | None:
+        if not self._always_tags:
+            try:
+                return self._known[head]  # without a tag, for with one nothing is remembered
+            except KeyError:
+                pass
+        rest, tags = cut(head)
+        meaning = self._read(rest)
+        if meaning is None or not (tags or self._always_tags):
+            return meaning
+        _, max_head_bytes, max_header_count, *_ = self._terms
+        if len(head) > max_head_bytes or meaning.header_count + len(tags) > max_header_count:
+            return None
+        return LaneHead(meaning.infer, meaning.body_bytes, meaning.json_bytes, meaning.header_count, RequestTags(tags))
+
+    def _read(self, head: bytes) -> LaneHead | None:
         try:
             return self._known[head]
         except KeyError:

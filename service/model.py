@@ -133,6 +133,8 @@ class Model:
                     stages.submitted_s = ticket.submitted_s
                     stages.batch_s = self._scheduler.told_s
                     stages.record = self._note_answer
+                    stages.version = self.version
+                    stages.rows = rows
                 done(self._answer_or_refusal(request, outcome))
                 if stages is not None and stages.record is not None:
                     stages.record = self.statistics.record_answer  # a thread writes it, and its batch ends before
@@ -202,8 +204,6 @@ class Model:
         """A request ends without an answer. What failed in a batch, the scheduler has told the statistics already."""
         if isinstance(error, Unavailable):
             self.statistics.record_failure(time.monotonic() - came_s)
-        elif isinstance(error, InferenceFailed):
-            log.warning("model %s version %d: %s", self.name, self.version, error)
 
     def _give_up(self, ticket: Ticket[Inputs, Outputs], came_s: float) -> None:
         if ticket.done is not None:

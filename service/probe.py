@@ -24,7 +24,7 @@ from service.worker_plan import LARGEST_BYTES, SHORT_S, Measured, Memory, conten
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     settings = Settings.from_command_line(argv, os.environ)
-    configure_logging("error")  # what is wrong with a model is told by those who are to serve it
+    configure_logging("error", settings.log_format)  # what is wrong with a model is told by those who are to serve it
     memory = Memory(state_directory(os.environ), f"onnxruntime {version('onnxruntime')}")
     found = [one for one in discover(settings) if one.version and one.config]
     rows = [dataclasses.asdict(measured) for measured in _until_decided(settings, found, memory)]

@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from service.control import Control
     from service.counter_pages import Pages
     from service.process_gauges import ProcessGauges
+    from service.refusal_lines import RefusalLines
     from service.registry import Registry
     from service.shared_memory import SharedMemory
+    from service.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +90,12 @@ class Parts:
     guard: Guard
     crowd: Crowd
     gauges: ProcessGauges
+    refusals: RefusalLines
     context: ssl.SSLContext | None
 
     def each_second(self) -> tuple[Callable[[], object], ...]:
         """What is to be called about so often."""
-        return self.guard.refresh, self._give_back
+        return self.guard.refresh, self._give_back, self.refusals.end_seconds
 
     def _give_back(self) -> None:
         """Ten thousand connections take 70 MB, which the process would keep for the next ten thousand."""
@@ -103,6 +106,7 @@ class Parts:
 def make_parts(settings: Settings, guard: Guard, context: ssl.SSLContext | None, pages: Pages | None = None) -> Parts:
     """pages: where counters lie; without them, memory of its own."""
     from service.process_gauges import ProcessGauges
+    from service.refusal_lines import RefusalLines
     from service.registry import Registry
     from service.shared_memory import SharedMemory
 
@@ -113,6 +117,7 @@ def make_parts(settings: Settings, guard: Guard, context: ssl.SSLContext | None,
         guard,
         Crowd(connections_within(raise_limit(), settings.max_connections)),
         ProcessGauges(registry),
+        RefusalLines(registry.count_refusal),
         context,
     )
 
@@ -126,8 +131,9 @@ def configuration(
     poller: Polls | None = None,
 ) -> uvicorn.Config:
     """What uvicorn is told. control, assignment: see `build_app`. poller: in place of the one of `settings`."""
-    from service.app import build_app, make_poller
+    from service.app import build_app, make_poller, make_watches
 
+    watches = make_watches(settings)
     app = build_app(
         parts.registry,
         settings.max_body_bytes,
@@ -140,8 +146,10 @@ def configuration(
         poller=poller or make_poller(settings, parts.registry),
         server_timing=settings.server_timing,
         gauges=parts.gauges,
+        refusals=parts.refusals,
+        watches=watches,
     )
-    protocol, context = _protocol(settings, parts), parts.context
+    protocol, context = _protocol(settings, parts, watches), parts.context
     config = _Config(
         app,
         http=protocol,
@@ -175,7 +183,7 @@ class _Config(uvicorn.Config):
     tls_limits_s: Mapping[str, float] = MappingProxyType({})
 
 
-def _protocol(settings: Settings, parts: Parts) -> Any:
+def _protocol(settings: Settings, parts: Parts, watches: tuple[Watch, ...]) -> Any:
     """What uvicorn makes for each connection: the lane where it fits the installed uvicorn, otherwise uvicorn's own."""
     from service.uvicorn_fit import why_unfit
 
@@ -191,14 +199,16 @@ def _protocol(settings: Settings, parts: Parts) -> Any:
     from service.lane_heads import HeadMemory
     from service.stages import Stages, ToldStages
     from service.timers import RunningLoop
+    from service.watched_lane import WatchedLane
 
     registry, guard = parts.registry, parts.guard
+    make_stages = ToldStages if settings.server_timing else Stages
     begin = functools.partial(
         begin_infer,
         registry,
         max_body_bytes=settings.max_body_bytes,
         regions=parts.regions,
-        make_stages=ToldStages if settings.server_timing else Stages,
+        make_stages=make_stages,
     )
     heads = HeadMemory(
         settings.max_body_bytes,
@@ -207,12 +217,14 @@ def _protocol(settings: Settings, parts: Parts) -> Any:
         # The ASGI route knows what to say to a page of another origin.
         also_unusual=frozenset({b"origin"} if settings.cors_origins else ()),
         admits=guard.admits_infer if guard.has_keys else None,
+        always_tags=bool(watches),
     )
     guard.when_keys_change(heads.forget)
     poll = BusyPoll(RunningLoop(), cores=read_plan(settings.workers).cores)
     refuse = functools.partial(refuse_early, registry)
+    lane: Any = functools.partial(WatchedLane, watches=watches, make_stages=make_stages) if watches else Lane
     return functools.partial(
-        Lane, begin, refuse, registry.count_refusal, heads, poll, limits=Limits.of(settings), crowd=parts.crowd
+        lane, begin, refuse, parts.refusals, heads, poll, limits=Limits.of(settings), crowd=parts.crowd
     )
 
 

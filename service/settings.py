@@ -270,6 +270,28 @@ class Settings:
             "read from it how busy the server is"
         ),
     )
+    log_format: str = field(
+        default="console",
+        metadata=_about("one line an event, for a person; or one JSON object a line", choices=("console", "json")),
+    )
+
+    access_log: bool = field(
+        default=False,
+        metadata=_about(
+            "log each request: client, method, path, status, bytes of both bodies, milliseconds, request id"
+        ),
+    )
+
+    otlp_endpoint: str | None = field(
+        default=None,
+        metadata=_about(
+            "send OpenTelemetry spans of infer requests to this collector, in OTLP over HTTP, such as "
+            "http://localhost:4318; needs the extra `otel`. OTEL_EXPORTER_OTLP_ENDPOINT does the same",
+            metavar="URL",
+            pattern=r"https?://[^\s/]\S*",
+            legal="a URL that begins with http:// or https://",
+        ),
+    )
 
     def __post_init__(self) -> None:
         for knob in fields(self):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 class Stages:
     """Of one request; filled in on its way. Seconds, on time.monotonic()."""
 
-    __slots__ = ("arrived_s", "batch_s", "record", "submitted_s")
+    __slots__ = ("arrived_s", "batch_s", "record", "rows", "submitted_s", "version")
 
     is_told = False
     """Whether the caller is told."""
@@ -24,6 +24,9 @@ class Stages:
     submitted_s: float
     batch_s: tuple[float, float]
     """When its batch began, and when it ended."""
+    version: int
+    """That answered."""
+    rows: int
 
     def __init__(self, arrived_s: float) -> None:
         self.arrived_s = arrived_s

@@ -23,17 +23,18 @@ from fastapi import FastAPI, Response
 from starlette.requests import Request
 from starlette.routing import Route
 
-from service.answers import Answer
+from service.answers import Answer, answer_error
 from service.decode import LONG_JSON_BYTES
 from service.errors import ModelNotReady, NotFound, NotSupported, quoted, status_of
 from service.http_api import InferRoute, ModelName, Version
-from service.infer import Encode, InferHead, answer_with, begin_expanded, begin_long, refusal
+from service.infer import Encode, InferHead, answer_with, begin_expanded, begin_long
 from service.json_tensors import Pause
 from service.model import Model
 from service.model_states import ModelStatus
 from service.off_loop import Cancel, pause
 from service.openapi import GENERIC_MODEL, can_be_shown, example_request
 from service.protocol import ErrorResponse, InferenceRequest, ModelMetadata
+from service.refusal_lines import RefusalLines
 from service.registry import Registry
 from service.request_body import Body
 from service.stages import Stages
@@ -74,7 +75,7 @@ def begin_predict(
                 request, lambda outcome: answer_with(encode, head, outcome, reply, stages), stages.arrived_s, stages
             )
         except Exception as error:
-            reply(refusal(head, error))
+            reply(answer_error(error))
             return None
 
     return begin_expanded(begin, head, body, reply, max_body_bytes)
@@ -203,11 +204,15 @@ _READS: tuple[tuple[str, str, type, str], ...] = (
 
 
 def add_v1_routes(
-    app: FastAPI, registry: Registry, max_body_bytes: int, make_stages: Callable[[float], Stages] = Stages
+    app: FastAPI,
+    registry: Registry,
+    max_body_bytes: int,
+    make_stages: Callable[[float], Stages] = Stages,
+    refusals: RefusalLines | None = None,
 ) -> None:
-    """All of the routes above. make_stages: see `begin_infer`."""
+    """All of the routes above. make_stages: see `begin_infer`. refusals: see `add_routes`."""
     begin = functools.partial(begin_predict, max_body_bytes=max_body_bytes, make_stages=make_stages)
-    route = InferRoute(registry, max_body_bytes, begin)
+    route = InferRoute(registry, max_body_bytes, begin, refusals, make_stages)
     for path in PREDICT_PATHS:
         app.router.routes.append(Route(path, route, methods=["POST"]))
     # Behind those, or they would take ":predict" too.

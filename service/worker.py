@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     settings = Settings.from_command_line(argv[1:], os.environ)
     connections = -(-settings.max_connections // birth.workers)
     settings = dataclasses.replace(settings, workers=birth.workers, max_connections=connections)
-    configure_logging(settings.log_level, f"[{birth.number}] ")
+    configure_logging(settings.log_level, settings.log_format, birth.number)
     control = socket.socket(fileno=birth.control)
     try:
         assignment = _read_assignment(control)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
 
 import pytest
 
 from service.__main__ import check_paths
-from service.logs import configure_logging
 from service.settings import Settings, SettingsError
 from tests.end_to_end.running import run_command
 
@@ -57,20 +54,3 @@ def test_a_loop_of_links_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(SettingsError, match=r"--model: .*loop' cannot be read: Too many levels of symbolic links"):
         check_paths(Settings(model=tmp_path / "loop"))
-
-
-def test_an_event_is_one_line_with_time_and_level(capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    before = (root.level, root.handlers[:])
-    try:
-        configure_logging("warning")
-        logging.getLogger("service.x").warning("disk %s", "full")
-        logging.getLogger("service.x").info("not told")
-        line = capsys.readouterr().err
-    finally:
-        root.setLevel(before[0])
-        root.handlers[:] = before[1]
-    stamp, level, text = line.split(" ", 2)
-    assert time.strptime(stamp.split(".")[0], "%Y-%m-%dT%H:%M:%S")
-    assert stamp.endswith("Z")
-    assert (level, text) == ("WARNING", "disk full\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from service.access_api import GuardedApp
 from service.api_keys import KeyFile
 from service.app import build_app, create_app
 from service.knobs import SettingsError
+from service.logs import ConsoleFormatter
 from service.settings import Settings
 from tests.service.fakes import fake_registry
 
@@ -111,3 +113,22 @@ def test_a_connection_is_kept_only_when_little_of_the_refused_body_is_to_come(
     start, *_ = asyncio.run(_refuse(Guard(KeyFile(key_file)), headers))
     assert start["status"] == 401
     assert ((b"connection", b"close") in start["headers"]) is closes
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason", "path"),
+    [
+        ({}, "unauthenticated", "/v2/models/none/infer"),
+        (SHOWN, "forbidden", "/v2/repository/models/none/load"),
+    ],
+)
+def test_who_is_not_let_through_has_a_line_without_the_key(
+    headers: dict[str, str], reason: str, path: str, client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "service"):
+        client.post(path, headers={**headers, "X-Request-Id": "a-1"})
+    (line,) = [ConsoleFormatter().format(one) for one in caplog.records if one.name == "service.refusal_lines"]
+    assert f" path={path} reason={reason} status=40" in line
+    assert line.endswith(" request_id=a-1")
+    assert KEY not in line

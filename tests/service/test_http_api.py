@@ -13,6 +13,7 @@ from service.answers import Answer
 from service.errors import InferenceFailed, PayloadTooLarge, QueueFull
 from service.http_api import InferRoute, read_body
 from service.infer import begin_infer, read_head
+from service.logs import ConsoleFormatter
 from tests.service.bad_bodies import BAD_BINARY, BAD_JSON
 from tests.service.fakes import EchoModel, fake_registry
 
@@ -125,12 +126,20 @@ def test_failed_inference_is_500_with_the_runtimes_words() -> None:
     assert (answer.status, error_of(answer)) == (500, "ONNX Runtime: indices out of range")
 
 
-def test_defect_of_ours_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.ERROR):
-        answer = ask(GOOD, model=EchoModel(ZeroDivisionError("secret")))
+def test_defect_of_ours_is_for_the_log_and_not_told() -> None:
+    answer = ask(GOOD, model=EchoModel(ZeroDivisionError("secret")))
     assert (answer.status, error_of(answer)) == (500, "internal error; the server's log has the details")
-    assert "secret" in caplog.text
-    assert "Traceback" in caplog.text
+    assert "ZeroDivisionError: secret" in answer.traceback
+
+
+def test_a_refusal_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    call(Sender(GOOD), (b"x-request-id", b"a-1"), model=EchoModel(ZeroDivisionError("secret")))
+    (record,) = caplog.records
+    line = ConsoleFormatter().format(record)
+    assert " ERROR inference failed unexpectedly: ZeroDivisionError: secret model=echo reason=internal" in line
+    assert "request_id=a-1" in line
+    assert "  | " in line
 
 
 # --- bodies -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from service.errors import InferenceFailed, QueueFull
 from service.http_lane import Lane
 from service.infer import begin_infer, refuse_early
 from service.lane_heads import HeadMemory
+from service.refusal_lines import RefusalLines
 from service.registry import Registry
 from service.timers import RunningLoop
 from tests.service.fakes import EchoModel, fake_registry
@@ -109,7 +110,9 @@ def lane() -> Door:
     models = registry()
     begin, early = functools.partial(begin_infer, models), functools.partial(refuse_early, models)
     return Door(
-        functools.partial(Lane, begin, early, registry().count_refusal, heads, BusyPoll(RunningLoop(), cores=2))
+        functools.partial(
+            Lane, begin, early, RefusalLines(models.count_refusal), heads, BusyPoll(RunningLoop(), cores=2)
+        )
     )
 
 
@@ -129,6 +132,18 @@ CASES: dict[str, tuple[bytes, ...]] = {
         post(BINARY + TENSOR, b"Inference-Header-Content-Length: 3", b"inference-header-content-length: 91"),
     ),
     "bad-json": (post(b"{"),),
+    "request-id": (post(GOOD, b"X-Request-Id:  a-1 "),),
+    "request-id-of-a-refusal": (post(b"{", b"X-REQUEST-ID: a-1", b"traceparent: broken"),),
+    "request-id-and-close": (post(GOOD, b"x-request-id: a-1", LAST),),
+    "request-id-twice": (post(GOOD, b"X-Request-Id: a", b"X-Request-Id: b"),),
+    "request-id-with-a-space": (post(GOOD, b"X-Request-Id: a b"),),
+    "request-id-not-ascii": (post(GOOD, b"X-Request-Id: \xc3\xa9"),),
+    "request-id-too-long": (post(GOOD, b"X-Request-Id: " + b"a" * 129),),
+    "request-id-folded": (post(GOOD, b"X-Request-Id: a\r\n b"),),
+    "request-id-empty": (post(GOOD, b"X-Request-Id:"),),
+    "request-id-on-another-route": (b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\nX-Request-Id: a\r\n\r\n",),
+    "request-id-hides-no-header": (post(GOOD, b"X-Request-Id: a", b"Expect: 100-continue", b"traceparent: a"),),
+    "too-many-headers-with-ids": (post(GOOD, *[b"X-Correlation-Id: a"] * 60, *[b"baggage: b"] * 60),),
     "empty": (post(b""),),
     "empty-and-close": (post(b"", LAST),),
     "stalls-in-its-body-behind-another-route": (b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n", post(GOOD)[:-10]),

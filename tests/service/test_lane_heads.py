@@ -13,7 +13,7 @@ def head(*headers: bytes, path: bytes = b"/v2/models/echo/infer", length: int = 
 
 def test_a_plain_head_says_all_that_its_answer_depends_on() -> None:
     plain = head(b"Inference-Header-Content-Length: 91", path=b"/v2/models/m/versions/3/infer", length=95)
-    assert read_lane_head(plain, 1000, 1000) == LaneHead(InferHead("m", "3", b"91"), 95, 91)
+    assert read_lane_head(plain, 1000, 1000) == LaneHead(InferHead("m", "3", b"91"), 95, 91, 3)
 
 
 @pytest.mark.parametrize("path", [b"/v2/models/a#b/infer", b"/v2/models/\xc3\xa9/infer", b"/v2/models/a%62/infer"])
@@ -67,3 +67,31 @@ def test_memory_for_heads_is_bounded() -> None:
         heads.read(head(b"X: %d" % number + b"a" * 300))
     assert len(heads._known) <= 3
     assert all(len(known) <= 200 for known in heads._known)
+
+
+def test_a_head_that_only_its_id_makes_new_is_known() -> None:
+    heads = HeadMemory(1000, 1000)
+    first, second = (heads.read(head(b"X-Request-Id: %d" % number)) for number in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.infer is second.infer
+    assert first.tags is not None
+    assert second.tags is not None
+    assert (first.tags.sent_id, second.tags.sent_id) == (b"0", b"1")
+    assert heads.read(head()) is heads.read(head())
+
+
+def test_limits_count_what_is_cut_out() -> None:
+    for limits in ((120, 100), (1000, 3)):
+        heads = HeadMemory(1000, *limits)
+        assert heads.read(head(b"X-Request-Id: 1")) is not None
+        assert heads.read(head(b"X-Request-Id: 1", b"traceparent: " + b"a" * 30)) is None
+
+
+def test_where_every_request_is_told_of_each_has_its_own_tags() -> None:
+    heads = HeadMemory(1000, 1000, always_tags=True)
+    first, second = heads.read(head()), heads.read(head())
+    assert first is not None
+    assert second is not None
+    assert first.infer is second.infer
+    assert first.tags is not second.tags

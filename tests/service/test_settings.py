@@ -61,6 +61,8 @@ ALL = [
     pytest.param("drain_limit_s", "0", 0, id="seconds"),
     pytest.param("drain_grace_s", "2.5", 2.5, id="fraction-of-a-second"),
     pytest.param("log_level", "debug", "debug", id="choice"),
+    pytest.param("log_format", "json", "json", id="form"),
+    pytest.param("otlp_endpoint", "http://localhost:4318", "http://localhost:4318", id="url"),
 ]  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def test_every_knob_is_a_flag_and_a_variable(name: str, text: str, value: Any) -
 
 def test_the_table_above_misses_no_knob() -> None:
     tested = {case.values[0] for case in ALL} | {
-        "strict_readiness", "system_shared_memory", "follow_links_out", "server_timing",
+        "strict_readiness", "system_shared_memory", "follow_links_out", "server_timing", "access_log",
     }  # fmt: skip
     assert tested == {knob.name for knob in dataclasses.fields(Settings)}
 

@@ -196,6 +196,9 @@ class Queueing:
     def get(self, name: str, version: str | None) -> Queueing:
         return self
 
+    def count_refusal(self, name: str, version: str | None, reason: str) -> None:
+        pass
+
     def begin(
         self, request: InferenceRequest, done: Callable[[Any], object], arrived_s: float, stages: Stages
     ) -> Callable[[], object]:
