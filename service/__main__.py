@@ -17,9 +17,12 @@ from types import FrameType
 from service.logs import configure_logging
 from service.settings import PROGRAM, Settings, SettingsError
 
+_STANDARD_ERROR = 2
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    _open_standard_files()
     _leave_on_signals()
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -74,6 +77,14 @@ def check_paths(settings: Settings) -> None:
     except OSError as error:
         name, path = _what_to_serve(settings)
         raise SettingsError(f"{name}: {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _open_standard_files() -> None:
+    """Where one was closed (`foldserve <&-`), the next file that is opened would be taken for it: a listening socket
+    for the input of a child."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(file)
 
 
 def _leave_on_signals() -> None:

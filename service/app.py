@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -81,14 +81,6 @@ def make_watches(settings: Settings) -> tuple[Watch, ...]:
     return watches
 
 
-class Polls(Protocol):
-    """A `Poller`, or who lets it wait."""
-
-    async def begin(self) -> None: ...
-
-    async def run(self) -> None: ...
-
-
 def make_poller(settings: Settings, registry: Registry) -> Poller | None:
     """None where nobody wants one."""
     return Poller(settings, registry, call=registry.call) if settings.repository_poll_s else None
@@ -102,7 +94,7 @@ def build_app(
     root_path: str = "",
     guard: Guard | None = None,
     cors_origins: tuple[str, ...] = (),
-    poller: Polls | None = None,
+    poller: Poller | None = None,
     server_timing: bool = False,
     gauges: ProcessGauges | None = None,
     refusals: RefusalLines | None = None,
@@ -162,7 +154,7 @@ def build_app(
 
 def _lifespan(
     registry: Registry,
-    poller: Polls | None,
+    poller: Poller | None,
     gauges: ProcessGauges,
     assignment: Assignment | None,
     watches: tuple[Watch, ...],

@@ -26,6 +26,14 @@ class Assigned:
     reason: str = ""
     counts: bool = True
 
+    @property
+    def place(self) -> tuple[str, int | None]:
+        return self.name, self.version
+
+
+def ready(rows: Sequence[Assigned]) -> list[Assigned]:
+    return [row for row in rows if row.state is ModelState.READY]
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -42,13 +50,16 @@ class Assignment:
         configs = {one: text for one, text in self.configs.items() if one != name}
         return replace(self, rows=(*others, *rows), configs=configs if config is None else {**configs, name: config})
 
-    def names_changed(self, later: Assignment) -> list[str]:
-        """The models of which `later` says something else."""
-        names = dict.fromkeys(row.name for row in (*self.rows, *later.rows))
-        return [name for name in names if self._of(name) != later._of(name)]
+    def ready(self) -> list[Assigned]:
+        return ready(self.rows)
 
-    def _of(self, name: str) -> tuple[frozenset[Assigned], str | None]:
-        return frozenset(row for row in self.rows if row.name == name), self.configs.get(name)
+    def names_changed(self, later: Assignment) -> list[str]:
+        """The models of which other versions are READY in `later`, or the same with another configuration."""
+        names = dict.fromkeys(row.name for row in (*self.rows, *later.rows))
+        return [name for name in names if self._served(name) != later._served(name)]
+
+    def _served(self, name: str) -> tuple[frozenset[int | None], str | None]:
+        return frozenset(row.version for row in self.ready() if row.name == name), self.configs.get(name)
 
     def to_json(self) -> dict[str, Any]:
         return {"rows": rows_to_json(self.rows), "configs": dict(self.configs), "regions": dict(self.regions)}

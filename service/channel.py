@@ -75,6 +75,10 @@ class Channel:
         finally:
             self._open.pop(number, None)
 
+    @property
+    def is_open(self) -> bool:
+        return self._writer is not None and not self._writer.is_closing()
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()

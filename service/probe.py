@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -18,11 +20,13 @@ from service.load_version import load_version
 from service.loader import refuse_pointer
 from service.logs import configure_logging
 from service.settings import Settings
-from service.worker_plan import LARGEST_BYTES, SHORT_S, Measured, Memory, content_of, state_directory
+from service.worker_plan import LARGEST_BYTES, PROBE_S, SHORT_S, Measured, Memory, content_of, state_directory
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
+    # Should nobody wait for us any more.
+    signal.alarm(math.ceil(PROBE_S))
     settings = Settings.from_command_line(argv, os.environ)
     configure_logging("error", settings.log_format)  # what is wrong with a model is told by those who are to serve it
     memory = Memory(state_directory(os.environ), f"onnxruntime {version('onnxruntime')}")

@@ -275,29 +275,30 @@ class Registry:
         does; then what answered before goes on."""
         (await self.prepare(name, config)).commit()
 
-    async def prepare(self, name: str, config: str | None = None) -> Prepared:
+    async def prepare(self, name: str, config: str | None = None, numbers: frozenset[int] | None = None) -> Prepared:
         """Loads `name` as it is on disk now. It answers nobody before the caller commits it, or else aborts.
 
-        config: Triton's model configuration as JSON, in place of the one on disk, until the next load.
+        config: Triton's model configuration as JSON, in place of the one on disk, until the next load. numbers: which
+        versions, in place of the version policy.
         Raises NotFound, LoadFailed with the reason, and ModelNotReady while the server starts or stops.
         """
         self._require_running()
         lock = self._lock(name)
         await lock.acquire()
         try:
-            found = await self._found_or_noted(name, config)
+            found = await self._found_or_noted(name, config, numbers)
             self._require_running()
-            numbers = [str(one.version.version) for one in found if one.version]
-            log.info("model %s: asked to load version %s", name, ", ".join(numbers))
+            there = [str(one.version.version) for one in found if one.version]
+            log.info("model %s: asked to load version %s", name, ", ".join(there))
             return await self._prepare(name, found, lock, notes_failure=config is None)
         except BaseException:
             lock.release()
             raise
 
-    async def _found_or_noted(self, name: str, config: str | None) -> Sequence[Found]:
+    async def _found_or_noted(self, name: str, config: str | None, numbers: frozenset[int] | None) -> Sequence[Found]:
         """As `_find`; the index tells what is wrong with what lies on disk."""
         try:
-            return await self._find(name, config)
+            return await self._find(name, config, numbers)
         except LoadFailed as error:
             if config is None:
                 self._note_failure(name, [], str(error))

@@ -39,7 +39,6 @@ from service.settings import Settings
 from service.tls import make_context
 
 if TYPE_CHECKING:
-    from service.app import Polls
     from service.assignment import Assignment
     from service.control import Control
     from service.counter_pages import Pages
@@ -128,9 +127,8 @@ def configuration(
     *,
     control: Control | None = None,
     assignment: Assignment | None = None,
-    poller: Polls | None = None,
 ) -> uvicorn.Config:
-    """What uvicorn is told. control, assignment: see `build_app`. poller: in place of the one of `settings`."""
+    """What uvicorn is told. control, assignment: see `build_app`."""
     from service.app import build_app, make_poller, make_watches
 
     watches = make_watches(settings)
@@ -143,7 +141,7 @@ def configuration(
         cors_origins=settings.cors_origins,
         control=control,
         assignment=assignment,
-        poller=poller or make_poller(settings, parts.registry),
+        poller=make_poller(settings, parts.registry),
         server_timing=settings.server_timing,
         gauges=parts.gauges,
         refusals=parts.refusals,

@@ -27,8 +27,7 @@ from service.channel import Channel, ChannelClosed
 from service.errors import ServiceError
 from service.listening import CannotServe
 from service.logs import configure_logging
-from service.polling import Poller
-from service.registry import Prepared, Registry
+from service.registry import Prepared
 from service.server import Parts, Server, configuration, make_parts
 from service.settings import Settings
 from service.shared_memory import SharedMemory
@@ -48,7 +47,12 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = Settings.from_command_line(argv[1:], os.environ)
     connections = -(-settings.max_connections // birth.workers)
-    settings = dataclasses.replace(settings, workers=birth.workers, max_connections=connections)
+    settings = dataclasses.replace(
+        settings,
+        workers=birth.workers,
+        max_connections=connections,
+        repository_poll_s=0.0,  # the supervisor does that, for all
+    )
     configure_logging(settings.log_level, settings.log_format, birth.number)
     control = socket.socket(fileno=birth.control)
     try:
@@ -59,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
     for name, region in (assignment.regions if assignment else {}).items():
         _register_again(parts.regions, name, *region)
     board = Board(mmap.mmap(birth.board, Board.bytes_for(birth.seats)), birth.seats)
-    worker = Worker(settings, parts, board, birth)
-    config = configuration(settings, parts, control=worker.everybody, assignment=assignment, poller=worker.poller)
+    worker = Worker(parts, board, birth)
+    config = configuration(settings, parts, control=worker.everybody, assignment=assignment)
     worker.server = server = WorkerServer(worker, control, config, parts, settings)
     signal.signal(signal.SIGTERM, server.handle_exit)
     server.run(sockets=[])
@@ -92,7 +96,7 @@ def _register_again(regions: SharedMemory, name: str, key: str, offset: int, siz
 class Worker:
     """What the supervisor may ask: the handlers of the channel."""
 
-    def __init__(self, settings: Settings, parts: Parts, board: Board, birth: Birth) -> None:
+    def __init__(self, parts: Parts, board: Board, birth: Birth) -> None:
         self.board = board
         self.birth = birth
         self.server: WorkerServer
@@ -101,11 +105,10 @@ class Worker:
         self._prepared: dict[str, Prepared] = {}
         asked = (
             self.listen, self.leave, self.prepare, self.commit, self.abort, self.unload, self.index, self.assigned,
-            self.register_region, self.unregister_regions, self.poll, self.drain,
+            self.register_region, self.unregister_regions, self.ping, self.drain,
         )  # fmt: skip
         self.channel = Channel({method.__name__: method for method in asked})
         self.everybody = AllWorkers(self.channel, board)
-        self.poller = AppointedPoller(settings, self.everybody, self._registry) if settings.repository_poll_s else None
 
     async def listen(self, slot: int) -> None:
         """Takes new connections at the sockets of `slot`."""
@@ -117,10 +120,12 @@ class Worker:
         self.server.leave(slot)
         self.publish()
 
-    async def prepare(self, name: str, config: str | None) -> list[dict[str, Any]]:
+    async def prepare(self, name: str, config: str | None, numbers: list[int] | None) -> list[dict[str, Any]]:
         """Loads what is to answer for `name` once it is committed; returns its rows of the assignment."""
         await self._registry.until_scanned()
-        prepared = self._prepared[name] = await self._registry.prepare(name, config)
+        prepared = self._prepared[name] = await self._registry.prepare(
+            name, config, None if numbers is None else frozenset(numbers)
+        )
         return rows_to_json(prepared.assigned())
 
     async def commit(self, name: str) -> None:
@@ -150,10 +155,8 @@ class Worker:
     async def unregister_regions(self, name: str | None) -> None:
         self._regions.unregister(name)
 
-    async def poll(self) -> None:
-        """From now on this worker looks for what changes on disk, for all."""
-        if self.poller is not None:
-            self.poller.appointed.set()
+    async def ping(self) -> None:
+        """The event loop turns."""
 
     async def drain(self, grace_s: float, *, is_replaced: bool) -> None:
         """Ends in order, see `Server.begin_drain`."""
@@ -164,21 +167,6 @@ class Worker:
         """Tells the other processes whether requests can be sent here."""
         self.board.set(self.birth.seat, Seat.READY, on=self._registry.is_ready())
         self.board.set(self.birth.seat, Seat.LISTENING, on=self.server.listens)
-
-
-class AppointedPoller:
-    """Looks at the disk from the beginning, as one process would; acts when the supervisor says that it is the one."""
-
-    def __init__(self, settings: Settings, everybody: AllWorkers, registry: Registry) -> None:
-        self.appointed = asyncio.Event()
-        self._poller = Poller(settings, everybody, call=registry.call)
-
-    async def begin(self) -> None:
-        await self._poller.begin()
-
-    async def run(self) -> None:
-        await self.appointed.wait()
-        await self._poller.run()
 
 
 class WorkerServer(Server):
@@ -252,7 +240,7 @@ class WorkerServer(Server):
         self._worker.publish()
         if over:
             return True
-        if self._has_settled and not self._has_told:
+        if self._has_settled and not self._has_told and self._worker.channel.is_open:
             self._has_told = True
             self._go_on(self._tell("settled"))
         return self.is_lost

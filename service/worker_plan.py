@@ -33,7 +33,7 @@ SHORT_S = 1e-3
 """A row that takes longer is worth more than one core: as in load_version.py."""
 LARGEST_BYTES = 8 * 1024 * 1024
 """Of a file that is measured: reading larger weights alone takes about a millisecond."""
-_PROBE_S = 20.0
+PROBE_S = 20.0
 # The kernel's work on the network, runs that are computed beside the loop, and whatever else the machine does want
 # cores as well: measured with as many workers as cores, a server is slower than with half.
 _CORES_A_WORKER = 2
@@ -87,11 +87,11 @@ def plan(cpu: CpuPlan, settings: Settings, argv: Sequence[str]) -> WorkerPlan:
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter, our own program
             [sys.executable, "-c", _BOOT.format(path=sys.path), *argv],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=_PROBE_S, check=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=PROBE_S, check=True,
         )  # fmt: skip
         models = [Measured(**row) for row in json.loads(done.stdout)]
     except subprocess.TimeoutExpired:
-        return WorkerPlan(1, f"the models were not measured within {_PROBE_S:g} s")
+        return WorkerPlan(1, f"the models were not measured within {PROBE_S:g} s")
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         return WorkerPlan(1, f"the models could not be measured: {error}")
     return choose(cpu, models)

@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,11 +37,12 @@ from weakref import WeakValueDictionary
 
 from service import __version__
 from service.access import Guard, warn_of_strangers
-from service.assignment import Assigned, Assignment, rows_from_json
+from service.assignment import Assigned, Assignment, ready, rows_from_json
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed, RemoteDefect
 from service.counter_pages import PAGE_BYTES, mark_dead
-from service.errors import LoadFailed, ModelNotReady, ServiceError, quoted
+from service.cpu_plan import read_plan
+from service.errors import LoadFailed, ModelNotReady, NotFound, ServiceError, quoted
 from service.listening import CannotServe, open_door
 from service.settings import Settings
 from service.tls import make_context
@@ -49,6 +51,12 @@ from service.worker_birth import Birth, page_of
 
 log = logging.getLogger(__name__)
 
+# For what takes no time: a worker that does not do it within so long never will.
+_AT_ONCE_S = 10.0
+_PING_EVERY_S = 5.0
+_SHORTLY_S = 0.01
+# An event loop that stands still for so long; loading large models, in threads, may hold it up for some seconds.
+_PING_LIMIT_S = 60.0
 # Behind what a worker may take to end by itself.
 _KILLED_AFTER_S = 5.0
 # A worker that ends before it has loaded its models is replaced after a pause, twice as long each time in a row.
@@ -74,7 +82,6 @@ class _Worker:
     process: asyncio.subprocess.Process
     channel: Channel
     began_with: Assignment | None
-    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     talks: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,7 +109,10 @@ class Supervisor:
         self._pages = _anonymous_file(seats * PAGE_BYTES)
         self._workers: list[_Worker] = []
         self._listeners: dict[int, _Worker] = {}
-        self._false_starts = 0
+        self._false_starts: Counter[int] = Counter()
+        self._starting: Counter[int] = Counter()
+        """By slot: ends in a row before what was assigned was loaded, and processes that are about to be."""
+        self._vacated = asyncio.Event()
         self._assignment: Assignment | None = None
         """None until the first worker has told what there is: then all begin with the same scan of the disk."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -110,7 +120,6 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._is_restarting = False
         self._grace_s = 0.0
-        self._poller: _Worker | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure = ""
 
@@ -121,10 +130,13 @@ class Supervisor:
             loop.add_signal_handler(number, self._asked_to_stop, number)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._go_on(self._restart_all()))
         try:
+            await self._begin_polling()
             await asyncio.gather(*(self._start(slot) for slot in range(len(self._slots))))
             await self._stop.wait()
         finally:
             self._board.stopping()
+            while any(self._starting.values()):  # what has begun has its files passed on
+                await asyncio.sleep(_SHORTLY_S)
             # From here on each is open as long as a worker listens on it, see worker.py.
             for sock in {sock for sockets in self._slots for sock in sockets}:
                 sock.close()
@@ -133,6 +145,15 @@ class Supervisor:
                 task.cancel()
         if self._failure:
             raise WorkersFailed(self._failure)
+
+    async def _begin_polling(self) -> None:
+        """What changes on disk is noticed here, where nothing that has been acted upon is forgotten with a worker."""
+        if self._settings.repository_poll_s:
+            from service.polling import Poller
+
+            poller = Poller(self._settings, self, call=asyncio.to_thread)
+            await poller.begin()
+            self._go_on(poller.run())
 
     def _asked_to_stop(self, number: int) -> None:
         """In order; without the grace on Ctrl-C, and on a second signal."""
@@ -165,11 +186,31 @@ class Supervisor:
 
     # --- births and deaths ---
 
-    async def _start(self, slot: int) -> _Worker:
-        """A new process for `slot`, which begins with the assignment of now."""
+    async def _start(self, slot: int) -> _Worker | None:
+        """A new process for `slot`, which begins with the assignment of now. None when the server stops meanwhile."""
+        self._starting[slot] += 1
+        try:
+            while not self._stop.is_set():
+                seat = next((seat for seat in range(self._board.seats) if seat not in self._board.taken()), None)
+                if seat is None:  # those that leave sit there still
+                    self._vacated.clear()
+                    await self._either(self._vacated, self._stop)
+                    continue
+                self._board.write(seat, Seat.TAKEN)
+                try:
+                    return await self._spawn(slot, seat)
+                except OSError as error:
+                    self._board.write(seat, Seat(0))
+                    log.error("worker %d cannot be started, and is tried again: %s", slot + 1, error)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._stop.wait(), _LONGEST_PAUSE_S / 4)
+            return None
+        finally:
+            self._starting[slot] -= 1
+
+    async def _spawn(self, slot: int, seat: int) -> _Worker:
+        """Raises OSError."""
         assignment = self._assignment
-        seat = next(seat for seat in range(self._board.seats) if seat not in self._board.taken())
-        self._board.write(seat, Seat.TAKEN)
         ours, theirs = socket.socketpair()
         birth = Birth(
             number=slot + 1,
@@ -181,20 +222,32 @@ class Supervisor:
             pages=self._pages,
             listeners=tuple(tuple(sock.fileno() for sock in sockets) for sockets in self._slots),
         )
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", _BOOT.format(path=sys.path), birth.to_json(), *self._argv,
-                stdin=subprocess.DEVNULL, pass_fds=birth.files(),
-            )  # fmt: skip
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-c", _BOOT.format(path=sys.path), birth.to_json(), *self._argv,
+                    stdin=subprocess.DEVNULL, pass_fds=birth.files(),
+                )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
         worker = _Worker(slot, seat, process, Channel({}), assignment)
         worker.channel = Channel(self._handlers(worker))
         self._workers.append(worker)
         first = json.dumps(assignment and assignment.to_json()).encode() + b"\n"
-        worker.tasks = [
-            asyncio.get_running_loop().create_task(worker.channel.serve(ours, first=first)),
-            asyncio.get_running_loop().create_task(self._bury(worker)),
-        ]
+        self._go_on(worker.channel.serve(ours, first=first))
+        self._go_on(self._bury(worker))
+        self._go_on(self._watch(worker))
         return worker
+
+    @staticmethod
+    async def _either(*events: asyncio.Event) -> None:
+        waiting = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
 
     def _handlers(self, worker: _Worker) -> dict[str, Callable[..., Awaitable[Any]]]:
         async def hello() -> None:
@@ -209,8 +262,11 @@ class Supervisor:
             self._go_on(self._replace(worker))
 
         async def hopeless(reason: str) -> None:
-            worker.is_leaving = True
-            self._fail(reason)
+            if not self._board.has_started:
+                worker.is_leaving = True
+                self._fail(reason)
+            else:
+                log.error("%s cannot load what the others serve, and is replaced: %s", worker, reason)
 
         asked = (
             hello, settled, leaving, hopeless, self.load, self.unload, self.index, self.register_region,
@@ -219,40 +275,84 @@ class Supervisor:
         return {function.__name__: function for function in asked}
 
     async def _settled(self, worker: _Worker) -> None:
-        """It has loaded what it was to."""
-        if self._assignment is None:
-            rows = rows_from_json(await worker.channel.call("assigned"))
-            self._assignment = self._assignment or Assignment(rows)
-        elif worker.began_with is not None:
-            await self._catch_up(worker, worker.began_with)
-        worker.settled.set()
-        self._false_starts = 0
+        """It has loaded what it was to, as far as it could."""
+        try:
+            if await self._is_like_the_others(worker):
+                worker.settled.set()
+                self._false_starts[worker.slot] = 0
+            else:
+                worker.process.kill()
+        except ChannelClosed:
+            return  # its end is told elsewhere
+        except Exception as error:  # whatever it is: a worker that neither listens nor ends would be the worst
+            if not self._stop.is_set():
+                log.error("%s cannot have what the others have, and is replaced: %s", worker, error)
+                worker.process.kill()
+            return
         await self._balance()
-        if not self._board.has_started and all(one.settled.is_set() for one in self._workers):
+        everybody = [one for one in self._workers if not one.is_leaving]
+        if len(everybody) >= len(self._slots) and all(one.settled.is_set() for one in everybody):
             self._board.started()
 
-    async def _catch_up(self, worker: _Worker, began_with: Assignment) -> None:
-        """With what was decided while it could not be asked yet. Should it fail, it is replaced."""
-        try:
-            for name in began_with.names_changed(self._require_running()):
-                async with self._lock(name):
-                    assignment = self._require_running()
-                    if any(row.state is ModelState.READY for row in assignment.rows if row.name == name):
-                        await worker.channel.call("prepare", name=name, config=assignment.configs.get(name))
-                        await worker.channel.call("commit", name=name)
+    async def _is_like_the_others(self, worker: _Worker) -> bool:
+        """Brings it up to date with what is decided. Where it cannot have what the others serve, it must not answer for
+        them; where there are no others, what it can serve is what there is."""
+        rows = rows_from_json(await worker.channel.call("assigned"))
+        if self._assignment is None:
+            self._assignment = Assignment(rows)
+            return True
+        await self._catch_up(worker, replace(worker.began_with or self._assignment, rows=rows))
+        rows = rows_from_json(await worker.channel.call("assigned"))
+        missing = [row for row in self._assignment.ready() if row.place not in {one.place for one in ready(rows)}]
+        if not missing:
+            return True
+        told = ", ".join(f"{row.name} version {row.version}" for row in missing)
+        if any(one.settled.is_set() and not one.is_leaving for one in self._workers if one is not worker):
+            log.error("%s cannot load %s, which the others serve, and is replaced", worker, told)
+            return False
+        log.error("no worker can load %s any more: the server goes on without it", told)
+        self._assignment = replace(self._assignment, rows=rows)
+        return True
+
+    async def _catch_up(self, worker: _Worker, has: Assignment) -> None:
+        """With what was decided while it could not be asked yet."""
+        for name in has.names_changed(self._decided()):
+            async with self._lock(name):
+                assignment = self._decided()
+                numbers = sorted(row.version for row in assignment.ready() if row.name == name and row.version)
+                if numbers:
+                    config = assignment.configs.get(name)
+                    try:
+                        await worker.channel.call("prepare", name=name, config=config, numbers=numbers)
+                    except (LoadFailed, NotFound) as error:
+                        log.error("%s: %s", worker, error)
                     else:
-                        await worker.channel.call("unload", name=name)
-            async with self._lock(_REGIONS):
-                regions = self._require_running().regions
-                if regions != began_with.regions:
-                    await worker.channel.call("unregister_regions", name=None)
-                    for name, (key, offset, size_bytes) in regions.items():
-                        await worker.channel.call(
-                            "register_region", name=name, key=key, offset=offset, size_bytes=size_bytes
-                        )
-        except ServiceError as error:
-            log.error("%s cannot have what the others have, and is replaced: %s", worker, error)
-            worker.process.kill()
+                        await worker.channel.call("commit", name=name)
+                elif any(row.state is ModelState.READY for row in has.rows if row.name == name):
+                    await worker.channel.call("unload", name=name)
+        async with self._lock(_REGIONS):
+            regions = self._decided().regions
+            if regions != has.regions:
+                await worker.channel.call("unregister_regions", name=None)
+                for name, (key, offset, size_bytes) in regions.items():
+                    await worker.channel.call(
+                        "register_region", name=name, key=key, offset=offset, size_bytes=size_bytes
+                    )
+
+    async def _watch(self, worker: _Worker) -> None:
+        """Kills it when its event loop has stood still for long: somebody waits for each of its answers."""
+        while not worker.ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(worker.ended.wait(), _PING_EVERY_S)
+            if not worker.talks.is_set() or worker.ended.is_set():
+                continue
+            try:
+                await asyncio.wait_for(worker.channel.call("ping"), _PING_LIMIT_S)
+            except TimeoutError:
+                log.error("%s has not answered for %g s, and is killed", worker, _PING_LIMIT_S)
+                worker.process.kill()
+            except (ChannelClosed, RemoteDefect):
+                continue  # it ends
 
     async def _bury(self, worker: _Worker) -> None:
         """What is to be done when its process has ended."""
@@ -262,6 +362,7 @@ class Supervisor:
         with page_of(self._pages, worker.seat) as page:
             mark_dead(page)
         self._board.write(worker.seat, Seat(0))
+        self._vacated.set()
         worker.channel.close()
         if not self._stop.is_set():
             if not worker.is_leaving:
@@ -270,18 +371,18 @@ class Supervisor:
             await self._replace(worker)
 
     async def _replace(self, worker: _Worker) -> None:
-        """Another process for its slot, unless there is one."""
-        await self._balance()
+        """Another process for its slot, unless there is one or one is being started."""
+        self._go_on(self._balance())
         if not worker.settled.is_set() and worker.ended.is_set():
-            self._false_starts += 1
-            if self._false_starts >= _MOST_FALSE_STARTS and not self._board.has_started:
+            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._false_starts[worker.slot], 16))
+            self._false_starts[worker.slot] += 1
+            if self._false_starts[worker.slot] >= _MOST_FALSE_STARTS and not self._board.has_started:
                 self._fail("worker processes end before they have loaded their models; the log tells why")
                 return
-            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._false_starts, 16))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause_s)
         there = [one for one in self._workers if one.slot == worker.slot and not one.is_leaving]
-        if not there and not self._stop.is_set():
+        if not there and not self._starting[worker.slot] and not self._stop.is_set():
             await self._start(worker.slot)
 
     async def _end(self, worker: _Worker, grace_s: float, *, is_replaced: bool = False) -> None:
@@ -306,20 +407,32 @@ class Supervisor:
         self._is_restarting = True
         log.info("SIGHUP: the workers are replaced, one after the other")
         try:
-            for old in sorted(self._workers, key=lambda worker: worker.slot):
-                new = await self._start(old.slot)
-                settled, ended = (asyncio.ensure_future(event.wait()) for event in (new.settled, new.ended))
-                await asyncio.wait((settled, ended), return_when=asyncio.FIRST_COMPLETED)
-                settled.cancel()
-                ended.cancel()
-                if not new.settled.is_set():
-                    log.error("%s ended before it had loaded its models: the others stay as they are", new)
+            for slot in range(len(self._slots)):
+                if not await self._restart(slot):
                     return
-                old.is_leaving = True
-                await self._balance()
-                await self._end(old, self._settings.drain_grace_s, is_replaced=True)
         finally:
             self._is_restarting = False
+
+    async def _restart(self, slot: int) -> bool:
+        """False when that did not work, and the others had better stay."""
+        olds = [one for one in self._workers if one.slot == slot and not one.is_leaving]
+        if not olds:
+            return True  # it is being replaced anyway
+        new = await self._start(slot)
+        if new is None:
+            return False
+        await self._either(new.settled, new.ended, self._stop)
+        if self._stop.is_set():
+            return False
+        if not new.settled.is_set():
+            log.error("%s ended before it had loaded its models: the others stay as they are", new)
+            return False
+        for old in olds:
+            old.is_leaving = True
+        await self._balance()
+        for old in olds:
+            await self._end(old, self._settings.drain_grace_s, is_replaced=True)
+        return True
 
     # --- who listens where ---
 
@@ -328,7 +441,6 @@ class Supervisor:
         async with self._balancing:
             for slot in range(len(self._slots)):
                 await self._appoint(slot, self._choose(slot))
-            await self._appoint_poller()
 
     def _choose(self, slot: int) -> _Worker | None:
         # At the start nobody has settled, and all listen: liveness is answered while models load.
@@ -341,36 +453,37 @@ class Supervisor:
         others = [one for one in able if one.settled.is_set()]
         return own[-1] if own else others[0] if others else None
 
-    async def _appoint_poller(self) -> None:
-        """One worker looks for what changes on disk, and asks for all to load it."""
-        if self._poller in self._workers and not self._poller.is_leaving:
-            return
-        able = [one for one in self._workers if one.settled.is_set() and not one.is_leaving]
-        for worker in able[:1]:
-            with contextlib.suppress(ChannelClosed):
-                await worker.channel.call("poll")
-                self._poller = worker
-
     async def _appoint(self, slot: int, new: _Worker | None) -> None:
         old = self._listeners.get(slot)
-        if new is None or new is old:
+        if new is None or new is old or not await self._obeys(new, "listen", slot):
             return
-        try:
-            await new.channel.call("listen", slot=slot)
-        except ChannelClosed:
-            return  # its end brings us here again
         self._listeners[slot] = new
         if old is not None and not old.ended.is_set():
-            with contextlib.suppress(ChannelClosed):
-                await old.channel.call("leave", slot=slot)
+            await self._obeys(old, "leave", slot)
+
+    async def _obeys(self, worker: _Worker, what: str, slot: int) -> bool:
+        """Whether it did at once, as it should; if not it is killed, and its end brings us here again."""
+        try:
+            await asyncio.wait_for(worker.channel.call(what, slot=slot), _AT_ONCE_S)
+        except ChannelClosed:
+            return False
+        except (TimeoutError, RemoteDefect, ServiceError) as error:
+            log.error("%s does not %s, and is killed: %s", worker, what, str(error) or f"no answer in {_AT_ONCE_S:g} s")
+            with contextlib.suppress(ProcessLookupError):
+                worker.process.kill()
+            return False
+        return True
 
     # --- what clients ask of all ---
 
     async def index(self) -> list[dict[str, Any]]:
         """Of each version the state that is furthest from READY."""
-        workers = self._members()
-        answers = await self._answers(workers, "index")
+        calls = [asyncio.wait_for(one.channel.call("index"), _AT_ONCE_S) for one in self._members()]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        answers = [answer for answer in answers if not isinstance(answer, TimeoutError)]  # see `_watch`
         _raise_first_of(answers)
+        if not any(isinstance(answer, list) for answer in answers):
+            raise ModelNotReady(_NOBODY)
         rows: dict[tuple[str, str | None], dict[str, Any]] = {}
         for row in itertools.chain(*(answer for answer in answers if isinstance(answer, list))):
             place = (row["name"], row["version"])
@@ -386,16 +499,21 @@ class Supervisor:
             try:
                 # Those that are born meanwhile begin with the assignment of before.
                 while missing := [one for one in self._members() if one not in asked]:
-                    answers = await self._answers(missing, "prepare", name=name, config=config)
+                    answers = await self._answers(missing, "prepare", name=name, config=config, numbers=None)
                     asked |= {
                         one: answer
                         for one, answer in zip(missing, answers, strict=True)
                         if not isinstance(answer, BaseException)
                     }
-                    _raise_first(name, answers)
+                    # Who leaves in order has no part in it any more.
+                    _raise_first(
+                        name, [answer for one, answer in zip(missing, answers, strict=True) if not one.is_leaving]
+                    )
+                if not asked:
+                    raise ModelNotReady(_NOBODY)
                 rows = rows_from_json(next(iter(asked.values())))
             except BaseException as error:
-                await self._in_each(list(asked), "abort", name=name, reason=f"undone: {error}")
+                await self._answers(list(asked), "abort", name=name, reason=f"undone: {error}")
                 await self._write_down(name)
                 raise
             self._assignment = self._require_running().with_model(name, rows, config)
@@ -421,9 +539,9 @@ class Supervisor:
             workers = self._members()
             region = {"name": name, "key": key, "offset": offset, "size_bytes": size_bytes}
             answers = await self._answers(workers, "register_region", **region)
-            done = [one for one, answer in zip(workers, answers, strict=True) if answer is None]
-            if len(done) < len(answers):
-                await self._in_each(done, "unregister_regions", name=name)
+            if any(isinstance(answer, BaseException) and not isinstance(answer, ChannelClosed) for answer in answers):
+                done = [one for one, answer in zip(workers, answers, strict=True) if answer is None]
+                await self._answers(done, "unregister_regions", name=name)
             _raise_first_of(answers)
             assignment = self._require_running()
             regions = {**assignment.regions, name: (key, offset, size_bytes)}
@@ -441,8 +559,9 @@ class Supervisor:
         return [one for one in self._workers if one.talks.is_set() and not one.is_leaving]
 
     async def _in_each(self, workers: Sequence[_Worker], what: str, **members: Any) -> None:
-        """Of all that live to the end of it. Raises what one of them raises."""
-        _raise_first_of(await self._answers(workers, what, **members))
+        """What is decided already. Raises what one of them raises, unless it leaves or has ended."""
+        answers = await self._answers(workers, what, **members)
+        _raise_first_of(_of_those_that_stay(workers, answers))
 
     async def _answers(self, workers: Sequence[_Worker], what: str, **members: Any) -> list[Any]:
         """Of each, in order, a value or an error; of those that end meanwhile ChannelClosed."""
@@ -451,6 +570,8 @@ class Supervisor:
     async def _write_down(self, name: str) -> None:
         """What a load that failed has left of `name`: a model that was not there before is UNAVAILABLE now."""
         for worker in self._members():
+            if not worker.settled.is_set():
+                continue
             with contextlib.suppress(ChannelClosed):
                 rows = [row for row in rows_from_json(await worker.channel.call("assigned")) if row.name == name]
                 assignment = self._require_running()
@@ -461,6 +582,10 @@ class Supervisor:
         """One at a time for a name. Locks that nobody holds are forgotten: names are the caller's to invent."""
         return self._locks.setdefault(name, asyncio.Lock())
 
+    def _decided(self) -> Assignment:
+        assert self._assignment is not None
+        return self._assignment
+
     def _require_running(self) -> Assignment:
         if self._stop.is_set():
             raise ModelNotReady("the server is stopping; nothing is loaded or unloaded any more")
@@ -469,10 +594,16 @@ class Supervisor:
         return self._assignment
 
 
+_NOBODY = "no worker process can be asked at the moment; try again"
 # No model is called so.
 _REGIONS = "/regions"
 # Triton's words, furthest from READY first.
 _RANK = {"LOADING": 0, "UNLOADING": 1, "UNAVAILABLE": 2, "READY": 3}
+
+
+def _of_those_that_stay(workers: Sequence[_Worker], answers: Sequence[object]) -> list[object]:
+    """Who leaves in order has no part in it any more."""
+    return [answer for one, answer in zip(workers, answers, strict=True) if not one.is_leaving]
 
 
 def _raise_first_of(answers: Sequence[object]) -> None:
@@ -486,7 +617,7 @@ def _raise_first(name: str, answers: Sequence[object]) -> None:
     """Of what went wrong what the model is to blame for, if anything is."""
     _raise_first_of(answers)
     if any(isinstance(answer, ChannelClosed) for answer in answers):
-        raise LoadFailed(
+        raise ModelNotReady(
             f"model {quoted(name)} cannot be loaded: a worker process ended meanwhile, so nothing was changed in any; "
             f"if it ends again, the model may be the reason"
         )
@@ -514,6 +645,8 @@ def run(settings: Settings, argv: Sequence[str], plan: str) -> int:
     door = open_door(settings)
     log.info("foldserve %s listens on %s", __version__, door.addresses(is_tls=context is not None))
     log.info("%d workers serve: %s", settings.workers, plan)
+    if settings.workers > (cores := read_plan().cores):
+        log.warning("%d workers share %d cores: more workers than cores serve less", settings.workers, cores)
     warn_of_strangers(settings, guard)
     try:
         asyncio.run(Supervisor(settings, argv, door.slots).run())

@@ -189,7 +189,7 @@ def test_a_worker_killed_in_the_middle_of_a_load_undoes_it_everywhere(tmp_path: 
         service.wait_until(lambda: "was killed by SIGKILL" in service.log(), "told of the death")
         let_go()
         asking.join(PATIENCE_S)
-        assert told[0].status == 400
+        assert told[0].status == 503
         assert "a worker process ended meanwhile, so nothing was changed" in told[0].json()["error"]
         service.wait_until(lambda: service.log().count("version 1 READY") == 3, "complete again")
         assert answers(service) == {2: CONNECTIONS}
