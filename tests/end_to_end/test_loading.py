@@ -79,8 +79,8 @@ def test_large_model_takes_little_more_than_its_weights_and_gives_its_memory_bac
             loaded = service.resident_bytes() - before
             assert size < loaded < 1.25 * size, loaded
             assert service.request("POST", UNLOAD.replace("/m/", "/large/")).status == 200
-            left = service.resident_bytes() - before
-            assert left < 0.15 * size, left
+            # The kernel counts pages that a thread has given back a little later.
+            service.wait_until(lambda: service.resident_bytes() - before < 0.15 * size, "rid of the model's memory")
 
 
 @pytest.mark.parametrize("unloaded", [False, True], ids=["beside-the-old", "of-a-new-one"])
