@@ -57,7 +57,8 @@ class Channel:
         self._writer.write(first)
         begun()
         try:
-            while line := await reader.readline():
+            # Half a line is what a process that was killed had not finished.
+            while (line := await reader.readline()).endswith(b"\n"):
                 self._take(json.loads(line))
         except ConnectionError:
             pass  # as if it had closed

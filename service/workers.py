@@ -8,18 +8,14 @@ Each slot has a listening socket of its own on the same port (SO_REUSEPORT: the 
 of their addresses). A slot outlives the process that listens there: what dies is replaced, and until the new process
 has loaded its models another one listens there as well, so a connection that waits is never lost.
 
-What concerns all is decided here, and first written down (`_assignment`): a load is prepared in every worker, and
-committed only when all are. A worker that dies before that undoes it; one that is born meanwhile is asked as well; one
-that dies behind it is replaced by one that begins with the new assignment.
-
-Imports nothing heavy: what it supervises must not be able to bring it down. Knows no model and no request.
+What all are to serve is decided in decisions.py. Imports nothing heavy: what it supervises must not be able to bring it
+down. Knows no model and no request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import mmap
@@ -31,23 +27,25 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any
 
 from service import __version__
 from service.access import Guard, warn_of_strangers
-from service.assignment import Assigned, Assignment, ready, rows_from_json
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed, RemoteDefect
 from service.counter_pages import PAGE_BYTES, mark_dead
 from service.cpu_plan import read_plan
-from service.errors import LoadFailed, ModelNotReady, NotFound, ServiceError, quoted
+from service.decisions import Decisions
+from service.errors import ServiceError
 from service.listening import CannotServe, open_door
 from service.settings import Settings
 from service.tls import make_context
-from service.version_states import STARTING, UNLOADED, ModelState
+from service.version_states import STARTING
 from service.worker_birth import Birth, page_of
+from service.worker_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from service.polling import Poller
 
 log = logging.getLogger(__name__)
 
@@ -73,29 +71,6 @@ class WorkersFailed(Exception):
     """The workers cannot serve what they were to. `str(error)` is one line."""
 
 
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """One process. `is_leaving`: it has been told to end, or has said that it does."""
-
-    slot: int
-    seat: int
-    process: asyncio.subprocess.Process
-    channel: Channel
-    began_with: Assignment | None
-    talks: asyncio.Event = field(default_factory=asyncio.Event)
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    is_leaving: bool = False
-
-    @property
-    def number(self) -> int:
-        """As people count."""
-        return self.slot + 1
-
-    def __str__(self) -> str:
-        return f"worker {self.number} (process {self.process.pid})"
-
-
 class Supervisor:
     """`slots`: for each worker the listening sockets of all addresses. `argv`: the server's command line."""
 
@@ -107,15 +82,13 @@ class Supervisor:
         self._board_file = _anonymous_file(Board.bytes_for(seats))
         self._board = Board(mmap.mmap(self._board_file, Board.bytes_for(seats)), seats)
         self._pages = _anonymous_file(seats * PAGE_BYTES)
-        self._workers: list[_Worker] = []
-        self._listeners: dict[int, _Worker] = {}
+        self._workers: list[WorkerProcess] = []
+        self._listeners: dict[int, WorkerProcess] = {}
         self._false_starts: Counter[int] = Counter()
         self._starting: Counter[int] = Counter()
         """By slot: ends in a row before what was assigned was loaded, and processes that are about to be."""
         self._vacated = asyncio.Event()
-        self._assignment: Assignment | None = None
-        """None until the first worker has told what there is: then all begin with the same scan of the disk."""
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._decisions = Decisions(self._members, self._why_not)
         self._balancing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._is_restarting = False
@@ -134,6 +107,7 @@ class Supervisor:
             await asyncio.gather(*(self._start(slot) for slot in range(len(self._slots))))
             await self._stop.wait()
         finally:
+            self._stop.set()
             self._board.stopping()
             while any(self._starting.values()):  # what has begun has its files passed on
                 await asyncio.sleep(_SHORTLY_S)
@@ -151,9 +125,15 @@ class Supervisor:
         if self._settings.repository_poll_s:
             from service.polling import Poller
 
-            poller = Poller(self._settings, self, call=asyncio.to_thread)
+            poller = Poller(self._settings, self._decisions, call=asyncio.to_thread)
             await poller.begin()
-            self._go_on(poller.run())
+            self._go_on(self._poll(poller))
+
+    async def _poll(self, poller: Poller) -> None:
+        try:
+            await poller.run()
+        except Exception:  # a defect of ours: models are still served, and loaded when somebody asks
+            log.exception("polling has ended")
 
     def _asked_to_stop(self, number: int) -> None:
         """In order; without the grace on Ctrl-C, and on a second signal."""
@@ -161,13 +141,23 @@ class Supervisor:
         if self._stop.is_set():
             log.info("%s again: the workers end now", name)
             for worker in self._workers:
-                worker.process.terminate()
+                with contextlib.suppress(ProcessLookupError):
+                    worker.process.terminate()
             return
         if number == signal.SIGTERM:
             self._grace_s = min(self._settings.drain_grace_s, self._settings.drain_limit_s)
         log.info("%s: not ready from now on; the workers serve on for %g s, then finish", name, self._grace_s)
         self._board.stopping()
         self._stop.set()
+
+    def _members(self) -> list[WorkerProcess]:
+        """Who can be asked, and is to stay."""
+        return [one for one in self._workers if one.talks.is_set() and not one.is_leaving]
+
+    def _why_not(self) -> str:
+        if self._stop.is_set():
+            return "the server is stopping; nothing is loaded or unloaded any more"
+        return "" if self._board.has_started else f"{STARTING} in every worker process; try again in a moment"
 
     def _fail(self, reason: str) -> None:
         self._failure = self._failure or reason
@@ -186,7 +176,7 @@ class Supervisor:
 
     # --- births and deaths ---
 
-    async def _start(self, slot: int) -> _Worker | None:
+    async def _start(self, slot: int) -> WorkerProcess | None:
         """A new process for `slot`, which begins with the assignment of now. None when the server stops meanwhile."""
         self._starting[slot] += 1
         try:
@@ -208,9 +198,9 @@ class Supervisor:
         finally:
             self._starting[slot] -= 1
 
-    async def _spawn(self, slot: int, seat: int) -> _Worker:
+    async def _spawn(self, slot: int, seat: int) -> WorkerProcess:
         """Raises OSError."""
-        assignment = self._assignment
+        assignment = self._decisions.assignment
         ours, theirs = socket.socketpair()
         birth = Birth(
             number=slot + 1,
@@ -231,7 +221,7 @@ class Supervisor:
         except BaseException:
             ours.close()
             raise
-        worker = _Worker(slot, seat, process, Channel({}), assignment)
+        worker = WorkerProcess(slot, seat, process, Channel({}), assignment)
         worker.channel = Channel(self._handlers(worker))
         self._workers.append(worker)
         first = json.dumps(assignment and assignment.to_json()).encode() + b"\n"
@@ -249,7 +239,7 @@ class Supervisor:
             for one in waiting:
                 one.cancel()
 
-    def _handlers(self, worker: _Worker) -> dict[str, Callable[..., Awaitable[Any]]]:
+    def _handlers(self, worker: WorkerProcess) -> dict[str, Callable[..., Awaitable[Any]]]:
         async def hello() -> None:
             worker.talks.set()
             await self._balance()
@@ -268,78 +258,34 @@ class Supervisor:
             else:
                 log.error("%s cannot load what the others serve, and is replaced: %s", worker, reason)
 
+        all_of_us = self._decisions
         asked = (
-            hello, settled, leaving, hopeless, self.load, self.unload, self.index, self.register_region,
-            self.unregister_regions,
+            hello, settled, leaving, hopeless, all_of_us.load, all_of_us.unload, all_of_us.index,
+            all_of_us.register_region, all_of_us.unregister_regions,
         )  # fmt: skip
         return {function.__name__: function for function in asked}
 
-    async def _settled(self, worker: _Worker) -> None:
+    async def _settled(self, worker: WorkerProcess) -> None:
         """It has loaded what it was to, as far as it could."""
         try:
-            if await self._is_like_the_others(worker):
+            if await self._decisions.bring_up_to_date(worker):
                 worker.settled.set()
                 self._false_starts[worker.slot] = 0
             else:
-                worker.process.kill()
+                worker.kill()
         except ChannelClosed:
             return  # its end is told elsewhere
         except Exception as error:  # whatever it is: a worker that neither listens nor ends would be the worst
             if not self._stop.is_set():
                 log.error("%s cannot have what the others have, and is replaced: %s", worker, error)
-                worker.process.kill()
+                worker.kill()
             return
         await self._balance()
         everybody = [one for one in self._workers if not one.is_leaving]
         if len(everybody) >= len(self._slots) and all(one.settled.is_set() for one in everybody):
             self._board.started()
 
-    async def _is_like_the_others(self, worker: _Worker) -> bool:
-        """Brings it up to date with what is decided. Where it cannot have what the others serve, it must not answer for
-        them; where there are no others, what it can serve is what there is."""
-        rows = rows_from_json(await worker.channel.call("assigned"))
-        if self._assignment is None:
-            self._assignment = Assignment(rows)
-            return True
-        await self._catch_up(worker, replace(worker.began_with or self._assignment, rows=rows))
-        rows = rows_from_json(await worker.channel.call("assigned"))
-        missing = [row for row in self._assignment.ready() if row.place not in {one.place for one in ready(rows)}]
-        if not missing:
-            return True
-        told = ", ".join(f"{row.name} version {row.version}" for row in missing)
-        if any(one.settled.is_set() and not one.is_leaving for one in self._workers if one is not worker):
-            log.error("%s cannot load %s, which the others serve, and is replaced", worker, told)
-            return False
-        log.error("no worker can load %s any more: the server goes on without it", told)
-        self._assignment = replace(self._assignment, rows=rows)
-        return True
-
-    async def _catch_up(self, worker: _Worker, has: Assignment) -> None:
-        """With what was decided while it could not be asked yet."""
-        for name in has.names_changed(self._decided()):
-            async with self._lock(name):
-                assignment = self._decided()
-                numbers = sorted(row.version for row in assignment.ready() if row.name == name and row.version)
-                if numbers:
-                    config = assignment.configs.get(name)
-                    try:
-                        await worker.channel.call("prepare", name=name, config=config, numbers=numbers)
-                    except (LoadFailed, NotFound) as error:
-                        log.error("%s: %s", worker, error)
-                    else:
-                        await worker.channel.call("commit", name=name)
-                elif any(row.state is ModelState.READY for row in has.rows if row.name == name):
-                    await worker.channel.call("unload", name=name)
-        async with self._lock(_REGIONS):
-            regions = self._decided().regions
-            if regions != has.regions:
-                await worker.channel.call("unregister_regions", name=None)
-                for name, (key, offset, size_bytes) in regions.items():
-                    await worker.channel.call(
-                        "register_region", name=name, key=key, offset=offset, size_bytes=size_bytes
-                    )
-
-    async def _watch(self, worker: _Worker) -> None:
+    async def _watch(self, worker: WorkerProcess) -> None:
         """Kills it when its event loop has stood still for long: somebody waits for each of its answers."""
         while not worker.ended.is_set():
             with contextlib.suppress(TimeoutError):
@@ -350,11 +296,11 @@ class Supervisor:
                 await asyncio.wait_for(worker.channel.call("ping"), _PING_LIMIT_S)
             except TimeoutError:
                 log.error("%s has not answered for %g s, and is killed", worker, _PING_LIMIT_S)
-                worker.process.kill()
+                worker.kill()
             except (ChannelClosed, RemoteDefect):
                 continue  # it ends
 
-    async def _bury(self, worker: _Worker) -> None:
+    async def _bury(self, worker: WorkerProcess) -> None:
         """What is to be done when its process has ended."""
         code = await worker.process.wait()
         worker.ended.set()
@@ -370,7 +316,7 @@ class Supervisor:
                 log.error("%s %s; another one takes its place", worker, how)
             await self._replace(worker)
 
-    async def _replace(self, worker: _Worker) -> None:
+    async def _replace(self, worker: WorkerProcess) -> None:
         """Another process for its slot, unless there is one or one is being started."""
         self._go_on(self._balance())
         if not worker.settled.is_set() and worker.ended.is_set():
@@ -385,19 +331,19 @@ class Supervisor:
         if not there and not self._starting[worker.slot] and not self._stop.is_set():
             await self._start(worker.slot)
 
-    async def _end(self, worker: _Worker, grace_s: float, *, is_replaced: bool = False) -> None:
+    async def _end(self, worker: WorkerProcess, grace_s: float, *, is_replaced: bool = False) -> None:
         """In order, if it can; behind its limit, by force."""
         worker.is_leaving = True
         try:
             if not worker.talks.is_set():
-                worker.process.terminate()  # it has nothing to finish
+                with contextlib.suppress(ProcessLookupError):
+                    worker.process.terminate()  # it has nothing to finish
             else:
                 drain = worker.channel.call("drain", grace_s=grace_s, is_replaced=is_replaced)
                 await asyncio.wait_for(drain, _KILLED_AFTER_S)
             await asyncio.wait_for(worker.ended.wait(), self._settings.drain_limit_s + _KILLED_AFTER_S)
         except (TimeoutError, ChannelClosed, RemoteDefect):
-            with contextlib.suppress(ProcessLookupError):
-                worker.process.kill()
+            worker.kill()
         await worker.ended.wait()
 
     async def _restart_all(self) -> None:
@@ -442,7 +388,7 @@ class Supervisor:
             for slot in range(len(self._slots)):
                 await self._appoint(slot, self._choose(slot))
 
-    def _choose(self, slot: int) -> _Worker | None:
+    def _choose(self, slot: int) -> WorkerProcess | None:
         # At the start nobody has settled, and all listen: liveness is answered while models load.
         able = [
             one
@@ -453,7 +399,7 @@ class Supervisor:
         others = [one for one in able if one.settled.is_set()]
         return own[-1] if own else others[0] if others else None
 
-    async def _appoint(self, slot: int, new: _Worker | None) -> None:
+    async def _appoint(self, slot: int, new: WorkerProcess | None) -> None:
         old = self._listeners.get(slot)
         if new is None or new is old or not await self._obeys(new, "listen", slot):
             return
@@ -461,7 +407,7 @@ class Supervisor:
         if old is not None and not old.ended.is_set():
             await self._obeys(old, "leave", slot)
 
-    async def _obeys(self, worker: _Worker, what: str, slot: int) -> bool:
+    async def _obeys(self, worker: WorkerProcess, what: str, slot: int) -> bool:
         """Whether it did at once, as it should; if not it is killed, and its end brings us here again."""
         try:
             await asyncio.wait_for(worker.channel.call(what, slot=slot), _AT_ONCE_S)
@@ -469,158 +415,9 @@ class Supervisor:
             return False
         except (TimeoutError, RemoteDefect, ServiceError) as error:
             log.error("%s does not %s, and is killed: %s", worker, what, str(error) or f"no answer in {_AT_ONCE_S:g} s")
-            with contextlib.suppress(ProcessLookupError):
-                worker.process.kill()
+            worker.kill()
             return False
         return True
-
-    # --- what clients ask of all ---
-
-    async def index(self) -> list[dict[str, Any]]:
-        """Of each version the state that is furthest from READY."""
-        calls = [asyncio.wait_for(one.channel.call("index"), _AT_ONCE_S) for one in self._members()]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        answers = [answer for answer in answers if not isinstance(answer, TimeoutError)]  # see `_watch`
-        _raise_first_of(answers)
-        if not any(isinstance(answer, list) for answer in answers):
-            raise ModelNotReady(_NOBODY)
-        rows: dict[tuple[str, str | None], dict[str, Any]] = {}
-        for row in itertools.chain(*(answer for answer in answers if isinstance(answer, list))):
-            place = (row["name"], row["version"])
-            if place not in rows or _RANK[row["state"]] < _RANK[rows[place]["state"]]:
-                rows[place] = row
-        return sorted(rows.values(), key=lambda row: (row["name"], int(row["version"] or 0)))
-
-    async def load(self, name: str, config: str | None = None) -> None:
-        """In every worker or in none. Raises what `Registry.load` raises, and LoadFailed when a worker dies of it."""
-        self._require_running()
-        async with self._lock(name):
-            asked: dict[_Worker, list[dict[str, Any]]] = {}
-            try:
-                # Those that are born meanwhile begin with the assignment of before.
-                while missing := [one for one in self._members() if one not in asked]:
-                    answers = await self._answers(missing, "prepare", name=name, config=config, numbers=None)
-                    asked |= {
-                        one: answer
-                        for one, answer in zip(missing, answers, strict=True)
-                        if not isinstance(answer, BaseException)
-                    }
-                    # Who leaves in order has no part in it any more.
-                    _raise_first(
-                        name, [answer for one, answer in zip(missing, answers, strict=True) if not one.is_leaving]
-                    )
-                if not asked:
-                    raise ModelNotReady(_NOBODY)
-                rows = rows_from_json(next(iter(asked.values())))
-            except BaseException as error:
-                await self._answers(list(asked), "abort", name=name, reason=f"undone: {error}")
-                await self._write_down(name)
-                raise
-            self._assignment = self._require_running().with_model(name, rows, config)
-            await self._in_each(list(asked), "commit", name=name)
-
-    async def unload(self, name: str) -> None:
-        """In every worker. Raises ModelNotReady."""
-        self._require_running()
-        async with self._lock(name):
-            assignment = self._require_running()
-            rows = [
-                Assigned(name, row.version, ModelState.UNAVAILABLE, UNLOADED, counts=False)
-                for row in assignment.rows
-                if row.name == name
-            ]
-            self._assignment = assignment.with_model(name, rows)
-            await self._in_each(self._members(), "unload", name=name)
-
-    async def register_region(self, name: str, key: str, offset: int, size_bytes: int) -> None:
-        """In every worker or in none. Raises what `SharedMemory.register` raises."""
-        self._require_running()
-        async with self._lock(_REGIONS):
-            workers = self._members()
-            region = {"name": name, "key": key, "offset": offset, "size_bytes": size_bytes}
-            answers = await self._answers(workers, "register_region", **region)
-            if any(isinstance(answer, BaseException) and not isinstance(answer, ChannelClosed) for answer in answers):
-                done = [one for one, answer in zip(workers, answers, strict=True) if answer is None]
-                await self._answers(done, "unregister_regions", name=name)
-            _raise_first_of(answers)
-            assignment = self._require_running()
-            regions = {**assignment.regions, name: (key, offset, size_bytes)}
-            self._assignment = replace(assignment, regions=regions)
-
-    async def unregister_regions(self, name: str | None = None) -> None:
-        """In every worker."""
-        assignment = self._require_running()
-        async with self._lock(_REGIONS):
-            left = {one: region for one, region in assignment.regions.items() if name not in (None, one)}
-            self._assignment = replace(assignment, regions=left)
-            await self._in_each(self._members(), "unregister_regions", name=name)
-
-    def _members(self) -> list[_Worker]:
-        return [one for one in self._workers if one.talks.is_set() and not one.is_leaving]
-
-    async def _in_each(self, workers: Sequence[_Worker], what: str, **members: Any) -> None:
-        """What is decided already. Raises what one of them raises, unless it leaves or has ended."""
-        answers = await self._answers(workers, what, **members)
-        _raise_first_of(_of_those_that_stay(workers, answers))
-
-    async def _answers(self, workers: Sequence[_Worker], what: str, **members: Any) -> list[Any]:
-        """Of each, in order, a value or an error; of those that end meanwhile ChannelClosed."""
-        return await asyncio.gather(*(one.channel.call(what, **members) for one in workers), return_exceptions=True)
-
-    async def _write_down(self, name: str) -> None:
-        """What a load that failed has left of `name`: a model that was not there before is UNAVAILABLE now."""
-        for worker in self._members():
-            if not worker.settled.is_set():
-                continue
-            with contextlib.suppress(ChannelClosed):
-                rows = [row for row in rows_from_json(await worker.channel.call("assigned")) if row.name == name]
-                assignment = self._require_running()
-                self._assignment = assignment.with_model(name, rows, assignment.configs.get(name))
-                return
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        """One at a time for a name. Locks that nobody holds are forgotten: names are the caller's to invent."""
-        return self._locks.setdefault(name, asyncio.Lock())
-
-    def _decided(self) -> Assignment:
-        assert self._assignment is not None
-        return self._assignment
-
-    def _require_running(self) -> Assignment:
-        if self._stop.is_set():
-            raise ModelNotReady("the server is stopping; nothing is loaded or unloaded any more")
-        if self._assignment is None or not self._board.has_started:
-            raise ModelNotReady(f"{STARTING} in every worker process; try again in a moment")
-        return self._assignment
-
-
-_NOBODY = "no worker process can be asked at the moment; try again"
-# No model is called so.
-_REGIONS = "/regions"
-# Triton's words, furthest from READY first.
-_RANK = {"LOADING": 0, "UNLOADING": 1, "UNAVAILABLE": 2, "READY": 3}
-
-
-def _of_those_that_stay(workers: Sequence[_Worker], answers: Sequence[object]) -> list[object]:
-    """Who leaves in order has no part in it any more."""
-    return [answer for one, answer in zip(workers, answers, strict=True) if not one.is_leaving]
-
-
-def _raise_first_of(answers: Sequence[object]) -> None:
-    """But not that somebody has ended: what it was to do, it has no part in any more."""
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, ChannelClosed):
-            raise answer
-
-
-def _raise_first(name: str, answers: Sequence[object]) -> None:
-    """Of what went wrong what the model is to blame for, if anything is."""
-    _raise_first_of(answers)
-    if any(isinstance(answer, ChannelClosed) for answer in answers):
-        raise ModelNotReady(
-            f"model {quoted(name)} cannot be loaded: a worker process ended meanwhile, so nothing was changed in any; "
-            f"if it ends again, the model may be the reason"
-        )
 
 
 def _anonymous_file(size_bytes: int) -> int:

@@ -135,3 +135,13 @@ def test_when_the_other_end_closes_open_calls_end_and_no_new_one_begins():
 def test_before_it_is_served_nobody_can_be_asked():
     with pytest.raises(ChannelClosed):
         asyncio.run(Channel({}).call("anything"))
+
+
+def test_half_a_message_of_a_process_that_was_killed_is_its_end():
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(b'{"answer": 0, "val')
+        theirs.close()
+        await asyncio.wait_for(Channel({}).serve(ours), 10)
+
+    asyncio.run(scenario())
