@@ -54,7 +54,7 @@ class Decisions:
         return sorted(rows.values(), key=lambda row: (row["name"], int(row["version"] or 0)))
 
     async def load(self, name: str, config: str | None = None) -> None:
-        """In every worker or in none. Raises what `Registry.load` raises; ModelNotReady, too, when a worker dies of it."""
+        """In every worker or in none. Raises as `Registry.load` does, and ModelNotReady when a worker dies."""
         self._require_running()
         async with self._lock(name):
             asked: dict[WorkerProcess, list[dict[str, Any]]] = {}
