@@ -208,10 +208,18 @@ class WorkerServer(Server):
         if self._drain_began_s is not None or not self.started:
             super()._heed(sig)
             return
-        log.info("%s: another worker takes the place of this one", sig.name)
-        self._go_on(self._tell("leaving"))
-        self.begin_drain(self._drain_grace_s, is_replaced=True)
-        self._worker.publish()
+        self._go_on(self._leave_in_order(sig))
+
+    async def _leave_in_order(self, sig: signal.Signals) -> None:
+        """The same signal may have reached the supervisor (systemd sends it to every process of a service): then the
+        whole server stops, and it tells us so."""
+        is_replaced = True
+        with contextlib.suppress(ChannelClosed):
+            is_replaced = await self._worker.channel.call("leaving")
+        if is_replaced and self._drain_began_s is None:
+            log.info("%s: another worker takes the place of this one", sig.name)
+            self.begin_drain(self._drain_grace_s, is_replaced=True)
+            self._worker.publish()
 
     def begin_drain(self, grace_s: float, *, is_replaced: bool = False) -> None:
         if self._drain_began_s is None and not is_replaced:

@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 _AT_ONCE_S = 10.0
 _PING_EVERY_S = 5.0
 _SHORTLY_S = 0.01
+# A signal that a worker had reaches us within so long, if it was meant for all.
+_SAME_SIGNAL_S = 0.1
 # An event loop that stands still for so long; loading large models, in threads, may hold it up for some seconds.
 _PING_LIMIT_S = 60.0
 # Behind what a worker may take to end by itself.
@@ -247,9 +249,15 @@ class Supervisor:
         async def settled() -> None:
             await self._settled(worker)
 
-        async def leaving() -> None:
+        async def leaving() -> bool:
+            """Whether another one takes its place: not when all are told to end, us included."""
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _SAME_SIGNAL_S)
+            if self._stop.is_set():
+                return False
             worker.is_leaving = True
             self._go_on(self._replace(worker))
+            return True
 
         async def hopeless(reason: str) -> None:
             if not self._board.has_started:

@@ -389,9 +389,13 @@ def test_a_stop_in_the_middle_of_a_restart_is_in_order(tmp_path: Path) -> None:
         assert service.stop() == 0
 
 
-def test_a_stop_under_load_loses_no_request(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reaches_all", [False, True])
+def test_a_stop_under_load_loses_no_request(reaches_all: bool, tmp_path: Path) -> None:
+    """reaches_all: the signal is sent to every process, as systemd does."""
     save_version(tmp_path, "m", DOUBLE)
     with two_workers(tmp_path, "--drain-grace-s", "1") as service, asking(service, "m", X, 4) as clients:
+        for pid in workers_of(service) if reaches_all else ():
+            os.kill(pid, signal.SIGTERM)
         service.process.send_signal(signal.SIGTERM)
         service.wait_until(lambda: service.get("/v2/health/ready").status == 503, "not ready")
         assert service.infer("m", X).status == 200
