@@ -12,15 +12,15 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 
 from service.discovery import Found, discover
 from service.errors import ModelRejected
 from service.load_version import load_version
 from service.loader import refuse_pointer
 from service.logs import configure_logging
+from service.measurements import LARGEST_BYTES, Measured, Memory, content_of, fingerprint
 from service.settings import Settings
-from service.worker_plan import LARGEST_BYTES, PROBE_S, SHORT_S, Measured, Memory, content_of, state_directory
+from service.worker_plan import PROBE_S, SHORT_S
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,10 +29,12 @@ def main(argv: Sequence[str]) -> int:
     signal.alarm(math.ceil(PROBE_S))
     settings = Settings.from_command_line(argv, os.environ)
     configure_logging("error", settings.log_format)  # what is wrong with a model is told by those who are to serve it
-    memory = Memory(state_directory(os.environ), f"onnxruntime {version('onnxruntime')}")
+    memory = Memory.of_this_machine()
+    seen = fingerprint(settings)  # before the models are read: what changes meanwhile is measured at the next start
     found = [one for one in discover(settings) if one.version and one.config]
-    rows = [dataclasses.asdict(measured) for measured in _until_decided(settings, found, memory)]
-    sys.stdout.write(json.dumps(rows))
+    models = list(_until_decided(settings, found, memory))
+    sys.stdout.write(json.dumps([dataclasses.asdict(model) for model in models]))
+    memory.remember_models(seen, models)
     return 0
 
 
@@ -50,6 +52,8 @@ def measure(settings: Settings, found: Found, memory: Memory) -> Measured:
     assert found.config is not None
     label = f"model {found.name} version {found.version.version}"
     path = found.version.model_path
+    if not path.is_file():
+        return Measured(label, None, "what it takes could not be measured: it is no ordinary file")
     try:
         refuse_pointer(path)
         files = [path] if found.version.stands_alone else [file for file in path.parent.iterdir() if file.is_file()]
@@ -66,6 +70,6 @@ def measure(settings: Settings, found: Found, memory: Memory) -> Measured:
         return Measured(label, 0.0)
     if not loaded.report.latency_s:
         return Measured(label, None, "what it takes could not be measured")
-    row_s = min(seconds / rows for rows, seconds in loaded.report.latency_s.items() if rows == 1)
+    row_s = loaded.report.latency_s[min(loaded.report.latency_s)]  # where batches have a fixed size, a row takes one
     memory.remember(content, row_s)
     return Measured(label, row_s)

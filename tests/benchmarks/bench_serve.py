@@ -26,7 +26,6 @@ from tests.benchmarks.serve_contenders import (
     ContenderFailed,
     Served,
     answer_bytes,
-    has_workers,
     in_process,
     ours,
     rivals,
@@ -35,6 +34,7 @@ from tests.benchmarks.serve_contenders import (
 from tests.benchmarks.serve_table import (
     DEADLINE_MS,
     IN_PROCESS,
+    ONE_PROCESS,
     OURS,
     OVERLOAD,
     WORKLOADS,
@@ -118,8 +118,7 @@ within {DEADLINE_MS:.0f} ms, and latencies from the time a request was due."""
 def everybody(environment: Path, against: str | None) -> dict[str, Contender | None]:
     """By name, in the order of the columns; None is no server at all."""
     contenders: dict[str, Contender | None] = {OURS: ours()}
-    if has_workers():
-        contenders[f"ours, {CORES} workers"] = ours(f"ours, {CORES} workers", "--workers", str(CORES))
+    contenders[ONE_PROCESS] = ours(ONE_PROCESS, "--workers", "1")
     contenders[IN_PROCESS] = None
     contenders |= {rival.name: rival for rival in rivals(environment, DEADLINE_MS / 1e3)}
     wanted = against.split(",") if against else list(contenders)

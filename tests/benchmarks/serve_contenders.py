@@ -135,11 +135,6 @@ def ours(name: str = "ours", *flags: str) -> Contender:
     return Contender(name, command, ask_ours, read_ours)
 
 
-def has_workers() -> bool:
-    told = subprocess.run([str(COMMANDS / "foldserve"), "--help"], capture_output=True, text=True, check=True).stdout
-    return "--workers" in told
-
-
 # --- the others ---------------------------------------------------------------------------------------------------
 
 

@@ -180,12 +180,13 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without what would change the service: its own settings, ONNX Runtime's, and `CI`.
 
     ONNX Runtime's telemetry is silent where CI is set; a test that it is off must run as on a user's machine. No grace
-    at SIGTERM: no load balancer has to learn of it, and every test would wait.
+    at SIGTERM: no load balancer has to learn of it, and every test would wait. One process, however many cores there
+    are: what is shared out among workers (limits, lines of the log) is the business of the tests that ask for them.
     """
     kept = {
         key: value for key, value in os.environ.items() if key != "CI" and not key.startswith(("FOLDSERVE_", "ORT_"))
     }
-    return kept | {"FOLDSERVE_DRAIN_GRACE_S": "0"} | dict(extra or {})
+    return kept | {"FOLDSERVE_DRAIN_GRACE_S": "0", "FOLDSERVE_WORKERS": "1"} | dict(extra or {})
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from service.errors import InferenceFailed
-from service.instances import INLINE_S, Instances
+from service.instances import INLINE_REQUEST_S, INLINE_S, Instances
 from service.latency_curve import LatencyCurve
 from service.ticket import BatchOutcome
 
@@ -20,8 +20,13 @@ def compute(items: Sequence[str]) -> BatchOutcome[str]:
     return BatchOutcome([threading.current_thread().name for _ in items])
 
 
-def run(row_s: float, batches: Sequence[Sequence[str]], count: int = 1) -> tuple[list[BatchOutcome[str]], list[bool]]:
-    """Outcomes in the order in which they came, and for each batch whether it was finished at once."""
+def run(
+    row_s: float, batches: Sequence[Sequence[str]], *, rows: Sequence[int] | None = None, count: int = 1
+) -> tuple[list[BatchOutcome[str]], list[bool]]:
+    """Outcomes in the order in which they came, and for each batch whether it was finished at once.
+
+    rows: of each batch; without it, one for each of its requests.
+    """
 
     async def scenario() -> tuple[list[BatchOutcome[str]], list[bool]]:
         instances: Instances[str, str] = Instances(compute, LatencyCurve({1: row_s}), count=count, name="m")
@@ -35,9 +40,9 @@ def run(row_s: float, batches: Sequence[Sequence[str]], count: int = 1) -> tuple
                 all_there.set()
 
         at_once = []
-        for items in batches:
+        for items, batch_rows in zip(batches, rows or [len(items) for items in batches], strict=True):
             before = len(outcomes)
-            instances(items, len(items), finished)
+            instances(items, batch_rows, finished)
             at_once.append(len(outcomes) > before)
         async with asyncio.timeout(30):
             await all_there.wait()
@@ -54,14 +59,21 @@ def test_a_short_batch_runs_where_it_is() -> None:
 
 
 def test_a_long_batch_never_holds_up_the_loop() -> None:
-    outcomes, at_once = run(INLINE_S, [["a"]])
+    outcomes, at_once = run(INLINE_S + INLINE_REQUEST_S, [["a"]])
     assert outcomes == [BatchOutcome(["m instance 0"])]
     assert at_once == [False]
 
 
 def test_rows_decide_which_it_is() -> None:
-    _, at_once = run(INLINE_S / 2, [["a"], ["a", "b"]])
+    _, at_once = run(INLINE_S / 2, [["a"], ["a"]], rows=[1, 3])
     assert at_once == [True, False]
+
+
+def test_a_batch_of_many_requests_may_take_longer_for_answering_them_takes_longer_still():
+    few, many = ["a"] * 2, ["a"] * 64
+    rows_s = (INLINE_S + 10 * INLINE_REQUEST_S) / 64
+    _, at_once = run(rows_s, [few, many], rows=[64, 64])
+    assert at_once == [False, True]
 
 
 class Machine:
@@ -155,7 +167,7 @@ def test_batches_behind_one_that_held_up_the_loop_run_in_threads_for_longer_each
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_every_batch_comes_back_however_many_instances_there_are(count: int) -> None:
-    outcomes, _ = run(1.0, [["x"] for _ in range(20)], count)
+    outcomes, _ = run(1.0, [["x"] for _ in range(20)], count=count)
     ran = {name for outcome in outcomes for name in outcome.results or ()}
     assert len(outcomes) == 20
     assert ran <= {f"m instance {number}" for number in range(count)}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from pathlib import Path
 
 import pytest
 
 from service import probe, worker_plan
 from service.cpu_plan import CpuPlan
+from service.measurements import Measured, Memory, content_of
 from service.settings import Settings
-from service.worker_plan import Measured, Memory, WorkerPlan, choose, content_of, plan, state_directory
+from service.worker_plan import WorkerPlan, choose, plan
 from tests.service.handmade import DOUBLE, save_model, save_version
 
 SHORT, OTHER = Measured("model a version 1", 20e-6), Measured("model b version 1", 900e-6)
@@ -20,12 +20,12 @@ LONG = Measured("model c version 2", 0.02)
 UNKNOWN = Measured("model d version 1", None, "what it takes could not be measured")
 
 CASES = {
-    "a core for the worker, a core for everything else": (8, [SHORT], 4),
-    "as many short ones as one likes": (8, [SHORT, OTHER], 4),
+    "one for each core": (4, [SHORT], 4),
+    "as many short ones as one likes": (8, [SHORT, OTHER], 8),
     "one that is worth all cores": (8, [SHORT, LONG, OTHER], 1),
     "one of which nothing is known": (8, [SHORT, UNKNOWN], 1),
     "nothing to serve": (8, [], 1),
-    "a machine with too few cores": (3, [SHORT], 1),
+    "two cores": (2, [SHORT], 2),
     "one core": (1, [SHORT], 1),
     "more cores than anybody has measured": (128, [SHORT], 8),
 }
@@ -39,7 +39,8 @@ def test_workers_by_cores_and_models(cores: int, models: list[Measured], workers
 @pytest.mark.parametrize(
     ("cores", "models", "reason"),
     [
-        (8, [SHORT, OTHER], "a row takes 900 us at most, so one for every 2 of 8 cores"),
+        (8, [SHORT, OTHER], "a row takes 900 us at most, so one for each of 8 cores"),
+        (64, [SHORT], "a row takes 20 us at most, so the most there may be, 8"),
         (8, [SHORT, LONG], "model c version 2 takes 20 ms a row on one core, so runs use all"),
         (8, [UNKNOWN], "model d version 1: what it takes could not be measured"),
         (1, [SHORT], "1 core, cgroup quota of 1.5 cores"),
@@ -70,10 +71,12 @@ def test_the_models_of_the_repository_are_measured_and_the_bad_ones_take_no_time
 
     found = planned(tmp_path / "r")
 
-    assert found.workers == 4
+    assert found.workers == 8
     assert found.reason.startswith("a row takes ")
     (remembered,) = json.loads(state.read_text()).values()
-    assert list(remembered) == [content_of(tmp_path / "r" / "m" / "1" / "model.onnx")]
+    assert [key for key, value in remembered.items() if isinstance(value, float)] == [
+        content_of(tmp_path / "r" / "m" / "1" / "model.onnx")
+    ]
 
 
 def test_what_was_measured_is_believed_the_next_time(tmp_path: Path, state: Path):
@@ -83,6 +86,29 @@ def test_what_was_measured_is_believed_the_next_time(tmp_path: Path, state: Path
     state.write_text(json.dumps({machine: dict.fromkeys(rows, 0.5) for machine, rows in text.items()}))
 
     assert planned(tmp_path / "r").reason == "model m version 1 takes 500 ms a row on one core, so runs use all"
+
+
+def test_nothing_is_started_to_measure_what_has_not_changed(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = save_version(tmp_path / "r", "m", DOUBLE)
+    found = planned(tmp_path / "r")
+    measuring = worker_plan.subprocess.run
+    monkeypatch.setattr(worker_plan.subprocess, "run", lambda *_, **__: pytest.fail("measured"))
+    assert planned(tmp_path / "r") == found
+
+    monkeypatch.setattr(worker_plan.subprocess, "run", measuring)
+    (folder / "model.onnx").write_bytes(b"nonsense")
+    assert planned(tmp_path / "r").reason.startswith("a row takes 0 us at most")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, state: Path):
+    os.mkfifo(save_version(tmp_path / "r", "m", DOUBLE) / "pipe")
+    (tmp_path / "r" / "m" / "1" / "pipe").rename(tmp_path / "r" / "m" / "1" / "model.onnx")
+
+    assert planned(tmp_path / "r") == WorkerPlan(
+        1, "model m version 1: what it takes could not be measured: it is no ordinary file"
+    )
 
 
 def test_what_is_too_large_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -99,57 +125,13 @@ def test_what_is_too_large_is_not_even_read(tmp_path: Path, monkeypatch: pytest.
 def test_few_cores_and_accelerators_need_no_measurement(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(worker_plan.subprocess, "run", lambda *_, **__: pytest.fail("measured"))
 
-    assert plan(CpuPlan(2, "affinity of 2"), Settings(), []) == WorkerPlan(1, "2 cores, affinity of 2")
+    assert plan(CpuPlan(1, "affinity of 1"), Settings(), []) == WorkerPlan(1, "1 core, affinity of 1")
     gpu = Settings(providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
     assert plan(CpuPlan(64, "affinity"), gpu, []).workers == 1
 
 
-def test_a_measurement_that_fails_leaves_one_process_and_the_reason():
+def test_a_measurement_that_fails_leaves_one_process_and_the_reason(state: Path):
     failed = plan(CpuPlan(8, "affinity"), Settings(), ["--no-such-flag"])
 
     assert failed.workers == 1
     assert failed.reason.startswith("the models could not be measured: ")
-
-
-# --- memory -------------------------------------------------------------------------------------------------------
-
-
-def test_figures_are_remembered_for_a_machine_and_versions_of_tools(tmp_path: Path):
-    Memory(tmp_path, "onnxruntime 1").remember("abc", 0.5)
-    Memory(tmp_path, "onnxruntime 1").remember("def", 0.25)
-
-    assert [Memory(tmp_path, "onnxruntime 1").row_s(content) for content in ("abc", "def", "ghi")] == [0.5, 0.25, None]
-    assert Memory(tmp_path, "onnxruntime 2").row_s("abc") is None
-
-
-@pytest.mark.parametrize("content", ["", "[]", "null", '{"x": 3}', "\0", '{"x": {"abc": "fast"}}'])
-def test_a_damaged_memory_is_an_empty_one(content: str, tmp_path: Path):
-    (tmp_path / "measured.json").write_text(content)
-    memory = Memory(tmp_path)
-
-    assert memory.row_s("abc") is None
-    memory.remember("abc", 1.0)
-    assert Memory(tmp_path).row_s("abc") == 1.0
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path):
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    Memory(tmp_path / "state").remember("abc", 1.0)
-
-
-def test_a_path_that_is_no_folder_is_no_error(tmp_path: Path):
-    (tmp_path / "state").write_text("")
-    Memory(tmp_path / "state").remember("abc", 1.0)
-
-
-@pytest.mark.parametrize(
-    ("environ", "folder"),
-    [
-        ({"STATE_DIRECTORY": "/var/lib/foldserve:/other", "HOME": "/h"}, "/var/lib/foldserve"),
-        ({"XDG_STATE_HOME": "/s", "HOME": "/h"}, "/s/foldserve"),
-        ({"HOME": "/h"}, "/h/.local/state/foldserve"),
-    ],
-)
-def test_where_the_memory_lies(environ: dict[str, str], folder: str):
-    assert state_directory(environ) == Path(folder)
