@@ -103,13 +103,15 @@ class Loader:
     def _load_blocking(self, found: Found) -> Model:
         assert found.version is not None
         assert found.config is not None
+        # Runs at the same time share the cores.
+        cores = max(1, self.cpu.cores // found.config.scheduler.instances)
         try:
             refuse_pointer(found.version.model_path)
             loaded = load_version(
                 found.version,
                 found.config,
                 providers=self._settings.providers,
-                intra_op_threads=self._settings.intra_op_threads or self.cpu.cores,
+                intra_op_threads=self._settings.intra_op_threads or cores,
                 may_use_fewer=not self._settings.intra_op_threads,
             )
             statistics = self._statistics_of(found.name, found.version.version)

@@ -35,11 +35,13 @@ _MOST_REMEMBERED = 500
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One version: seconds for one row on one thread, or None and why that is not known."""
+    """One version: seconds for one row on one thread, or None and why that is not known. instances: of its runs, how
+    many may be under way at once."""
 
     label: str
     row_s: float | None
     reason: str = ""
+    instances: int = 1
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
@@ -79,10 +81,8 @@ class Memory:
         if not isinstance(rows, list):
             return None
         try:
-            return [
-                Measured(str(row["label"]), row["row_s"] and float(row["row_s"]), str(row["reason"])) for row in rows
-            ]
-        except (KeyError, TypeError, ValueError):
+            return [_measured(**row) for row in rows]
+        except (TypeError, ValueError):
             return None
 
     def remember(self, content: str, row_s: float) -> None:
@@ -103,6 +103,11 @@ class Memory:
             fresh.replace(self._path)
         except OSError as error:
             log.debug("what was measured is not remembered: %s", error)
+
+
+def _measured(label: str, row_s: float | None, reason: str, instances: int) -> Measured:
+    """Raises TypeError or ValueError where a figure is none."""
+    return Measured(str(label), None if row_s is None else float(row_s), str(reason), int(instances))
 
 
 def content_of(path: Path) -> str:

@@ -63,8 +63,9 @@ def measure(settings: Settings, found: Found, memory: Memory) -> Measured:
                 label, None, f"its {size_bytes / 2**20:.0f} MiB are not read at once, so runs use all cores"
             )
         content = content_of(path)
+        instances = found.config.scheduler.instances
         if (known_s := memory.row_s(content)) is not None:
-            return Measured(label, known_s)
+            return Measured(label, known_s, instances=instances)
         loaded = load_version(found.version, found.config, providers=settings.providers, intra_op_threads=1)
     except (ModelRejected, OSError):
         return Measured(label, 0.0)
@@ -72,4 +73,4 @@ def measure(settings: Settings, found: Found, memory: Memory) -> Measured:
         return Measured(label, None, "what it takes could not be measured")
     row_s = loaded.report.latency_s[min(loaded.report.latency_s)]  # where batches have a fixed size, a row takes one
     memory.remember(content, row_s)
-    return Measured(label, row_s)
+    return Measured(label, row_s, instances=instances)

@@ -119,8 +119,8 @@ class Settings:
     intra_op_threads: int = field(
         default=0,
         metadata=_about(
-            "threads that one model run may use; 0 takes the cores that affinity and cgroup quota allow, or one for a "
-            "model whose short runs more do not make shorter",
+            "threads that one model run may use; 0 takes the cores that affinity and cgroup quota allow, shared out "
+            "among workers and the model's instances, or one for a model whose short runs more do not make shorter",
             minimum=0,
             maximum=1024,
         ),

@@ -38,10 +38,12 @@ class WorkerPlan:
     reason: str
 
 
-def choose(cpu: CpuPlan, models: Sequence[Measured]) -> WorkerPlan:
-    """The number of workers for these models on these cores."""
-    possible = min(cpu.cores, _MOST_WORKERS)
-    if possible < 2:
+def choose(cpu: CpuPlan, models: Sequence[Measured], threads: int = 1) -> WorkerPlan:
+    """The number of workers for these models on these cores: workers x instances x threads are no more than cores.
+
+    threads: of one run, as the user asks.
+    """
+    if cpu.cores < 2:
         return WorkerPlan(1, f"{_cores(cpu.cores)}, {cpu.reason}")
     if not models:
         return WorkerPlan(1, "there is no model yet")
@@ -51,8 +53,11 @@ def choose(cpu: CpuPlan, models: Sequence[Measured]) -> WorkerPlan:
         if model.row_s >= SHORT_S:
             return WorkerPlan(1, f"{model.label} takes {1e3 * model.row_s:.3g} ms a row on one core, so runs use all")
     longest_us = 1e6 * max(model.row_s or 0.0 for model in models)
-    share = f"one for each of {_cores(cpu.cores)}" if possible == cpu.cores else f"the most there may be, {possible}"
-    return WorkerPlan(possible, f"a row takes {longest_us:.3g} us at most, so {share}")
+    at_once = threads * max(model.instances for model in models)
+    possible = max(1, min(cpu.cores // at_once, _MOST_WORKERS))
+    share = "one for each" if at_once == 1 else f"one for every {at_once}, the threads that run at once in each,"
+    share = f"the most there may be, {possible}," if possible == _MOST_WORKERS < cpu.cores // at_once else share
+    return WorkerPlan(possible, f"a row takes {longest_us:.3g} us at most, so {share} of {_cores(cpu.cores)}")
 
 
 def plan(cpu: CpuPlan, settings: Settings, argv: Sequence[str]) -> WorkerPlan:
@@ -60,10 +65,11 @@ def plan(cpu: CpuPlan, settings: Settings, argv: Sequence[str]) -> WorkerPlan:
     serves. argv: the command line that the settings were read from."""
     if settings.providers != ("CPUExecutionProvider",):
         return WorkerPlan(1, f"{settings.providers[0]} computes, and each process would hold every model there")
+    threads = settings.intra_op_threads or 1
     if cpu.cores < 2:
         return choose(cpu, ())
     if (known := Memory.of_this_machine().models(fingerprint(settings))) is not None:
-        return choose(cpu, known)
+        return choose(cpu, known, threads)
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter, our own program
             [sys.executable, "-c", _BOOT.format(path=sys.path), *argv],
@@ -74,7 +80,7 @@ def plan(cpu: CpuPlan, settings: Settings, argv: Sequence[str]) -> WorkerPlan:
         return WorkerPlan(1, f"the models were not measured within {PROBE_S:g} s")
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         return WorkerPlan(1, f"the models could not be measured: {error}")
-    return choose(cpu, models)
+    return choose(cpu, models, threads)
 
 
 def _cores(count: int) -> str:

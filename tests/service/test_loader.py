@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import memory
+from service import cpu_plan, loader, memory
+from service.cpu_plan import CpuPlan
 from service.discovery import discover_model
-from service.errors import QueueFull
+from service.errors import ModelRejected, QueueFull
+from service.load_version import LoadedVersion
 from service.loader import Loader, without_folder
 from service.model import Model
 from service.protocol import InferenceRequest, InputTensor
@@ -55,6 +57,33 @@ def test_a_pointer_of_git_lfs_is_called_that(is_published: bool, tmp_path: Path)
             loader.close()
 
     assert asyncio.run(scenario()) == "model.onnx is a Git LFS pointer, not the model itself; run `git lfs pull`"
+
+
+@pytest.mark.parametrize(
+    ("instances", "asked", "threads"),
+    [(1, 0, 8), (2, 0, 4), (3, 0, 2), (16, 0, 1), (2, 6, 6)],
+)
+def test_runs_at_the_same_time_share_the_cores_unless_the_user_says_how_many_threads_each_has(
+    instances: int, asked: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_version(tmp_path, "m", DOUBLE, config={"scheduler": {"instances": instances}})
+    settings = Settings(model_repository=tmp_path, intra_op_threads=asked)
+    given: list[int] = []
+
+    def load(*_: object, intra_op_threads: int, **__: object) -> LoadedVersion:
+        given.append(intra_op_threads)
+        raise ModelRejected("only looking")
+
+    monkeypatch.setattr(loader, "load_version", load)
+    monkeypatch.setattr(cpu_plan, "read_plan", lambda _: CpuPlan(8, "affinity of 8"))
+
+    async def scenario() -> None:
+        loading = Loader(settings)
+        assert await loading.load(discover_model(settings, "m", None)[0]) == "only looking"
+        loading.close()
+
+    asyncio.run(scenario())
+    assert given == [threads]
 
 
 def test_queues_of_all_models_together_hold_an_eighth_of_the_memory(

@@ -19,11 +19,15 @@ SHORT, OTHER = Measured("model a version 1", 20e-6), Measured("model b version 1
 LONG = Measured("model c version 2", 0.02)
 UNKNOWN = Measured("model d version 1", None, "what it takes could not be measured")
 
+TWICE = Measured("model e version 1", 10e-6, instances=2)
+
 CASES = {
     "one for each core": (4, [SHORT], 4),
     "as many short ones as one likes": (8, [SHORT, OTHER], 8),
     "one that is worth all cores": (8, [SHORT, LONG, OTHER], 1),
     "one of which nothing is known": (8, [SHORT, UNKNOWN], 1),
+    "one that has two instances": (8, [SHORT, TWICE], 4),
+    "one that has more instances than there are cores": (8, [Measured("model f version 1", 1e-6, instances=16)], 1),
     "nothing to serve": (8, [], 1),
     "two cores": (2, [SHORT], 2),
     "one core": (1, [SHORT], 1),
@@ -36,11 +40,20 @@ def test_workers_by_cores_and_models(cores: int, models: list[Measured], workers
     assert choose(CpuPlan(cores, "affinity"), models).workers == workers
 
 
+def test_threads_that_the_user_asks_for_count():
+    assert [choose(CpuPlan(8, "affinity"), [TWICE], threads).workers for threads in (1, 2, 4, 8)] == [4, 2, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("cores", "models", "reason"),
     [
         (8, [SHORT, OTHER], "a row takes 900 us at most, so one for each of 8 cores"),
-        (64, [SHORT], "a row takes 20 us at most, so the most there may be, 8"),
+        (64, [SHORT], "a row takes 20 us at most, so the most there may be, 8, of 64 cores"),
+        (
+            8,
+            [SHORT, TWICE],
+            "a row takes 20 us at most, so one for every 2, the threads that run at once in each, of 8 cores",
+        ),
         (8, [SHORT, LONG], "model c version 2 takes 20 ms a row on one core, so runs use all"),
         (8, [UNKNOWN], "model d version 1: what it takes could not be measured"),
         (1, [SHORT], "1 core, cgroup quota of 1.5 cores"),
@@ -60,8 +73,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state" / "measured.json"
 
 
-def planned(repository: Path, cores: int = 8) -> WorkerPlan:
-    argv = ["--model-repository", str(repository)]
+def planned(repository: Path, *flags: str, cores: int = 8) -> WorkerPlan:
+    argv = ["--model-repository", str(repository), *flags]
     return plan(CpuPlan(cores, "affinity"), Settings.from_command_line(argv, {}), argv)
 
 
@@ -100,6 +113,14 @@ def test_nothing_is_started_to_measure_what_has_not_changed(
     monkeypatch.setattr(worker_plan.subprocess, "run", measuring)
     (folder / "model.onnx").write_bytes(b"nonsense")
     assert planned(tmp_path / "r").reason.startswith("a row takes 0 us at most")
+
+
+def test_a_model_s_instances_and_the_threads_of_a_run_take_cores_from_workers(tmp_path: Path, state: Path):
+    save_version(tmp_path / "r", "m", DOUBLE, config={"scheduler": {"instances": 2}})
+
+    for _ in ("measured", "remembered"):
+        assert planned(tmp_path / "r").workers == 4
+        assert planned(tmp_path / "r", "--intra-op-threads", "2").workers == 2
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path, state: Path):
