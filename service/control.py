@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from service.assignment import LoadParameters
 from service.protocol import RepositoryIndexRow
 from service.registry import Registry
 from service.shared_memory import SharedMemory
@@ -19,7 +20,7 @@ class Control(Protocol):
     async def index(self) -> list[RepositoryIndexRow]:
         """Every version in its state, and every model on disk that nobody has loaded. Raises LoadFailed."""
 
-    async def load(self, name: str, config: str | None = None) -> None:
+    async def load(self, name: str, parameters: LoadParameters | None = None) -> None:
         """As `Registry.load`. Raises NotFound, LoadFailed and ModelNotReady; then nothing has changed anywhere."""
 
     async def unload(self, name: str) -> None:
@@ -48,8 +49,8 @@ class OneProcess:
     async def index(self) -> list[RepositoryIndexRow]:
         return await self._registry.index()
 
-    async def load(self, name: str, config: str | None = None) -> None:
-        await self._registry.load(name, config)
+    async def load(self, name: str, parameters: LoadParameters | None = None) -> None:
+        await self._registry.load(name, parameters)
 
     async def unload(self, name: str) -> None:
         await self._registry.unload(name)

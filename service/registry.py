@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
-from service.assignment import Assigned, Assignment
+from service.assignment import Assigned, Assignment, LoadParameters
 from service.counter_pages import Pages
 from service.cpu_plan import CpuPlan
 from service.discovery import Found, Listing, discover, discover_model, names_on_disk
@@ -29,12 +29,12 @@ from service.loader import Loader, without_folder
 from service.model import Model
 from service.model_config import describe_configuration
 from service.model_states import Entry, ModelStatus
+from service.overrides import NO_OVERRIDES, Overrides, read_overrides
 from service.protocol import ModelConfiguration, ModelMetadata, RepositoryIndexRow, VersionStatistics
 from service.repository import VersionDirectory
 from service.settings import Settings
 from service.statistics import Refusals
-from service.traffic import Traffic, share
-from service.triton_json import read_configuration
+from service.traffic import Traffic, share, why_no_trial, why_not_shared
 from service.version_states import DRAINING, STARTING, UNLOADED, ModelState
 from service.waiting import QueueSpace
 
@@ -254,7 +254,8 @@ class Registry:
             rows = [row for row in assignment.rows if row.name == name]
             ready = frozenset(row.version for row in rows if row.state is ModelState.READY and row.version)
             try:
-                found = await self._find(name, assignment.configs.get(name), ready) if ready else ()
+                overrides = self._read_overrides(name, assignment.parameters.get(name))
+                found = await self._find(name, overrides, ready) if ready else ()
             except (NotFound, LoadFailed) as error:
                 found = ()
                 log.error("%s", error)
@@ -270,41 +271,45 @@ class Registry:
             for entry in self._entries.get(one, [])
         )
 
-    async def load(self, name: str, config: str | None = None) -> None:
+    async def load(self, name: str, parameters: LoadParameters | None = None) -> None:
         """Loads `name` as it is on disk now, and lets it answer in place of what answered before. Raises as `prepare`
         does; then what answered before goes on."""
-        (await self.prepare(name, config)).commit()
+        (await self.prepare(name, parameters)).commit()
 
-    async def prepare(self, name: str, config: str | None = None, numbers: frozenset[int] | None = None) -> Prepared:
+    async def prepare(
+        self, name: str, parameters: LoadParameters | None = None, numbers: frozenset[int] | None = None
+    ) -> Prepared:
         """Loads `name` as it is on disk now. It answers nobody before the caller commits it, or else aborts.
 
-        config: Triton's model configuration as JSON, in place of the one on disk, until the next load. numbers: which
+        parameters: in place of what the configuration on disk says, until the next load (overrides.py). numbers: which
         versions, in place of the version policy.
-        Raises NotFound, LoadFailed with the reason, and ModelNotReady while the server starts or stops.
+        Raises NotFound, LoadFailed with the reason, MalformedRequest, and ModelNotReady while the server starts or
+        stops.
         """
         self._require_running()
         lock = self._lock(name)
         await lock.acquire()
         try:
-            found = await self._found_or_noted(name, config, numbers)
+            overrides = self._read_overrides(name, parameters)
+            found = await self._found_or_noted(name, overrides, numbers)
             self._require_running()
             there = [str(one.version.version) for one in found if one.version]
             log.info("model %s: asked to load version %s", name, ", ".join(there))
-            return await self._prepare(name, found, lock, notes_failure=config is None)
+            return await self._prepare(name, found, lock, overrides)
         except BaseException:
             lock.release()
             raise
 
-    async def _found_or_noted(self, name: str, config: str | None, numbers: frozenset[int] | None) -> Sequence[Found]:
+    async def _found_or_noted(self, name: str, overrides: Overrides, numbers: frozenset[int] | None) -> Sequence[Found]:
         """As `_find`; the index tells what is wrong with what lies on disk."""
         try:
-            return await self._find(name, config, numbers)
+            return await self._find(name, overrides, numbers)
         except LoadFailed as error:
-            if config is None:
+            if overrides == NO_OVERRIDES:
                 self._note_failure(name, [], str(error))
             raise
 
-    async def _prepare(self, name: str, found: Sequence[Found], lock: asyncio.Lock, *, notes_failure: bool) -> Prepared:
+    async def _prepare(self, name: str, found: Sequence[Found], lock: asyncio.Lock, overrides: Overrides) -> Prepared:
         before = self._entries.get(name, [])
         counts = any(entry.counts for entry in before)
         after = [Entry(one, ModelState.LOADING, counts=counts) for one in found]
@@ -316,11 +321,14 @@ class Registry:
         failures = [
             f"version {entry.number}: {outcome}" for entry, outcome in prepared.outcomes if isinstance(outcome, str)
         ]
+        reason = "another version could not be loaded"
+        if not failures and overrides.asks_for_a_trial and (told := _why_not_shared(prepared)):
+            failures, reason = [told], told
         if failures or self._closing:
             # All or nothing, as in Triton: half of what was asked for would be a surprise.
-            await prepared.drop("another version could not be loaded")
+            await prepared.drop(reason)
             self._require_running()
-            if notes_failure:
+            if overrides == NO_OVERRIDES:
                 self._note_failure(name, after)
             raise LoadFailed(f"model {quoted(name)} cannot be loaded: {_kept('; '.join(failures), serves)}")
         return prepared
@@ -399,18 +407,27 @@ class Registry:
         if not self._scanned:
             raise ModelNotReady(f"{STARTING}; try again in a moment")
 
-    async def _find(self, name: str, config: str | None, numbers: frozenset[int] | None = None) -> Sequence[Found]:
+    def _read_overrides(self, name: str, parameters: LoadParameters | None) -> Overrides:
+        """Raises MalformedRequest and LoadFailed."""
+        try:
+            return read_overrides(parameters, name, self._settings.providers)
+        except ModelRejected as error:
+            raise LoadFailed(f"model {quoted(name)} cannot be loaded: {error}") from error
+
+    async def _find(self, name: str, overrides: Overrides, numbers: frozenset[int] | None) -> Sequence[Found]:
         """The versions of `name` that are to be loaded, at least one. Raises NotFound and LoadFailed."""
         try:
-            override = None if config is None else read_configuration(config, name, self._settings.providers)
-            found = await self._loader.call(discover_model, self._settings, name, override, numbers)
+            found = await self._loader.call(discover_model, self._settings, name, overrides, numbers)
         except (ModelRejected, OSError) as error:
             raise LoadFailed(
                 f"model {quoted(name)} cannot be loaded: {without_folder(self._settings, str(error))}"
             ) from error
         if not found:
             raise NotFound(f"there is no model {quoted(name)} in the repository")
-        if reasons := [one.reason for one in found if one.reason]:
+        reasons = [one.reason for one in found if one.reason]
+        if not reasons and numbers is None and overrides.asks_for_a_trial:
+            reasons = _why_no_trial(found)
+        if reasons:
             raise LoadFailed(
                 f"model {quoted(name)} cannot be loaded: {without_folder(self._settings, '; '.join(reasons))}"
             )
@@ -543,6 +560,25 @@ def _entry_for(row: Assigned, found: Found | None) -> Entry:
     version = VersionDirectory(Path(row.name), row.version) if row.version else None
     reason = row.reason or "it is not on disk any more"
     return Entry(Found(row.name, version, None, reason), ModelState.UNAVAILABLE, reason, counts=row.counts)
+
+
+# --- trials that a client asks for --------------------------------------------------------------------------------
+
+
+def _why_no_trial(found: Sequence[Found]) -> list[str]:
+    """At most one reason, before anything is loaded."""
+    config = found[0].config
+    assert config is not None
+    reason = why_no_trial([one.version.version for one in found if one.version], config)
+    return [reason] if reason else []
+
+
+def _why_not_shared(prepared: Prepared) -> str:
+    """Empty when requests can be shared as the configuration says."""
+    config = prepared.outcomes[0][0].found.config
+    assert config is not None
+    models = [outcome for _, outcome in prepared.outcomes if isinstance(outcome, Model)]
+    return why_not_shared(models, config)
 
 
 # --- words --------------------------------------------------------------------------------------------------------
