@@ -27,7 +27,7 @@ from service.channel import Channel, ChannelClosed
 from service.errors import ServiceError
 from service.listening import CannotServe
 from service.logs import configure_logging
-from service.registry import Prepared
+from service.prepared import Prepared
 from service.server import Parts, Server, configuration, make_parts
 from service.settings import Settings
 from service.shared_memory import SharedMemory
