@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.assignment import LoadParameters
 from service.board import Board
 from service.channel import Channel, ChannelClosed, RemoteDefect
 from service.errors import InferenceFailed, ModelNotReady
@@ -23,8 +24,8 @@ class AllWorkers:
     async def index(self) -> list[RepositoryIndexRow]:
         return [RepositoryIndexRow(**row) for row in await self._ask("index")]
 
-    async def load(self, name: str, config: str | None = None) -> None:
-        await self._ask("load", name=name, config=config)
+    async def load(self, name: str, parameters: LoadParameters | None = None) -> None:
+        await self._ask("load", name=name, parameters=parameters)
 
     async def unload(self, name: str) -> None:
         await self._ask("unload", name=name)

@@ -12,6 +12,9 @@ from typing import Any
 
 from service.version_states import ModelState
 
+LoadParameters = Mapping[str, Any]
+"""What a client has sent with a load in place of what lies on disk, as JSON has it; overrides.py says what that is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
@@ -37,37 +40,37 @@ def ready(rows: Sequence[Assigned]) -> list[Assigned]:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """`configs`: by name, Triton's model configuration that a client has sent with its load, as JSON. `regions`: of
-    shared memory, as clients have registered them: key, offset and size in bytes, by name."""
+    """`parameters`: by name, what a client has sent with its load. `regions`: of shared memory, as clients have
+    registered them: key, offset and size in bytes, by name."""
 
     rows: tuple[Assigned, ...]
-    configs: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, LoadParameters] = field(default_factory=dict)
     regions: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
 
-    def with_model(self, name: str, rows: Sequence[Assigned], config: str | None = None) -> Assignment:
+    def with_model(self, name: str, rows: Sequence[Assigned], parameters: LoadParameters | None = None) -> Assignment:
         """As this one, but `name` is what `rows` say."""
         others = tuple(row for row in self.rows if row.name != name)
-        configs = {one: text for one, text in self.configs.items() if one != name}
-        return replace(self, rows=(*others, *rows), configs=configs if config is None else {**configs, name: config})
+        kept = {one: sent for one, sent in self.parameters.items() if one != name}
+        return replace(self, rows=(*others, *rows), parameters={**kept, name: parameters} if parameters else kept)
 
     def ready(self) -> list[Assigned]:
         return ready(self.rows)
 
     def names_changed(self, later: Assignment) -> list[str]:
-        """The models of which other versions are READY in `later`, or the same with another configuration."""
+        """The models of which other versions are READY in `later`, or the same with other parameters."""
         names = dict.fromkeys(row.name for row in (*self.rows, *later.rows))
         return [name for name in names if self._served(name) != later._served(name)]
 
-    def _served(self, name: str) -> tuple[frozenset[int | None], str | None]:
-        return frozenset(row.version for row in self.ready() if row.name == name), self.configs.get(name)
+    def _served(self, name: str) -> tuple[frozenset[int | None], LoadParameters | None]:
+        return frozenset(row.version for row in self.ready() if row.name == name), self.parameters.get(name)
 
     def to_json(self) -> dict[str, Any]:
-        return {"rows": rows_to_json(self.rows), "configs": dict(self.configs), "regions": dict(self.regions)}
+        return {"rows": rows_to_json(self.rows), "parameters": dict(self.parameters), "regions": dict(self.regions)}
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> Assignment:
         regions = {name: (key, offset, size_bytes) for name, (key, offset, size_bytes) in members["regions"].items()}
-        return cls(rows_from_json(members["rows"]), members["configs"], regions)
+        return cls(rows_from_json(members["rows"]), members["parameters"], regions)
 
 
 def rows_to_json(rows: Sequence[Assigned]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Two processes that ask each other things over a socket pair: calls with answers, in both directions, as JSON lines.
 
-    {"call": 7, "what": "prepare", "with": {"name": "digits", "config": null}}
+    {"call": 7, "what": "prepare", "with": {"name": "digits", "parameters": null}}
     {"answer": 7, "value": ...}      or      {"answer": 7, "error": {"kind": "LoadFailed", "text": "..."}}
 
 Errors of the service's tree arrive as what they were raised as; any other as `RemoteDefect`, its traceback in the log

@@ -1,29 +1,40 @@
 """What a route asks of the server as a whole, however many processes serve.
 
 Loading, unloading, the index and regions of shared memory speak for all processes: a call returns when every one has
-done it, or none has.
+done it, or none has. Imports nothing heavy: the supervisor of several processes polls by it.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from service.protocol import RepositoryIndexRow
-from service.registry import Registry
-from service.shared_memory import SharedMemory
+from service.assignment import LoadParameters
+
+if TYPE_CHECKING:
+    from service.protocol import RepositoryIndexRow
+    from service.registry import Registry
+    from service.shared_memory import SharedMemory
 
 
-class Control(Protocol):
+class Loading(Protocol):
+    """Models come and go by name: the part of `Control` that polling needs. The registry itself, or who speaks for
+    several processes."""
+
+    async def load(self, name: str) -> None:
+        """Raises NotFound, LoadFailed and ModelNotReady; then nothing has changed anywhere."""
+
+    async def unload(self, name: str) -> None:
+        """Returns when what had been taken is answered. Raises ModelNotReady while the server starts or stops."""
+
+
+class Control(Loading, Protocol):
     """Of one process (`OneProcess`), or of several (`AllWorkers`)."""
 
     async def index(self) -> list[RepositoryIndexRow]:
         """Every version in its state, and every model on disk that nobody has loaded. Raises LoadFailed."""
 
-    async def load(self, name: str, config: str | None = None) -> None:
-        """As `Registry.load`. Raises NotFound, LoadFailed and ModelNotReady; then nothing has changed anywhere."""
-
-    async def unload(self, name: str) -> None:
-        """Returns when what had been taken is answered. Raises ModelNotReady while the server starts or stops."""
+    async def load(self, name: str, parameters: LoadParameters | None = None) -> None:
+        """As `Registry.load`; raises MalformedRequest too, where `parameters` mean nothing."""
 
     async def register_region(self, name: str, key: str, offset: int, size_bytes: int) -> None:
         """As `SharedMemory.register`."""
@@ -48,8 +59,8 @@ class OneProcess:
     async def index(self) -> list[RepositoryIndexRow]:
         return await self._registry.index()
 
-    async def load(self, name: str, config: str | None = None) -> None:
-        await self._registry.load(name, config)
+    async def load(self, name: str, parameters: LoadParameters | None = None) -> None:
+        await self._registry.load(name, parameters)
 
     async def unload(self, name: str) -> None:
         await self._registry.unload(name)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from service.assignment import Assigned, Assignment, ready, rows_from_json
+from service.assignment import Assigned, Assignment, LoadParameters, ready, rows_from_json
 from service.channel import ChannelClosed
 from service.errors import LoadFailed, ModelNotReady, NotFound, quoted
 from service.version_states import UNLOADED, ModelState
@@ -53,7 +53,7 @@ class Decisions:
                 rows[place] = row
         return sorted(rows.values(), key=lambda row: (row["name"], int(row["version"] or 0)))
 
-    async def load(self, name: str, config: str | None = None) -> None:
+    async def load(self, name: str, parameters: LoadParameters | None = None) -> None:
         """In every worker or in none. Raises as `Registry.load` does, and ModelNotReady when a worker dies."""
         self._require_running()
         async with self._lock(name):
@@ -61,7 +61,7 @@ class Decisions:
             try:
                 # Those that are born meanwhile begin with the assignment of before.
                 while missing := [one for one in self._members() if one not in asked]:
-                    answers = await self._answers(missing, "prepare", name=name, config=config, numbers=None)
+                    answers = await self._answers(missing, "prepare", name=name, parameters=parameters, numbers=None)
                     asked |= {
                         one: answer
                         for one, answer in zip(missing, answers, strict=True)
@@ -75,7 +75,7 @@ class Decisions:
                 await self._answers(list(asked), "abort", name=name, reason=f"undone: {error}")
                 await self._write_down(name)
                 raise
-            self.assignment = self._require_running().with_model(name, rows, config)
+            self.assignment = self._require_running().with_model(name, rows, parameters)
             await self._in_each(list(asked), "commit", name=name)
 
     async def unload(self, name: str) -> None:
@@ -132,7 +132,7 @@ class Decisions:
             with contextlib.suppress(ChannelClosed):
                 rows = [row for row in rows_from_json(await worker.channel.call("assigned")) if row.name == name]
                 assignment = self._require_running()
-                self.assignment = assignment.with_model(name, rows, assignment.configs.get(name))
+                self.assignment = assignment.with_model(name, rows, assignment.parameters.get(name))
                 return
 
     def _lock(self, name: str) -> asyncio.Lock:
@@ -180,9 +180,9 @@ class Decisions:
                 assignment = self._decided()
                 numbers = sorted(row.version for row in assignment.ready() if row.name == name and row.version)
                 if numbers:
-                    config = assignment.configs.get(name)
+                    parameters = assignment.parameters.get(name)
                     try:
-                        await worker.channel.call("prepare", name=name, config=config, numbers=numbers)
+                        await worker.channel.call("prepare", name=name, parameters=parameters, numbers=numbers)
                     except (LoadFailed, NotFound) as error:
                         log.error("%s: %s", worker, error)
                     else:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from service.errors import ModelRejected
 from service.links import leads_out
+from service.overrides import NO_OVERRIDES, Overrides
 from service.repository import (
     CONFIG_FILE,
     ModelConfig,
@@ -69,18 +70,18 @@ def _hint(repository: Path) -> None:
 
 
 def discover_model(
-    settings: Settings, name: str, config: ModelConfig | None = None, numbers: frozenset[int] | None = None
+    settings: Settings, name: str, overrides: Overrides = NO_OVERRIDES, numbers: frozenset[int] | None = None
 ) -> list[Found]:
-    """As `discover`, for one name; empty when there is no such model. `config` stands in for that of its folder,
-    `numbers` for its version policy.
+    """As `discover`, for one name; empty when there is no such model. `overrides` stand in for what its configuration
+    says, `numbers` for its version policy.
 
     Raises ModelRejected.
     """
     if _is_single(settings):
-        return [found for found in _discover_single(settings, config, numbers) if found.name == name]
+        return [found for found in _discover_single(settings, overrides, numbers) if found.name == name]
     if name not in model_names(settings.model_repository):
         return []
-    return _discover_folder(settings.model_repository / name, settings, config, numbers)
+    return _discover_folder(settings.model_repository / name, settings, overrides, numbers)
 
 
 def names_on_disk(settings: Settings) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ def _holds_a_model(folder: Path) -> bool:
 
 
 def _discover_folder(
-    folder: Path, settings: Settings, config: ModelConfig | None = None, numbers: frozenset[int] | None = None
+    folder: Path, settings: Settings, overrides: Overrides = NO_OVERRIDES, numbers: frozenset[int] | None = None
 ) -> list[Found]:
     """A model of the repository."""
     try:
@@ -136,7 +137,7 @@ def _discover_folder(
         if not versions(folder) and not has_config(folder):
             log.warning("%s is ignored: it holds neither a version nor a %s", folder.name, CONFIG_FILE)
             return []
-        config = config or read_config(folder, providers=settings.providers)
+        config = overrides.apply(lambda: read_config(folder, providers=settings.providers))
     except ModelRejected as error:
         return [Found(folder.name, None, None, str(error).replace(f"{folder.parent}/", ""))]
     except OSError as error:
@@ -158,7 +159,7 @@ def _versions_of(folder: Path, config: ModelConfig, numbers: frozenset[int] | No
     except OSError as error:
         return [_unreadable(config.name, error)]
     if numbers is not None:
-        return [Found(config.name, version, config) for version in on_disk if version.version in numbers]
+        return [Found(config.name, version, config) for version in chosen_versions(on_disk, config, numbers)]
     if not on_disk:
         return [Found(config.name, None, None, "it has no version: a folder named by a positive number")]
     there = [str(found.version) for found in on_disk]
@@ -185,7 +186,7 @@ def _is_single(settings: Settings) -> bool:
 
 
 def _discover_single(
-    settings: Settings, config: ModelConfig | None = None, numbers: frozenset[int] | None = None
+    settings: Settings, overrides: Overrides = NO_OVERRIDES, numbers: frozenset[int] | None = None
 ) -> list[Found]:
     """What `--model` or `--model-name` asks for, under the name that was asked for."""
     path = settings.model or settings.model_repository
@@ -193,7 +194,9 @@ def _discover_single(
         place = locate(path)
         if place.is_dir():
             name = settings.model_name or name_of_folder(place)
-            config = config or read_config(place, name=name, stands_alone=True, providers=settings.providers)
+            config = overrides.apply(
+                lambda: read_config(place, name=name, stands_alone=True, providers=settings.providers)
+            )
             if settings.model_name:
                 config = config.model_copy(update={"name": settings.model_name})
             return _versions_of(place, config, numbers)
@@ -202,4 +205,5 @@ def _discover_single(
         reason = str(error).replace(f"{path.parent}/", "")
         return [Found(settings.model_name or name_of_folder(path), None, None, reason)]
     name = settings.model_name or name_of_file(place)
-    return [Found(name, VersionDirectory(place.parent, 1, place.name), config or ModelConfig(name=name))]
+    config = overrides.apply(lambda: ModelConfig(name=name))
+    return [Found(name, VersionDirectory(place.parent, 1, place.name), config)]

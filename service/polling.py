@@ -5,7 +5,7 @@
 What a file holds is not read: name, size, time of change and inode tell. A model that changed is left alone until two
 looks find the same, so that nothing is loaded while it is being copied. What has been acted upon, with or without
 success, is not looked at again until it changes; so what a client has unloaded stays so, and a damaged version is told
-of once. A disk that fails takes no model away. Who loads is passed in (`Control`), and so is the time.
+of once. A disk that fails takes no model away. Who loads is passed in (`Loading`), and so is the time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from service.control import Loading
 from service.errors import LoadFailed, ModelNotReady, ModelRejected, NotFound
 from service.repository import model_names, read_config, versions
 from service.settings import Settings
@@ -30,15 +31,6 @@ Files = frozenset[tuple[str, int, int, int]]
 
 # A model of several files may be a folder in its version's; deeper than that nothing is looked for.
 _DEPTH = 2
-
-
-class Control(Protocol):
-    """Loads and unloads by name; the registry, or who speaks for several. Raises NotFound, LoadFailed, ModelNotReady
-    (then it is asked again)."""
-
-    async def load(self, name: str) -> None: ...
-
-    async def unload(self, name: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +123,13 @@ class Poller:
     def __init__(
         self,
         settings: Settings,
-        control: Control,
+        control: Loading,
         *,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         call: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
-        """call: runs a function that waits for the disk, with its arguments, and returns what it returns."""
+        """control: asked again when it raises ModelNotReady. call: runs a function that waits for the disk, with its
+        arguments, and returns what it returns."""
         self._settings = settings
         self._control = control
         self._sleep = sleep

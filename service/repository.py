@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -52,6 +52,8 @@ MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"
 GOLDEN_FILE = "golden.npz"
 LABELS_FILE = "labels.txt"
+LOAD_CALL = "the load call's configuration"
+"""In place of a file's name."""
 GOLDEN_INPUT_PREFIX = "input."
 GOLDEN_OUTPUT_PREFIX = "output."
 
@@ -146,6 +148,19 @@ class ModelConfig(Schema):
         config._is_batch_size_implied = translation.is_batch_size_implied
         return config
 
+    @classmethod
+    def from_load_call(cls, content: bytes) -> ModelConfig:
+        """Raises ValidationError."""
+        config = cls.model_validate_json(content)
+        config._file_name = LOAD_CALL
+        return config
+
+    def with_parts(self, parts: Mapping[str, Schema]) -> ModelConfig:
+        """As this one, but for these fields. Raises ValueError when they do not go together."""
+        changed = self.model_copy(update=parts)
+        changed._require_company_for_the_version_on_trial()
+        return changed
+
     @property
     def file_name(self) -> str:
         return self._file_name
@@ -173,6 +188,10 @@ class ModelConfig(Schema):
 
     @model_validator(mode="after")
     def _version_on_trial_is_not_alone(self) -> ModelConfig:
+        self._require_company_for_the_version_on_trial()
+        return self
+
+    def _require_company_for_the_version_on_trial(self) -> None:
         wanted = self.traffic.canary or self.traffic.shadow
         policy = self.version_policy
         loaded = len(policy.specific) if policy.specific else policy.latest
@@ -181,7 +200,6 @@ class ModelConfig(Schema):
                 f"traffic puts version {wanted.version} on trial beside another, but version_policy does not load "
                 f"both; let it say all, latest 2 or more, or the two versions as specific"
             )
-        return self
 
 
 class FileRecord(Schema):
@@ -272,9 +290,12 @@ def strays(directory: Path, *, of: Literal["models", "versions"]) -> tuple[str, 
     return tuple(name for name in names if not name.startswith(".") and not legal.fullmatch(name))
 
 
-def chosen_versions(on_disk: Sequence[VersionDirectory], config: ModelConfig) -> tuple[VersionDirectory, ...]:
-    """Those of `on_disk` that the version policy asks for, lowest first, with the model file that the config names."""
-    chosen = config.version_policy.choose([found.version for found in on_disk])
+def chosen_versions(
+    on_disk: Sequence[VersionDirectory], config: ModelConfig, numbers: Collection[int] | None = None
+) -> tuple[VersionDirectory, ...]:
+    """Those of `on_disk` that the version policy asks for, or those of `numbers` instead, lowest first, with the model
+    file that the config names."""
+    chosen = config.version_policy.choose([found.version for found in on_disk]) if numbers is None else numbers
     name = config.default_model_filename
     return tuple(
         VersionDirectory(found.path, found.version, name, named_by_config=name != MODEL_FILE)

@@ -1,7 +1,8 @@
 """The routes of the model repository: what there is to serve, load, unload. Spec: Triton, extension_model_repository.
 
     POST /v2/repository/index                  every version in its state, every model on disk
-    POST /v2/repository/models/{m}/load        find the model anew and serve it; what served before serves until then
+    POST /v2/repository/models/{m}/load        find the model anew and serve it; what served before serves until then;
+                                               what it may bring in place of the configuration: overrides.py
     POST /v2/repository/models/{m}/unload      answer what it has taken, then free it
 
 Each of them also under /v2/repository/{repository}/, where the one there is may be named. Bodies may be empty.
@@ -11,6 +12,7 @@ ever compared with names that the repository lists.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,12 +22,14 @@ from service.control import Control
 from service.errors import MalformedRequest, NotFound, NotSupported, quoted
 from service.http_api import read_object
 from service.json_members import optional
+from service.overrides import Parts
 from service.protocol import ErrorResponse, RepositoryIndexRow
 from service.version_states import ModelState
 
 TAG = "Model repository"
 # Room for a configuration with thousands of tensors; files do not travel here.
 _MAX_BODY_BYTES = 1024 * 1024
+_LOAD_PARAMETERS = {"config": str, "version_policy": dict, "traffic": dict}
 
 ModelName = Annotated[str, Path(description="The model's name.")]
 RepositoryName = Annotated[
@@ -53,16 +57,18 @@ class Routes:
                 f"parameter {quoted(files[0])}: files are not taken over the network; put them into the model "
                 f"repository, then load the model"
             )
-        config = optional(parameters, "config", str, "the request's parameters")
-        _refuse_others(parameters, "config", "load")
-        await self._control.load(model_name, config)
+        _refuse_others(parameters, _LOAD_PARAMETERS, "load")
+        for known, kind in _LOAD_PARAMETERS.items():
+            optional(parameters, known, kind, "the request's parameters")
+        said = {name: value for name, value in parameters.items() if value is not None}
+        await self._control.load(model_name, said or None)
         return _done()
 
     async def model_unload(self, model_name: ModelName, request: Request) -> Response:
         parameters = await _read_parameters(request)
         # No model here depends on another, so both values ask for the same.
         optional(parameters, "unload_dependents", bool, "the request's parameters")
-        _refuse_others(parameters, "unload_dependents", "unload")
+        _refuse_others(parameters, ["unload_dependents"], "unload")
         await self._control.unload(model_name)
         return _done()
 
@@ -97,6 +103,19 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties}
 
 
+def _in_one_piece(part: Any, definitions: dict[str, Any]) -> Any:
+    """A schema without references: pydantic's lead to where an OpenAPI document has nothing."""
+    if isinstance(part, list):
+        return [_in_one_piece(one, definitions) for one in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _in_one_piece(definitions[part["$ref"].rpartition("/")[2]], definitions)
+    return {key: _in_one_piece(one, definitions) for key, one in part.items()}
+
+
+_PARTS_SCHEMA = Parts.model_json_schema()
+_PARTS: dict[str, Any] = _in_one_piece(_PARTS_SCHEMA["properties"], _PARTS_SCHEMA["$defs"])
 _READY = _object({"ready": {"type": "boolean", "default": False, "description": "Only what is READY."}})
 _LOAD = _object(
     {
@@ -104,8 +123,11 @@ _LOAD = _object(
             {
                 "config": {
                     "type": "string",
-                    "description": "Triton's model configuration as JSON, in place of the one on disk.",
-                }
+                    "description": "A model configuration as JSON, in place of the one on disk until the next load: "
+                    "in Triton's form, or in that of config.json.",
+                },
+                "version_policy": _PARTS["version_policy"],
+                "traffic": _PARTS["traffic"],
             }
         )
     }
@@ -175,9 +197,10 @@ async def _read_object(request: Request) -> dict[str, Any]:
     )
 
 
-def _refuse_others(parameters: dict[str, Any], known: str, action: str) -> None:
-    if unknown := sorted(parameters.keys() - {known}):
-        raise MalformedRequest(f"parameter {quoted(unknown[0])} is unknown to {action}; it takes {known!r}")
+def _refuse_others(parameters: dict[str, Any], known: Collection[str], action: str) -> None:
+    if unknown := sorted(parameters.keys() - set(known)):
+        takes = ", ".join(map(repr, known))
+        raise MalformedRequest(f"parameter {quoted(unknown[0])} is unknown to {action}; it takes {takes}")
 
 
 def _done() -> Response:

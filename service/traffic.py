@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -50,14 +50,39 @@ def share(
     if not others or trial is None:
         return others[-1] if others else None
     main = others[-1]
-    if (main.metadata.inputs, main.metadata.outputs) != (trial.metadata.inputs, trial.metadata.outputs):
-        log.error("model %s: version %d has other inputs or outputs than %d", main.name, trial.version, main.version)
+    if told := _how_they_differ(main, trial):
+        log.error("model %s: %s", main.name, told)
         return main
     if before is not None and (before.main, before.trial, before.wanted) == (main, trial, wanted):
         return before
     if isinstance(wanted, CanaryConfig):
         return Canary(main, trial, wanted, pages)
     return Shadow(main, trial, wanted, pages, config.scheduler.priority_levels)
+
+
+def why_no_trial(versions: Collection[int], config: ModelConfig) -> str:
+    """Why the trial that the configuration asks for would not take place with these; empty where it would."""
+    wanted = config.traffic.canary or config.traffic.shadow
+    told = ", ".join(map(str, sorted(versions)))
+    if wanted and wanted.version not in versions:
+        return f"traffic puts version {wanted.version} on trial, which is not among those to be loaded: {told}"
+    if wanted and len(versions) == 1:
+        return f"traffic puts version {wanted.version} on trial, but there is no other one to answer beside it"
+    return ""
+
+
+def why_not_shared(models: Sequence[Model], config: ModelConfig) -> str:
+    """Why these, lowest first, cannot share requests as the configuration asks for; empty where they can."""
+    wanted = config.traffic.canary or config.traffic.shadow
+    others = [model for model in models if wanted and model.version != wanted.version]
+    trials = [model for model in models if wanted and model.version == wanted.version]
+    return _how_they_differ(others[-1], trials[0]) if others and trials else ""
+
+
+def _how_they_differ(main: Model, trial: Model) -> str:
+    if (main.metadata.inputs, main.metadata.outputs) == (trial.metadata.inputs, trial.metadata.outputs):
+        return ""
+    return f"version {trial.version} has other inputs or outputs than {main.version}"
 
 
 class Figure(IntEnum):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from service.errors import MalformedRequest, ModelRejected, quoted
 from service.json_tensors import kind_of, parse_json
-from service.repository import ModelConfig
+from service.repository import LOAD_CALL, ModelConfig
 from service.schema_errors import first_problem
 from service.triton_config import translate
 from service.triton_keys import KEYS
@@ -38,15 +38,10 @@ def read_configuration(text: str, name: str, providers: Sequence[str]) -> ModelC
 
     Raises MalformedRequest when it is no JSON object, ModelRejected, naming the key, when it cannot be served.
     """
-    try:
-        tree = parse_json(memoryview(text.encode("utf-8")))
-    except MalformedRequest as error:
-        raise MalformedRequest("the configuration is not JSON in a string") from error
-    if type(tree) is not dict:
-        raise MalformedRequest(f"the configuration is {kind_of(tree)}, expected an object, as JSON in a string")
+    tree = configuration_tree(text)
     try:
         translation = translate("\n".join(_fields(tree, "", 0)).encode("ascii"), name, providers)
-        config = ModelConfig.from_triton(translation, "the load call's configuration")
+        config = ModelConfig.from_triton(translation, LOAD_CALL)
     except ModelRejected as error:
         raise ModelRejected(f"the configuration: {_PLACE.sub('', str(error))}") from error
     except ValidationError as error:
@@ -57,6 +52,17 @@ def read_configuration(text: str, name: str, providers: Sequence[str]) -> ModelC
     for warning in translation.warnings:
         log.warning("%s, loaded with a configuration of the request: %s", name, _PLACE.sub("", warning))
     return config
+
+
+def configuration_tree(text: str) -> dict[str, Any]:
+    """The JSON object in `text`, whatever it says. Raises MalformedRequest."""
+    try:
+        tree = parse_json(memoryview(text.encode("utf-8")))
+    except MalformedRequest as error:
+        raise MalformedRequest("the configuration is not JSON in a string") from error
+    if type(tree) is not dict:
+        raise MalformedRequest(f"the configuration is {kind_of(tree)}, expected an object, as JSON in a string")
+    return tree
 
 
 def _fields(tree: dict[str, Any], prefix: str, depth: int) -> Iterator[str]:

@@ -21,13 +21,13 @@ from typing import Any
 
 from service.access import Guard
 from service.all_workers import AllWorkers
-from service.assignment import Assignment, rows_to_json
+from service.assignment import Assignment, LoadParameters, rows_to_json
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed
 from service.errors import ServiceError
 from service.listening import CannotServe
 from service.logs import configure_logging
-from service.registry import Prepared
+from service.prepared import Prepared
 from service.server import Parts, Server, configuration, make_parts
 from service.settings import Settings
 from service.shared_memory import SharedMemory
@@ -120,11 +120,13 @@ class Worker:
         self.server.leave(slot)
         self.publish()
 
-    async def prepare(self, name: str, config: str | None, numbers: list[int] | None) -> list[dict[str, Any]]:
+    async def prepare(
+        self, name: str, parameters: LoadParameters | None, numbers: list[int] | None
+    ) -> list[dict[str, Any]]:
         """Loads what is to answer for `name` once it is committed; returns its rows of the assignment."""
         await self._registry.until_scanned()
         prepared = self._prepared[name] = await self._registry.prepare(
-            name, config, None if numbers is None else frozenset(numbers)
+            name, parameters, None if numbers is None else frozenset(numbers)
         )
         return rows_to_json(prepared.assigned())
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from service.registry import ModelState, ModelStatus, Registry
+from service.model_states import ModelStatus
+from service.registry import Registry
 from service.settings import Settings
+from service.version_states import ModelState
 from tests.service.handmade import LINEAR, save_version
 
 CONFIG = "config.pbtxt"

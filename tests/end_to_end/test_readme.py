@@ -8,7 +8,7 @@ An example is a fenced `bash`, `console` or `python` block right below the HTML 
 
 Examples run in the order of the page, with the commands of this virtual environment on PATH, in one scratch folder that
 holds a copy of models/: a later example finds what an earlier one wrote. Where an example names 127.0.0.1:8000,
-foldserve serves the shipped models meanwhile, and its actual address is put in. An example must end with code 0; a
+foldserve serves that copy meanwhile, and its actual address is put in. An example must end with code 0; a
 block below `<!-- prints: NAME -->` must then be, white space aside, what it printed to stdout.
 """
 
@@ -66,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(checkout: Path) -> Iterator[Foldserve]:
-    with foldserve("--model-repository", checkout / "models") as running:
+def served(folder: Path) -> Iterator[Foldserve]:
+    with foldserve("--model-repository", folder / "models") as running:
         yield running
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.end_to_end.asking import asking
-from tests.end_to_end.running import foldserve
+from tests.end_to_end.running import Foldserve, foldserve
 from tests.service.handmade import DOUBLE, save_version
 
 X = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
+LOAD = "/v2/repository/models/m/load"
 NEARLY = "g (float[N,2] x) => (float[N,2] y) { c = Constant<value_float=2.5>() y = Mul(x, c) }"
 
 
@@ -38,4 +40,42 @@ def test_shadow_then_canary_under_load(tmp_path: Path) -> None:
         assert [client.lost for client in clients] == [[]] * 3
         told = service.get("/v2/models/m").json()["traffic"]
         assert told["on_trial"] == int(0.25 * told["requests"])
+        assert "Traceback" not in service.log()
+
+
+def test_load_calls_begin_change_and_end_a_trial_under_load(tmp_path: Path) -> None:
+    """Nothing is written to disk, so polling has nothing to undo; a call that is refused changes nothing."""
+    save_version(tmp_path, "m", DOUBLE)
+    save_version(tmp_path, "m", NEARLY, version=2)
+
+    def load(service: Foldserve, **parameters: object) -> int:
+        return service.post(LOAD, {"parameters": parameters}).status
+
+    def traffic(service: Foldserve) -> Any:
+        return service.get("/v2/models/m").json().get("traffic")
+
+    with foldserve("--model-repository", tmp_path, "--repository-poll-s", "0.1") as service:
+        both = {"version_policy": {"all": True}}
+        with asking(service, "m", X, 3) as clients:
+            assert load(service, **both, traffic={"shadow": {"version": 2}}) == 200
+            service.wait_until(lambda: traffic(service)["shadow"]["compared"] > 5, "comparing")
+            assert load(service, **both, traffic={"canary": {"version": 2, "weight": 0.25}}) == 200
+            service.wait_until(lambda: traffic(service)["requests"] > 200, "sharing")
+            assert load(service, **both, traffic={"canary": {"version": 2, "weight": 25}}) == 400
+            assert load(service, **both, traffic={"canary": {"version": 3, "weight": 0.25}}) == 400
+            save_version(tmp_path, "other", DOUBLE)
+            service.wait_until(lambda: "other version 1 READY" in service.log(), "polling")
+            told = traffic(service)
+            assert told["on_trial"] == int(0.25 * told["requests"])
+            assert load(service, config=json.dumps({**both, "traffic": {"canary": {"version": 2, "weight": 1}}})) == 200
+            assert service.infer("m", X).json()["model_version"] == "2"
+            assert load(service) == 200
+            assert traffic(service) is None
+        assert [client.lost for client in clients] == [[]] * 3
+        assert {answer for client in clients for answer in client.answers} == {(2.0, 4.0), (2.5, 5.0)}
+
+        assert load(service, **both, traffic={"canary": {"version": 2, "weight": 0.25}}) == 200
+        assert service.request("POST", LOAD.replace("/load", "/unload")).status == 200
+        assert load(service) == 200
+        assert traffic(service) is None
         assert "Traceback" not in service.log()

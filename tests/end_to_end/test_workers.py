@@ -154,6 +154,66 @@ def test_a_canary_is_counted_over_all_workers(tmp_path: Path) -> None:
         assert CONNECTIONS // 4 - 1 <= found[3] <= CONNECTIONS // 4
 
 
+def told_of_traffic(service: Foldserve) -> list[Any]:
+    """Weight and version on trial as several connections are told, which do not all come to one worker; None: no
+    trial."""
+    found = [service.get("/v2/models/m").json().get("traffic") for _ in range(20)]
+    return [one and (one["version_on_trial"], one["weight"]) for one in found]
+
+
+def test_a_canary_of_a_load_call_is_in_every_worker_and_in_those_that_come_later(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    save_version(tmp_path, "m", TRIPLE, version=2)
+    both = {"version_policy": {"latest": 2}}
+    canary = {"traffic": {"canary": {"version": 2, "weight": 0.25}}}
+    with two_workers(tmp_path, "--repository-poll-s", "0.1", "--drain-grace-s", "0") as service:
+        assert service.post(LOAD, {"parameters": {**both, **canary}}).status == 200
+        assert told_of_traffic(service) == [("2", 0.25)] * 20
+        first = answers(service)
+        # Each worker rounds its share down.
+        assert CONNECTIONS // 4 - 1 <= first[3] <= CONNECTIONS // 4
+        assert first[2] + first[3] == CONNECTIONS
+
+        unknown = {"traffic": {"canary": {"version": 9, "weight": 0.5}}}
+        refused = service.post(LOAD, {"parameters": {**both, **unknown}})
+        assert (refused.status, refused.json()["error"]) == (
+            400,
+            "model 'm' cannot be loaded: traffic puts version 9 on trial, which is not among those to be loaded: 1, 2",
+        )
+        assert told_of_traffic(service) == [("2", 0.25)] * 20
+
+        replace_one(service)
+        assert told_of_traffic(service) == [("2", 0.25)] * 20
+        before = set(workers_of(service))
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_until(lambda: not before & set(workers_of(service)) and len(workers_of(service)) == 2, "restarted")
+        assert told_of_traffic(service) == [("2", 0.25)] * 20
+        later = answers(service)
+        assert set(later) == {2, 3}
+        told = service.get("/v2/models/m").json()["traffic"]
+        assert (told["requests"], told["on_trial"]) == (2 * CONNECTIONS, first[3] + later[3])
+
+        config = json.dumps({**both, "traffic": {"shadow": {"version": 1}}})
+        assert service.post(LOAD, {"parameters": {"config": config}}).status == 200
+        assert answers(service) == {3: CONNECTIONS}
+        assert service.request("POST", LOAD).status == 200
+        assert told_of_traffic(service) == [None] * 20
+        replace_one(service)
+        assert (told_of_traffic(service), answers(service)) == ([None] * 20, {3: CONNECTIONS})
+
+
+def test_a_canary_of_a_load_call_that_one_worker_cannot_load_is_in_none(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    parameters = {"version_policy": {"all": True}, "traffic": {"canary": {"version": 2, "weight": 0.5}}}
+    with two_workers(tmp_path) as service:
+        asking, told, let_go = slow_load(service, tmp_path, parameters)
+        let_go()  # what one reads of a pipe, the other does not
+        asking.join(PATIENCE_S)
+        assert told[0].status == 400
+        assert told_of_traffic(service) == [None] * 20
+        assert answers(service) == {2: CONNECTIONS}
+
+
 def test_shared_memory_is_registered_in_every_worker_and_in_those_that_come_later(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
     memory = SharedMemory(create=True, size=8)
@@ -197,15 +257,18 @@ def test_a_worker_killed_in_the_middle_of_a_load_undoes_it_everywhere(tmp_path: 
         assert answers(service) == {3: CONNECTIONS}
 
 
-def slow_load(service: Foldserve, repository: Path) -> tuple[threading.Thread, list[Answer], Callable[[], None]]:
+def slow_load(
+    service: Foldserve, repository: Path, parameters: dict[str, Any] | None = None
+) -> tuple[threading.Thread, list[Answer], Callable[[], None]]:
     """A load of a second version that has begun in both workers, and goes on when the last is called: then one of them
     reads a report that says that all is well."""
     report = save_version(repository, "m", TRIPLE, version=2) / "report.json"
     os.mkfifo(report)  # opening it waits for a writer
     told: list[Answer] = []
-    asking = threading.Thread(target=lambda: told.append(service.request("POST", LOAD)))
+    asking = threading.Thread(target=lambda: told.append(service.post(LOAD, {"parameters": parameters})))
     asking.start()
-    service.wait_until(lambda: service.log().count("asked to load version 2") == 2, "loading in both workers")
+    loading = re.compile(r"asked to load version (1, )?2")
+    service.wait_until(lambda: len(loading.findall(service.log())) == 2, "loading in both workers")
 
     def let_go() -> None:
         model = (report.parent / "model.onnx").read_bytes()

@@ -46,7 +46,7 @@ def test_help_and_version_need_no_models(flag: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_repository_is_no_mistake(tmp_path: Path) -> None:
-    """It is served, and not ready: see service/registry.py."""
+    """It is served, and not ready: see service/served.py."""
     check_paths(Settings(model_repository=tmp_path))
 
 

@@ -42,8 +42,9 @@ class Fake:
             raise self.fails[what]
         return getattr(self, f"_{what}")(**members)
 
-    def _prepare(self, name: str, config: str | None, numbers: list[int] | None) -> Any:
+    def _prepare(self, name: str, parameters: Any, numbers: list[int] | None) -> Any:
         self.prepared = (name, numbers[0] if numbers else self.on_disk)
+        self.parameters = parameters
         return rows_to_json([Assigned(*self.prepared, READY)])
 
     def _commit(self, name: str) -> None:
@@ -182,6 +183,34 @@ def test_a_new_worker_gets_what_was_decided_while_it_could_not_be_asked():
         assert (late.serves, late.regions) == ({"m": 2}, {"r"})
 
     deciding(test, Fake(m=2))
+
+
+def test_what_a_client_has_sent_with_its_load_goes_to_new_workers_until_the_next_load_or_unload():
+    sent = {"traffic": {"canary": {"version": 2, "weight": 0.5}}}
+
+    async def parameters_of_a_late_worker(decisions: Decisions) -> Any:
+        late = Fake(m=1)
+        late.parameters = "not asked"
+        cast("Any", late).began_with = Assignment((Assigned("m", 1, READY),))
+        assert await decisions.bring_up_to_date(cast("WorkerProcess", late))
+        return late.parameters
+
+    async def test(decisions: Decisions, workers: list[Fake]) -> None:
+        await decisions.load("m", sent)
+        assert workers[0].parameters == sent
+        assert await parameters_of_a_late_worker(decisions) == sent
+        workers[0].fails["prepare"] = LoadFailed("broken")
+        with pytest.raises(LoadFailed):
+            await decisions.load("m")
+        assert await parameters_of_a_late_worker(decisions) == sent, "nothing was changed"
+        del workers[0].fails["prepare"]
+        await decisions.load("m")
+        assert await parameters_of_a_late_worker(decisions) == "not asked"
+        await decisions.load("m", sent)
+        await decisions.unload("m")
+        assert decisions._decided().parameters == {}
+
+    deciding(test, Fake(m=1))
 
 
 @pytest.mark.parametrize("alone", [False, True])

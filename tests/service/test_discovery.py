@@ -64,6 +64,17 @@ def test_a_name_that_the_repository_does_not_list_leads_nowhere(name: str, repos
     assert discover_model(Settings(model_repository=repository), name) == []
 
 
+def test_versions_may_be_chosen_by_number_and_have_the_file_that_the_configuration_names(repository: Path) -> None:
+    """As a process does that is to serve what another one serves."""
+    for version in (1, 2, 3):
+        save_version(repository, "m", DOUBLE, version=version, config={"default_model_filename": "net.onnx"})
+    found = discover_model(Settings(model_repository=repository), "m", numbers=frozenset({1, 2}))
+    assert [one.version and (one.version.version, one.version.model_file) for one in found] == [
+        (1, "net.onnx"),
+        (2, "net.onnx"),
+    ]
+
+
 def test_a_name_is_looked_up_among_those_that_the_repository_holds_now(repository: Path) -> None:
     listing = Listing(Settings(model_repository=repository))
     names = ("m", "notes", "late", "..", "../models", "m/1", "", "m\0", "x" * 5000)

@@ -99,7 +99,7 @@ def test_queues_of_all_models_together_hold_an_eighth_of_the_memory(
         loader = Loader(Settings(model_repository=tmp_path))
         models = []
         for name in ("a", "b"):
-            model = await loader.load(discover_model(Settings(model_repository=tmp_path), name, None)[0])
+            model = await loader.load(discover_model(Settings(model_repository=tmp_path), name)[0])
             assert isinstance(model, Model)
             models.append(model)
         calls = [asyncio.gather(*(model.infer(row) for _ in range(4)), return_exceptions=True) for model in models]

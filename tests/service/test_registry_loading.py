@@ -17,7 +17,7 @@ from service import loader
 from service.assignment import Assignment
 from service.errors import LoadFailed, ModelNotReady, NotFound
 from service.model_states import ModelStatus
-from service.protocol import InferenceRequest, InputTensor, RepositoryIndexRow
+from service.protocol import InferenceRequest, InputTensor, RepositoryIndexRow, TrafficReport
 from service.registry import Registry
 from service.settings import Settings
 from service.version_states import ModelState
@@ -156,7 +156,7 @@ def test_version_that_cannot_be_loaded_again_tells_why_while_it_serves_on(
         assert (status.state, registry.is_ready()) == (READY, True)
         assert status.reason.startswith(told)
         with pytest.raises(LoadFailed):
-            await registry.load("m", '{"backend": "none"}')
+            await registry.load("m", {"config": '{"backend": "none"}'})
         assert registry.states() == (status,), "what a caller brings says nothing of what lies on disk"
         (tmp_path / "m" / "config.json").unlink(missing_ok=True)
         save_version(tmp_path, "m", NEGATE)
@@ -561,17 +561,24 @@ def test_a_registry_begins_with_what_another_serves_whatever_is_on_disk(tmp_path
     running(test, model_repository=tmp_path)
 
 
-def test_a_configuration_that_a_client_has_sent_goes_with_the_assignment(tmp_path: Path) -> None:
+def test_what_a_client_has_sent_with_its_load_goes_with_the_assignment(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
-    config = '{"max_batch_size": 5}'
+    save_version(tmp_path, "m", DOUBLE, version=2)
+    parameters = {
+        "config": '{"max_batch_size": 5}',
+        "version_policy": {"latest": 2},
+        "traffic": {"canary": {"version": 2, "weight": 0.5}},
+    }
 
     async def test(first: Registry) -> None:
-        await first.load("m", config)
-        assignment = Assignment(first.assigned()).with_model("m", first.assigned("m"), config)
+        await first.load("m", parameters)
+        assignment = Assignment(first.assigned()).with_model("m", first.assigned("m"), parameters)
         second = Registry(Settings(model_repository=tmp_path))
-        await second.load_all(assignment)
+        await second.load_all(Assignment.from_json(json.loads(json.dumps(assignment.to_json()))))
         assert second.configuration("m").max_batch_size == 5
+        assert second.metadata("m") == first.metadata("m")
+        assert second.metadata("m").traffic == TrafficReport("1", "2", 0, 0.5, 0)
         await second.close()
-        assert assignment.with_model("m", first.assigned("m")).configs == {}
+        assert assignment.with_model("m", first.assigned("m")).parameters == {}
 
     running(test, model_repository=tmp_path)

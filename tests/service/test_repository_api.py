@@ -97,7 +97,29 @@ def test_the_one_repository_may_be_named(path: str, client: TestClient) -> None:
         pytest.param(INDEX, b"[]", 400, "the request is an array, expected an object or no body at all", id="array"),
         pytest.param(INDEX, b'{"ready": 1}', 400, "the request: 'ready' is an integer", id="ready-is-no-boolean"),
         pytest.param(LOAD, b'{"parameters": []}', 400, "the request: 'parameters' is an array", id="parameters"),
-        pytest.param(LOAD, b'{"parameters": {"x": 1}}', 400, "parameter 'x' is unknown to load", id="unknown-to-load"),
+        pytest.param(
+            LOAD, b'{"parameters": {"x": 1}}', 400,
+            "parameter 'x' is unknown to load; it takes 'config', 'version_policy', 'traffic'", id="unknown-to-load",
+        ),
+        pytest.param(
+            LOAD, b'{"parameters": {"traffic": "{}"}}', 400,
+            "the request's parameters: 'traffic' is a string, expected an object", id="traffic-as-a-string",
+        ),
+        pytest.param(
+            LOAD, b'{"parameters": {"traffic": {"canary": {"version": 1, "weight": 90}}}}', 400,
+            "the request's parameters: traffic.canary.weight is 90; expected 1.0 or less", id="percent",
+        ),
+        pytest.param(
+            LOAD, b'{"parameters": {"traffic": {"canary": {"version": 1, "weight": 0.5}}}}', 400,
+            "model 'm' cannot be loaded: the request's parameters: traffic puts version 1 on trial beside another, but "
+            "version_policy does not load both", id="trial-without-the-versions",
+        ),
+        pytest.param(
+            LOAD,
+            b'{"parameters": {"version_policy": {"all": true}, "traffic": {"canary": {"version": 2, "weight": 0.5}}}}',
+            400, "model 'm' cannot be loaded: traffic puts version 2 on trial, which is not among those to be loaded",
+            id="version-that-is-not-there",
+        ),
         pytest.param(
             LOAD, b'{"parameters": {"file:1/model.onnx": "aGk="}}', 501,
             "parameter 'file:1/model.onnx': files are not taken over the network", id="file",
@@ -148,6 +170,44 @@ def test_the_configuration_that_is_told_can_be_given_back_and_changed(client: Te
     request = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [3, 4]}]}
     (output,) = client.post("/v2/models/m/infer", json=request).json()["outputs"]
     assert (output["shape"], output["data"]) == ([2, 1], [-3.0, -4.0])
+
+
+def canary(version: int, weight: float) -> dict[str, Any]:
+    return {"canary": {"version": version, "weight": weight}}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"version_policy": {"latest": 2}, "traffic": canary(2, 0.5)},
+        {"config": json.dumps({"version_policy": {"latest": 2}, "traffic": canary(2, 0.5)})},
+        {"config": '{"version_policy": {"all": {}}}', "traffic": canary(2, 0.5), "version_policy": None},
+    ],
+    ids=["parts", "config", "both"],
+)
+def test_a_load_may_put_a_version_on_trial_until_the_next_one(
+    parameters: dict[str, Any], client: TestClient, tmp_path: Path
+) -> None:
+    save_version(tmp_path / "models", "m", DOUBLE, version=2)
+    assert post(client, LOAD, json.dumps({"parameters": parameters}).encode()) == (200, {})
+    told = client.get("/v2/models/m").json()
+    assert told["versions"] == ["1", "2"]
+    assert told["traffic"] == {
+        "version": "1", "version_on_trial": "2", "requests": 0, "weight": 0.5, "on_trial": 0,
+    }  # fmt: skip
+    assert post(client, LOAD) == (200, {})
+    told = client.get("/v2/models/m").json()
+    assert (told["versions"], "traffic" in told) == (["2"], False)
+
+
+def test_the_description_says_what_a_load_may_bring(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    body = document["paths"]["/v2/repository/models/{model_name}/load"]["post"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]["properties"]["parameters"]["properties"]
+    assert list(schema) == ["config", "version_policy", "traffic"]
+    assert "$ref" not in json.dumps(schema)
+    assert {"canary", "shadow"} == schema["traffic"]["anyOf"][0]["properties"].keys()
+    assert {"latest", "all", "specific"} == schema["version_policy"]["anyOf"][0]["properties"].keys()
 
 
 def test_a_load_that_fails_is_400_with_the_reason(client: TestClient, tmp_path: Path) -> None:

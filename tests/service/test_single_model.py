@@ -11,6 +11,7 @@ import pytest
 
 from service.discovery import discover, discover_model, names_on_disk
 from service.errors import ModelRejected
+from service.overrides import read_overrides
 from service.settings import Settings
 from service.single_model import locate, name_of_folder
 
@@ -114,6 +115,17 @@ def test_a_given_name_is_the_served_one_whatever_the_mount_looks_like(
     assert names_on_disk(settings) == ("served",)
     assert discover_model(settings, "served") == [found]
     assert discover_model(settings, "m") == []
+
+
+def test_a_load_call_may_bring_the_configuration_of_a_model_that_is_served_alone(tmp_path: Path) -> None:
+    parameters = {"version_policy": {"all": True}, "traffic": {"canary": {"version": 2, "weight": 0.5}}}
+    overrides = read_overrides(parameters, "served", ())
+    folder = Settings(model=make(tmp_path / "m", "1/model.onnx", "2/model.onnx"), model_name="served")
+    assert [one.version and one.version.version for one in discover_model(folder, "served", overrides)] == [1, 2]
+    file = Settings(model=make(tmp_path / "n", "net.onnx") / "net.onnx", model_name="served")
+    for settings in (folder, file):
+        configs = [one.config for one in discover_model(settings, "served", overrides)]
+        assert {config and config.traffic for config in configs} == {overrides.parts.traffic}
 
 
 def test_without_a_given_name_the_configuration_s_counts_and_then_the_folder_s(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import ModelNotReady, ModelRejected
+from service.errors import LoadFailed, ModelNotReady, ModelRejected
 from service.protocol import InferenceRequest, InferenceResponse, InputTensor, RequestedOutput, ShadowReport
 from service.protocol import TrafficReport as Report
 from service.registry import Registry
@@ -141,6 +141,99 @@ def test_trial_begins_and_ends_with_a_load_and_counts_on_while_nothing_changes(t
         (tmp_path / "m" / "config.json").write_text(json.dumps({"name": "m", **BOTH}))
         await registry.load("m")
         assert registry.metadata("m").traffic is None
+
+    serving(test, tmp_path)
+
+
+# --- a trial that a load call asks for ----------------------------------------------------------------------------
+
+
+def test_trial_of_a_load_call_lasts_until_the_next_load(tmp_path: Path) -> None:
+    save(tmp_path, NEARLY, scheduler={"max_queue_size": 7})
+
+    async def test(registry: Registry) -> None:
+        await registry.load("m", {"traffic": {"canary": {"version": 2, "weight": 0.5}}})
+        answers = [await ask(registry) for _ in range(4)]
+        assert [version for version, _ in answers] == ["1", "2", "1", "2"]
+        assert report(registry) == Report("1", "2", 4, 0.5, 2)
+        batching = registry.configuration("m").dynamic_batching
+        assert batching is not None
+        assert batching.default_queue_policy.max_queue_size == 7, "the rest is as on disk"
+        await registry.load("m", {"traffic": {"shadow": {"version": 1}}})
+        assert (await ask(registry))[0] == "2"
+        await shadow_of(registry, 1)
+        await registry.load("m")
+        assert registry.metadata("m").traffic is None
+
+    serving(test, tmp_path)
+
+
+def test_load_call_may_bring_the_versions_that_it_tries(tmp_path: Path) -> None:
+    """Without a configuration only the highest is loaded."""
+    save_version(tmp_path, "m", DOUBLE)
+    save_version(tmp_path, "m", NEARLY, version=2)
+    traffic = {"canary": {"version": 2, "weight": 0}}
+
+    async def test(registry: Registry) -> None:
+        await registry.load("m", {"version_policy": {"specific": [1, 2]}, "traffic": traffic})
+        assert (registry.metadata("m").versions, (await ask(registry))[0]) == (("1", "2"), "1")
+        await registry.load("m", {"config": json.dumps({"version_policy": {"all": True}, "traffic": traffic})})
+        assert (registry.metadata("m").versions, (await ask(registry))[0]) == (("1", "2"), "1")
+        await registry.load("m")
+        assert (registry.metadata("m").versions, (await ask(registry))[0]) == (("2",), "2")
+
+    serving(test, tmp_path)
+
+
+def canary_of(version: int, **others: Any) -> dict[str, Any]:
+    return {"traffic": {"canary": {"version": version, "weight": 0.5}}, **others}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        pytest.param(
+            canary_of(9),
+            "traffic puts version 9 on trial, which is not among those to be loaded: 1, 2, 3", id="not-there",
+        ),
+        pytest.param(canary_of(1), "version 1 has other inputs or outputs than 3", id="unlike"),
+        pytest.param(
+            canary_of(1, version_policy={"latest": 2}),
+            "traffic puts version 1 on trial, which is not among those to be loaded: 2, 3", id="not-loaded",
+        ),
+        pytest.param(
+            {"config": json.dumps({"version_policy": {"all": True}, **canary_of(9)})},
+            "traffic puts version 9 on trial, which is not among those to be loaded: 1, 2, 3", id="not-there-in-config",
+        ),
+        pytest.param(
+            canary_of(9, version_policy={"specific": [1, 9]}),
+            "version_policy asks for version 9, which has no folder; there are 1, 2, 3", id="no-folder",
+        ),
+    ],
+)  # fmt: skip
+def test_trial_that_would_not_take_place_is_refused_and_changes_nothing(
+    parameters: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    save(tmp_path, NEARLY, version_policy={"all": True})
+    save_version(tmp_path, "m", OTHER, version=3)
+
+    async def test(registry: Registry) -> None:
+        before = registry.states()
+        with pytest.raises(LoadFailed) as caught:
+            await registry.load("m", parameters)
+        assert str(caught.value).startswith(f"model 'm' cannot be loaded: {told}")
+        assert registry.states() == before
+
+    serving(test, tmp_path)
+
+
+def test_version_that_is_all_there_is_cannot_be_tried(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+
+    async def test(registry: Registry) -> None:
+        with pytest.raises(LoadFailed, match=r"on trial, but there is no other one to answer beside it$"):
+            await registry.load("m", canary_of(1, version_policy={"all": True}))
+        assert (await ask(registry))[0] == "1"
 
     serving(test, tmp_path)
 
