@@ -1,7 +1,7 @@
 """The sixteen ways in which estimating population statistics goes wrong, each with its answer in float64.
 
-Read by test_population.py, where ours must pass them all, and by benchmarks/bench_bn.py, where others are asked the same.
-The answers come from the inputs alone, by NumPy; no estimator has a part in them.
+Read by test_population.py, where ours must pass them all, and by benchmarks/bench_bn.py, where others are asked the
+same. The answers come from the inputs alone, by NumPy; no estimator has a part in them.
 """
 
 from __future__ import annotations
