@@ -171,7 +171,8 @@ class Worker:
 
     def publish(self) -> None:
         """Tells the other processes whether requests can be sent here: behind each call, so that whoever asked for it
-        sees what came of it at once, and ten times a second, since an unload may wait long for what still runs."""
+        sees at once what came of it; and ten times a second, since a first load ends by itself, and an unload may wait
+        long for what still runs."""
         self.board.set(self.birth.seat, Seat.READY, on=self._registry.is_ready())
         self.board.set(self.birth.seat, Seat.LISTENING, on=self.server.listens)
 

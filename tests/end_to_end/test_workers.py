@@ -97,6 +97,16 @@ def test_load_and_unload_and_the_index_speak_for_all_workers(tmp_path: Path) -> 
         assert Counter(service.is_ready() for _ in range(20)) == {False: 20}
 
 
+def test_readiness_has_changed_in_every_worker_when_a_load_or_an_unload_returns(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        for _ in range(5):
+            assert service.request("POST", UNLOAD).status == 200
+            assert {service.is_ready() for _ in range(8)} == {False}
+            assert service.request("POST", LOAD).status == 200
+            assert {service.is_ready() for _ in range(8)} == {True}
+
+
 def test_a_model_that_can_be_loaded_in_one_worker_only_is_loaded_in_none(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
     with two_workers(tmp_path) as service:
