@@ -43,9 +43,6 @@ UNUSABLE, LOST = 2, 3
 def main(argv: Sequence[str]) -> int:
     """argv: the birth, then the server's own command line. Returns the exit code."""
     birth = Birth.from_json(argv[0])
-    # These may reach every process of the group (Ctrl-C in a terminal); the supervisor tells us what to do about them.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     settings = Settings.from_command_line(argv[1:], os.environ)
     connections = -(-settings.max_connections // birth.workers)
     settings = dataclasses.replace(

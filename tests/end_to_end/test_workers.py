@@ -369,6 +369,23 @@ def test_a_stop_ends_workers_that_have_hardly_begun(tmp_path: Path) -> None:
         assert "Traceback" not in service.log()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_terminal_tells_every_process_workers_leave_to_the_supervisor(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """In the middle of their imports already."""
+    save_version(tmp_path, "m", DOUBLE)
+    with foldserve("--model-repository", tmp_path, "--workers", "2", wait="nothing") as service:
+        service.wait_until(lambda: len(workers_of(service)) == 2, "starting workers")
+        began = workers_of(service)
+        service.wait_until(lambda: all("numpy" in Path(f"/proc/{pid}/maps").read_text() for pid in began), "importing")
+        for pid in began:
+            os.kill(pid, number)
+        service.wait_until_ready()
+        assert workers_of(service) == began
+        assert "Traceback" not in service.log()
+
+
 def test_a_second_signal_ends_the_grace_of_all_workers(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
     forever = str(int(2 * PATIENCE_S))
