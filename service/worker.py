@@ -29,22 +29,20 @@ from service.listening import CannotServe
 from service.logs import configure_logging
 from service.prepared import Prepared
 from service.server import Parts, Server, configuration, make_parts
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.shared_memory import SharedMemory
 from service.tls import make_context
 from service.worker_birth import Birth
 
 log = logging.getLogger(__name__)
 
-LOST = 3
-"""Exit code of a worker whose supervisor has gone."""
+UNUSABLE, LOST = 2, 3
+"""Exit codes: of a worker whose keys or certificate cannot be used, and of one whose supervisor has gone."""
 
 
 def main(argv: Sequence[str]) -> int:
     """argv: the birth, then the server's own command line. Returns the exit code."""
     birth = Birth.from_json(argv[0])
-    # Ctrl-C in a terminal reaches every process of the group; the supervisor tells us what to do about it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = Settings.from_command_line(argv[1:], os.environ)
     connections = -(-settings.max_connections // birth.workers)
     settings = dataclasses.replace(
@@ -59,7 +57,12 @@ def main(argv: Sequence[str]) -> int:
         assignment = _read_assignment(control)
     except ConnectionError:
         return LOST
-    parts = make_parts(settings, Guard.of(settings), make_context(settings), birth.open_pages())
+    try:
+        guard, context = Guard.of(settings), make_context(settings)
+    except SettingsError as error:  # the files have changed since the supervisor read them
+        log.error("this worker cannot serve: %s", error)
+        return UNUSABLE
+    parts = make_parts(settings, guard, context, birth.open_pages())
     for name, region in (assignment.regions if assignment else {}).items():
         _register_again(parts.regions, name, *region)
     board = Board(mmap.mmap(birth.board, Board.bytes_for(birth.seats)), birth.seats)
@@ -166,7 +169,9 @@ class Worker:
         self.publish()
 
     def publish(self) -> None:
-        """Tells the other processes whether requests can be sent here."""
+        """Tells the other processes whether requests can be sent here: behind each call, so that whoever asked for it
+        sees at once what came of it; and ten times a second, since a first load ends by itself, and an unload may wait
+        long for what still runs."""
         self.board.set(self.birth.seat, Seat.READY, on=self._registry.is_ready())
         self.board.set(self.birth.seat, Seat.LISTENING, on=self.server.listens)
 

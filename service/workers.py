@@ -65,8 +65,12 @@ _LONGEST_PAUSE_S = 30.0
 # In a row, before the server has ever been ready: it will not be.
 _MOST_FALSE_STARTS = 3
 
-# sys.path as ours, and nothing of the folder that the command was started in.
-_BOOT = "import sys; sys.path[:] = {path!r}; from service.worker import main; sys.exit(main(sys.argv[1:]))"
+# Ctrl-C in a terminal, and its end, reach every process of the group; we tell the workers what to do about them. Said
+# before anything is imported, which takes a second. sys.path as ours, and nothing of the folder we were started in.
+_BOOT = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    "sys.path[:] = {path!r}; from service.worker import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 class WorkersFailed(Exception):
@@ -321,7 +325,7 @@ class Supervisor:
         if not self._stop.is_set():
             if not worker.is_leaving:
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-                log.error("%s %s; another one takes its place", worker, how)
+                log.error("%s %s%s", worker, how, "" if self._has_heir(worker) else "; another one takes its place")
             await self._replace(worker)
 
     async def _replace(self, worker: WorkerProcess) -> None:
@@ -335,9 +339,13 @@ class Supervisor:
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause_s)
-        there = [one for one in self._workers if one.slot == worker.slot and not one.is_leaving]
-        if not there and not self._starting[worker.slot] and not self._stop.is_set():
+        if not self._has_heir(worker) and not self._stop.is_set():
             await self._start(worker.slot)
+
+    def _has_heir(self, worker: WorkerProcess) -> bool:
+        """Whether its slot has a process that stays, or is to have one in a moment."""
+        there = [one for one in self._workers if one.slot == worker.slot and not one.is_leaving]
+        return bool(there) or self._starting[worker.slot] > 0
 
     async def _end(self, worker: WorkerProcess, grace_s: float, *, is_replaced: bool = False) -> None:
         """In order, if it can; behind its limit, by force."""

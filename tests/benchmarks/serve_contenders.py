@@ -205,6 +205,7 @@ def running(contender: Contender, served: Served, threads: int) -> Iterator[int]
     port = free_port()
     told = {"SERVE_MODEL": str(served.path), "SERVE_THREADS": str(threads), "SERVE_ROWS": str(served.rows)}
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
+        told["TMPDIR"] = folder  # LitServe's helpers are killed at the end, and leave their sockets
         process = subprocess.Popen(
             contender.command(served, port),
             cwd=folder,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,8 +21,11 @@ from tests.end_to_end.running import PATIENCE_S, Foldserve
 class Client(threading.Thread):
     """One connection after the other. `answers` counts what was answered with 200, by the first output's data."""
 
-    def __init__(self, service: Foldserve, model: str, tensor: dict[str, Any]) -> None:
+    def __init__(
+        self, service: Foldserve, model: str, tensor: dict[str, Any], tls: ssl.SSLContext | None = None
+    ) -> None:
         super().__init__(daemon=True)
+        self._tls = tls
         host, port = service.address.split(":")
         self._address = (host, int(port))
         body = json.dumps({"inputs": [tensor]}).encode()
@@ -38,11 +42,18 @@ class Client(threading.Thread):
     def run(self) -> None:
         while not self._end.is_set():
             try:
-                sock = socket.create_connection(self._address, timeout=PATIENCE_S)
+                sock = self._connect()
             except ConnectionRefusedError:
                 return
+            except OSError as error:  # in the middle of a handshake
+                self.lost.append(repr(error))
+                continue
             with sock, sock.makefile("rb") as answers:
                 self._ask(sock, answers)
+
+    def _connect(self) -> socket.socket:
+        sock = socket.create_connection(self._address, timeout=PATIENCE_S)
+        return self._tls.wrap_socket(sock, server_hostname=self._address[0]) if self._tls else sock
 
     def _ask(self, sock: socket.socket, answers: Any) -> None:
         closes = False
@@ -77,9 +88,11 @@ def _read(answers: Any) -> tuple[int, bool, bytes]:
 
 
 @contextlib.contextmanager
-def asking(service: Foldserve, model: str, tensor: dict[str, Any], count: int) -> Iterator[list[Client]]:
+def asking(
+    service: Foldserve, model: str, tensor: dict[str, Any], count: int, tls: ssl.SSLContext | None = None
+) -> Iterator[list[Client]]:
     """`count` clients at work, each of which has had its first answer; they have ended behind the block."""
-    clients = [Client(service, model, tensor) for _ in range(count)]
+    clients = [Client(service, model, tensor, tls) for _ in range(count)]
     for client in clients:
         client.start()
     try:

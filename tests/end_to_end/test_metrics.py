@@ -13,29 +13,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.end_to_end.queueing import Sender, body, infer, save_queueing_models, slow_when_told
 from tests.end_to_end.running import Answer, Foldserve, foldserve
-from tests.end_to_end.test_scheduling import Sender, body, infer
-from tests.service.handmade import publish, save_version
+from tests.service.handmade import publish
 
 MODELS = ("picky", "slow", "small")
 MAX_BODY_BYTES = 100_000
 INVENTED = "invented"
-# Walks a loop first, of as many turns as the largest number of the batch says, and fails when an index is out of range.
-PATIENT = """
-g (float[N,2] x, int64[N,1] i) => (float[N,1] y)
-<bool go = {1}, float zero = {0.0}> {
-  largest = ReduceMax<keepdims=0>(x)
-  turns = Cast<to=7>(largest)
-  idle = Loop (turns, go, zero) <body = walk (int64 n, bool c, float a) => (bool c2, float a2) {
-    c2 = Identity(c)
-    a1 = Sin(a)
-    a2 = Cos(a1)
-  }>
-  none = Mul(idle, zero)
-  late = Add(x, none)
-  y = GatherElements<axis=1>(late, i)
-}
-"""
 # Turns that take about a second: what is sent meanwhile waits, on any machine.
 LONG = 800_000
 
@@ -43,9 +27,7 @@ LONG = 800_000
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foldserve]:
     repository = tmp_path_factory.mktemp("models")
-    save_version(repository, "picky", PATIENT, config={"max_batch_size": 16})
-    save_version(repository, "slow", PATIENT, config={"max_batch_size": 16})
-    save_version(repository, "small", PATIENT, config={"max_batch_size": 1, "scheduler": {"max_queue_size": 2}})
+    save_queueing_models(repository, slow_when_told(), slow_when_told())
     publish(repository)
     limits = ("--max-body-bytes", str(MAX_BODY_BYTES), "--server-timing")
     with foldserve("--model-repository", repository, *limits) as running:

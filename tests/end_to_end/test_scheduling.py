@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.end_to_end.running import Answer, Foldserve, foldserve
+from tests.end_to_end.queueing import Sender, body, infer, save_queueing_models, slow_always
+from tests.end_to_end.running import Foldserve, foldserve
 from tests.service.handmade import save_version
 
-# Each run walks a loop first, whatever its rows: long enough that requests sent meanwhile queue behind it, on any
-# machine, and a flat latency curve, so that they then run together. Fails when an index in `i` is out of range.
-PICKY_AND_SLOW = """
-g (float[N,2] x, int64[N,1] i) => (float[N,1] y)
-<int64 turns = {TURNS}, bool go = {1}, float zero = {0.0}> {
-  idle = Loop (turns, go, zero) <body = walk (int64 n, bool c, float a) => (bool c2, float a2) {
-    c2 = Identity(c)
-    a1 = Sin(a)
-    a2 = Cos(a1)
-  }>
-  none = Mul(idle, zero)
-  late = Add(x, none)
-  y = GatherElements<axis=1>(late, i)
-}
-"""
 # Turns of the loop: short enough that loading measures all batch sizes, and long enough to queue behind.
 SHORT, LONG = 10_000, 300_000
 
@@ -40,54 +25,14 @@ SHORT, LONG = 10_000, 300_000
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foldserve]:
     repository = tmp_path_factory.mktemp("models")
-    slow, slower = (PICKY_AND_SLOW.replace("TURNS", str(turns)) for turns in (SHORT, LONG))
-    save_version(repository, "picky", slow, config={"max_batch_size": 16})
-    save_version(repository, "slow", slower, config={"max_batch_size": 16})
-    save_version(repository, "small", slower, config={"max_batch_size": 1, "scheduler": {"max_queue_size": 2}})
+    save_queueing_models(repository, slow_always(SHORT), slow_always(LONG))
     with foldserve("--model-repository", repository) as running:
         yield running
-
-
-def body(x: Sequence[float], index: int, **parameters: int) -> bytes:
-    request: dict[str, Any] = {
-        "inputs": [
-            {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": list(x)},
-            {"name": "i", "shape": [1, 1], "datatype": "INT64", "data": [index]},
-        ]
-    }
-    return json.dumps(request | ({"parameters": parameters} if parameters else {})).encode()
-
-
-def infer(service: Foldserve, x: Sequence[float], index: int = 0, model: str = "slow", **parameters: int) -> Answer:
-    return service.request("POST", f"/v2/models/{model}/infer", body(x, index, **parameters))
 
 
 def counters(service: Foldserve, model: str = "slow") -> dict[str, Any]:
     (stats,) = service.get(f"/v2/models/{model}/stats").json()["model_stats"]
     return dict(stats)
-
-
-class Sender:
-    """One connection that has sent a request and can hang up."""
-
-    def __init__(self, service: Foldserve, content: bytes, *, chunked: bool) -> None:
-        host, _, port = service.address.partition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=60)
-        framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(content)}"
-        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content) if chunked else content
-        self.socket.sendall(f"POST /v2/models/slow/infer HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n".encode() + framed)
-
-    def status(self) -> int:
-        return int(self.answer()[0].split()[1])
-
-    def answer(self) -> tuple[bytes, bytes]:
-        """Head and body."""
-        with self.socket:
-            head, _, content = self.socket.recv(65536).partition(b"\r\n\r\n")
-            return head, content
-
-    def hang_up(self) -> None:
-        self.socket.close()
 
 
 def test_requests_that_wait_run_together(service: Foldserve) -> None:

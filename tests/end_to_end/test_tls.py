@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 import tritonclient.http
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from tests.end_to_end.asking import asking
+from tests.end_to_end.processes import children
 from tests.end_to_end.running import PATIENCE_S, Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, save_model
 
@@ -45,8 +49,11 @@ class Files:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
+    return issue(trustme.CA(), tmp_path_factory.mktemp("tls"))
+
+
+def issue(authority: trustme.CA, folder: Path) -> Files:
+    """New certificates and keys, in place of those that are there."""
     server, client, other = (authority.issue_cert("127.0.0.1", "localhost") for _ in range(3))
     found = Files(*(folder / name for name in ("ca", "cert", "key", "encrypted", "other", "client")))
     authority.cert_pem.write_to_path(found.authority)
@@ -203,6 +210,51 @@ def test_clients_must_show_a_certificate_where_one_is_asked_for(model: Path, fil
         with pytest.raises((ssl.SSLError, OSError, http.client.HTTPException)):
             ask(running, files, "POST", PATH, BODY)
         assert "Traceback" not in running.log()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc")
+def test_a_rolling_restart_takes_a_renewed_certificate_and_loses_no_request(model: Path, tmp_path: Path) -> None:
+    """Mutual TLS. With files that cannot be used no worker is replaced."""
+    authority = trustme.CA()
+    files = issue(authority, tmp_path)
+    arguments = ("--tls-cert-file", files.certificate, "--tls-key-file", files.key)
+    arguments = (*arguments, "--tls-client-ca-file", files.authority, "--workers", "2", "--drain-grace-s", "1")
+    with foldserve("--model", model, *arguments, wait="nothing") as running:
+        trusted = context(files, client=True)
+        first, tensor = serial_number(files), json.loads(BODY)["inputs"][0]
+        running.wait_until(lambda: ask(running, files, "GET", "/v2/health/ready", client=True)[0] == 200, "ready")
+        assert {shown(running, trusted) for _ in range(20)} == {first}
+        with asking(running, "double", tensor, 4, trusted) as clients:
+            issue(authority, tmp_path)
+            before = set(children(running.process.pid))
+            running.process.send_signal(signal.SIGHUP)
+            running.wait_until(lambda: not before & set(children(running.process.pid)), "restarted")
+            assert serial_number(files) != first
+            assert {shown(running, trusted) for _ in range(20)} == {serial_number(files)}
+
+            now, renewed = children(running.process.pid), serial_number(files)
+            files.certificate.write_text("nonsense\n")
+            running.process.send_signal(signal.SIGHUP)
+            running.wait_until(lambda: "the others stay as they are" in running.log(), "told")
+            assert "[1] this worker cannot serve: " in running.log()
+            assert children(running.process.pid) == now
+            assert {shown(running, trusted) for _ in range(20)} == {renewed}
+        assert [client.lost for client in clients] == [[]] * 4
+        assert "Traceback" not in running.log()
+
+
+def serial_number(files: Files) -> int:
+    return x509.load_pem_x509_certificate(files.certificate.read_bytes()).serial_number
+
+
+def shown(service: Foldserve, trusted: ssl.SSLContext) -> int:
+    """The serial number of the certificate that a fresh connection is shown."""
+    host, _, port = service.address.partition(":")
+    plain = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    with plain, trusted.wrap_socket(plain, server_hostname=host) as sock:
+        certificate = sock.getpeercert()
+        assert certificate is not None
+        return int(str(certificate["serialNumber"]), 16)
 
 
 @pytest.mark.parametrize(

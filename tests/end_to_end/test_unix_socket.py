@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.end_to_end.processes import children
 from tests.end_to_end.running import PATIENCE_S, Foldserve, foldserve, run_command
 from tests.service.handmade import DOUBLE, save_model
 
@@ -125,3 +126,22 @@ def test_a_path_that_is_not_to_be_had_is_one_line_and_exit_code_2(occupied: str,
     (line,) = result.stderr.splitlines()
     assert line == f"foldserve: error: cannot listen on --unix-socket '{path}': {told}; choose another path"
     assert os.path.lexists(path) is (occupied in ("server", "file"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc")
+def test_workers_share_one_file_which_survives_their_restart_and_goes_with_the_server(model: Path, path: Path) -> None:
+    with foldserve("--model", model, "--unix-socket", path, "--workers", "2", wait="nothing") as running:
+        running.wait_until(lambda: is_ready(path), "ready")
+        before = set(children(running.process.pid))
+        running.process.send_signal(signal.SIGHUP)
+
+        def all_are_new() -> bool:
+            assert is_ready(path)
+            return not before & set(children(running.process.pid))
+
+        running.wait_until(all_are_new, "restarted")
+        second = run_command("foldserve", "--model", model, "--unix-socket", path, "--workers", "2")
+        assert (second.returncode, "another server listens there" in second.stderr) == (2, True)
+        assert is_ready(path)
+        assert running.stop() == 0
+    assert not path.exists()

@@ -97,6 +97,16 @@ def test_load_and_unload_and_the_index_speak_for_all_workers(tmp_path: Path) -> 
         assert Counter(service.is_ready() for _ in range(20)) == {False: 20}
 
 
+def test_readiness_has_changed_in_every_worker_when_a_load_or_an_unload_returns(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        for _ in range(5):
+            assert service.request("POST", UNLOAD).status == 200
+            assert {service.is_ready() for _ in range(8)} == {False}
+            assert service.request("POST", LOAD).status == 200
+            assert {service.is_ready() for _ in range(8)} == {True}
+
+
 def test_a_model_that_can_be_loaded_in_one_worker_only_is_loaded_in_none(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
     with two_workers(tmp_path) as service:
@@ -412,10 +422,51 @@ def test_a_stop_ends_every_process(number: signal.Signals, tmp_path: Path) -> No
         assert service.log().rstrip().endswith("stopped")
 
 
-def test_a_rolling_restart_replaces_every_worker_and_loses_no_request(tmp_path: Path) -> None:
+def test_a_stop_ends_workers_that_have_hardly_begun(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    with foldserve("--model-repository", tmp_path, "--workers", "2", wait="nothing") as service:
+        service.wait_until(lambda: len(workers_of(service)) == 2, "starting workers")
+        left = workers_of(service)
+        assert service.stop() == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+        assert "Traceback" not in service.log()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_terminal_tells_every_process_workers_leave_to_the_supervisor(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """In the middle of their imports already."""
+    save_version(tmp_path, "m", DOUBLE)
+    with foldserve("--model-repository", tmp_path, "--workers", "2", wait="nothing") as service:
+        service.wait_until(lambda: len(workers_of(service)) == 2, "starting workers")
+        began = workers_of(service)
+        service.wait_until(lambda: all("numpy" in Path(f"/proc/{pid}/maps").read_text() for pid in began), "importing")
+        for pid in began:
+            os.kill(pid, number)
+        service.wait_until_ready()
+        assert workers_of(service) == began
+        assert "Traceback" not in service.log()
+
+
+def test_a_second_signal_ends_the_grace_of_all_workers(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    forever = str(int(2 * PATIENCE_S))
+    with two_workers(tmp_path, "--drain-grace-s", forever, "--drain-limit-s", forever) as service:
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_until(lambda: service.get("/v2/health/ready").status == 503, "not ready")
+        assert answers(service, 10) == {2: 10}
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("reaches_all", [False, True])
+def test_a_rolling_restart_replaces_every_worker_and_loses_no_request(reaches_all: bool, tmp_path: Path) -> None:
+    """reaches_all: the signal is sent to every process, as a terminal does that is closed."""
     save_version(tmp_path, "m", DOUBLE)
     with two_workers(tmp_path, "--drain-grace-s", "1") as service, asking(service, "m", X, 4) as clients:
         before = set(workers_of(service))
+        for pid in before if reaches_all else ():
+            os.kill(pid, signal.SIGHUP)
         service.process.send_signal(signal.SIGHUP)
 
         def all_are_new() -> bool:
@@ -479,6 +530,16 @@ def test_a_port_that_another_server_with_workers_has_is_refused(tmp_path: Path) 
             done = run_command("foldserve", "--model-repository", tmp_path, "--port", port, "--workers", workers)
             assert (done.returncode, done.stdout) == (2, "")
             assert done.stderr.endswith("choose another --host or --port\n")
+
+
+def test_standard_files_that_are_closed_hinder_neither_a_start_nor_a_restart(tmp_path: Path) -> None:
+    save_version(tmp_path, "m", DOUBLE)
+    closed = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    with foldserve("--model-repository", tmp_path, "--workers", "2", launcher=closed) as service:
+        before = set(workers_of(service))
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_until(lambda: not before & set(workers_of(service)), "restarted")
+        assert answers(service) == {2: CONNECTIONS}
 
 
 def test_a_lone_model_that_cannot_be_served_ends_all(tmp_path: Path) -> None:

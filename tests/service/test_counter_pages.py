@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 
 from service import counter_pages
 from service.counter_pages import PAGE_BYTES, CounterPage, Kind, Labels, PageDamaged, PageReader, Pages, mark_dead
+from tests.service.forked import forked
 
 A: Labels = (("model", "a"), ("version", "1"))
 B: Labels = (("model", "b"), ("version", "1"))
@@ -212,20 +211,9 @@ def test_any_interleaving_of_writers_sums_to_what_was_recorded(
 # --- other processes ----------------------------------------------------------------------------------------------
 
 
-def forked(work: Callable[[], None]) -> int:
-    """Its process id; the child never returns to the test."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return child
-
-
 @pytest.fixture
-def writer() -> Iterator[tuple[mmap.mmap, int]]:
-    """A child that appends series, and adds one to each as soon as it is there, until it is killed."""
+def written() -> Iterator[mmap.mmap]:
+    """A page in which a child appends series, and adds one to each as soon as it is there, until it is killed."""
     buffer = shared()
 
     def write() -> None:
@@ -235,16 +223,13 @@ def writer() -> Iterator[tuple[mmap.mmap, int]]:
             add(page, (("n", str(number % 20_000)),), 1)
             number += 1
 
-    child = forked(write)
-    yield buffer, child
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    with forked(write):
+        yield buffer
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
-def test_a_page_can_be_read_at_any_moment_while_another_process_writes_it(writer: tuple[mmap.mmap, int]) -> None:
-    buffer, _ = writer
-    pages = Pages(CounterPage(), [buffer])
+def test_a_page_can_be_read_at_any_moment_while_another_process_writes_it(written: mmap.mmap) -> None:
+    pages = Pages(CounterPage(), [written])
     seen, before = 0, 0.0
     give_up = time.monotonic() + 60
     while seen < 5_000:
@@ -259,25 +244,17 @@ def test_a_page_can_be_read_at_any_moment_while_another_process_writes_it(writer
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_what_a_process_has_counted_survives_its_kill() -> None:
-    buffer, (reads, writes) = shared(), os.pipe()
+    buffer = shared()
 
     def write() -> None:
         page = CounterPage(buffer)
         for _ in range(1000):
             add(page, A, 1)
         add(page, A, 9, Kind.GAUGE, "g")
-        os.write(writes, b"!")
-        time.sleep(600)
 
-    child = forked(write)
     pages = Pages(CounterPage(), [buffer])
-    try:
-        assert os.read(reads, 1) == b"!"
+    with forked(write) as until_done:
+        until_done()
         assert (pages.value("f", A), pages.value("g", A)) == ([1000], [9])
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(reads)
-        os.close(writes)
     mark_dead(buffer)
     assert (pages.value("f", A), pages.value("g", A)) == ([1000], [])

@@ -7,8 +7,6 @@ import dataclasses
 import itertools
 import math
 import mmap
-import os
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,6 +24,7 @@ from service.protocol import BatchStatistics, DurationStatistics, InferenceReque
 from service.stages import Stages
 from service.statistics import CANCELED, ModelStatistics, Refusals, counted_versions, read_counts, read_refusals
 from service.ticket import BatchRecord
+from tests.service.forked import forked
 from tests.service.handmade import PICKY, load_version, save_version
 
 MS = 1_000_000
@@ -359,24 +358,15 @@ def test_refusals_are_counted_by_reason_and_by_what_is_known() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_what_a_killed_process_has_answered_stays_in_the_statistics() -> None:
-    buffer, (reads, writes) = mmap.mmap(-1, PAGE_BYTES), os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            statistics = ModelStatistics(Pages(CounterPage(buffer)), "m", 1)
-            for _ in range(100):
-                statistics.record_batch(batch())
-            os.write(writes, b"!")
-            time.sleep(600)
-        finally:
-            os._exit(1)
-    try:
-        assert os.read(reads, 1) == b"!"
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(reads)
-        os.close(writes)
+    buffer = mmap.mmap(-1, PAGE_BYTES)
+
+    def answer() -> None:
+        statistics = ModelStatistics(Pages(CounterPage(buffer)), "m", 1)
+        for _ in range(100):
+            statistics.record_batch(batch())
+
+    with forked(answer) as until_done:
+        until_done()
     mark_dead(buffer)
     survivor = ModelStatistics(Pages(CounterPage(), [buffer]), "m", 1)
     survivor.record_batch(batch(rows=1))
