@@ -98,6 +98,8 @@ def _leave_on_signals() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
+    # Asks servers for a restart that nobody notices. There is nothing to restart yet.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _what_to_serve(settings: Settings) -> tuple[str, Path]:

@@ -45,8 +45,13 @@ def plan(limits: CpuLimits) -> CpuPlan:
     """
     by_quota = limits.affinity_cores if limits.quota_cores == float("inf") else max(1, int(limits.quota_cores))
     if by_quota < limits.affinity_cores:
-        return CpuPlan(by_quota, f"cgroup quota of {limits.quota_cores:g} cores, affinity {limits.affinity_cores}")
+        return CpuPlan(by_quota, f"cgroup quota of {in_words(limits.quota_cores)}, affinity {limits.affinity_cores}")
     return CpuPlan(limits.affinity_cores, f"affinity of {limits.affinity_cores}, no lower cgroup quota")
+
+
+def in_words(cores: float) -> str:
+    """For the log."""
+    return "1 core" if cores == 1 else f"{cores:g} cores"
 
 
 def read_plan(workers: int = 1) -> CpuPlan:

@@ -167,7 +167,7 @@ class Decisions:
             return True
         told = ", ".join(f"{row.name} version {row.version}" for row in missing)
         if any(one.settled.is_set() for one in self._members() if one is not worker):
-            log.error("%s cannot load %s, which the others serve, and is replaced", worker, told)
+            log.error("%s cannot load %s, which the others serve: it must not serve", worker, told)
             return False
         log.error("no worker can load %s any more: the server goes on without it", told)
         self.assignment = replace(self.assignment, rows=rows)

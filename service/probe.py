@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 from service.discovery import Found, discover
@@ -20,13 +19,12 @@ from service.loader import refuse_pointer
 from service.logs import configure_logging
 from service.measurements import LARGEST_BYTES, Measured, Memory, content_of, fingerprint
 from service.settings import Settings
-from service.worker_plan import PROBE_S, SHORT_S
+from service.worker_plan import SHORT_S
 
 
-def main(argv: Sequence[str]) -> int:
-    """Returns the exit code."""
-    # Should nobody wait for us any more.
-    signal.alarm(math.ceil(PROBE_S))
+def main(argv: Sequence[str], *, alive: int) -> int:
+    """Returns the exit code. alive: a pipe that is closed when whoever waits for us has ended."""
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     settings = Settings.from_command_line(argv, os.environ)
     configure_logging("error", settings.log_format)  # what is wrong with a model is told by those who are to serve it
     memory = Memory.of_this_machine()
@@ -36,6 +34,11 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.write(json.dumps([dataclasses.asdict(model) for model in models]))
     memory.remember_models(seen, models)
     return 0
+
+
+def _end_with(alive: int) -> None:
+    os.read(alive, 1)
+    os._exit(1)
 
 
 def _until_decided(settings: Settings, found: Sequence[Found], memory: Memory) -> Iterator[Measured]:

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from service.assignment import Assigned, Assignment, LoadParameters
 from service.counter_pages import Pages
+from service.cpu_plan import in_words
 from service.discovery import Found, discover
 from service.errors import LoadFailed, ModelNotReady, NotFound, quoted
 from service.load_targets import find_versions, overrides_of
@@ -51,7 +52,7 @@ class Registry(Served):
 
         assignment: what to load in place of what there is on disk, as another process has it.
         """
-        log.info("computing on %d cores: %s", self._loader.cpu.cores, self._loader.cpu.reason)
+        log.info("computing on %s: %s", in_words(self._loader.cpu.cores), self._loader.cpu.reason)
         if assignment is None:
             await self._scan()
         else:

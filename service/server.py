@@ -384,6 +384,16 @@ class Server(uvicorn.Server):
         """Before the event loop runs, so that there is no moment without a handler."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_exit)
+        signal.signal(signal.SIGHUP, self._stay)
+
+    @staticmethod
+    def _stay(*_: object) -> None:
+        """With several processes SIGHUP replaces them and loses nothing; here it must at least lose nothing."""
+        with contextlib.suppress(RuntimeError):  # before the event loop runs
+            asyncio.get_running_loop().call_soon_threadsafe(
+                log.warning,
+                "SIGHUP: a single process cannot be replaced while it serves; start with --workers 2 or more for that",
+            )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

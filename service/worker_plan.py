@@ -10,12 +10,13 @@ Measured in a process of its own, which ends and leaves nothing behind (probe.py
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.cpu_plan import CpuPlan
+from service.cpu_plan import CpuPlan, in_words
 from service.measurements import Measured, Memory, fingerprint
 from service.settings import Settings
 
@@ -27,7 +28,11 @@ PROBE_S = 10.0
 # answers as from one process (0.96 to 1.04 times), 16 got 1.2 times as many, 64 got 1.4 to 1.8 times. Each loads every
 # model; more than 2 have not been measured.
 _MOST_WORKERS = 8
-_BOOT = "import sys; sys.path[:] = {path!r}; from service.probe import main; sys.exit(main(sys.argv[1:]))"
+# Ctrl-C reaches it as well, and is no error.
+_BOOT = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[:] = {path!r}; "
+    "from service.probe import main; sys.exit(main(sys.argv[1:], alive={alive}))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ def choose(cpu: CpuPlan, models: Sequence[Measured], threads: int = 1) -> Worker
     threads: of one run, as the user asks.
     """
     if cpu.cores < 2:
-        return WorkerPlan(1, f"{_cores(cpu.cores)}, {cpu.reason}")
+        return WorkerPlan(1, f"{in_words(cpu.cores)}, {cpu.reason}")
     if not models:
         return WorkerPlan(1, "there is no model yet")
     for model in models:
@@ -57,7 +62,7 @@ def choose(cpu: CpuPlan, models: Sequence[Measured], threads: int = 1) -> Worker
     possible = max(1, min(cpu.cores // at_once, _MOST_WORKERS))
     share = "one for each" if at_once == 1 else f"one for every {at_once}, the threads that run at once in each,"
     share = f"the most there may be, {possible}," if possible == _MOST_WORKERS < cpu.cores // at_once else share
-    return WorkerPlan(possible, f"a row takes {longest_us:.3g} us at most, so {share} of {_cores(cpu.cores)}")
+    return WorkerPlan(possible, f"a row takes {longest_us:.3g} us at most, so {share} of {in_words(cpu.cores)}")
 
 
 def plan(cpu: CpuPlan, settings: Settings, argv: Sequence[str]) -> WorkerPlan:
@@ -70,18 +75,18 @@ def plan(cpu: CpuPlan, settings: Settings, argv: Sequence[str]) -> WorkerPlan:
         return choose(cpu, ())
     if (known := Memory.of_this_machine().models(fingerprint(settings))) is not None:
         return choose(cpu, known, threads)
+    alive, ours = os.pipe()
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter, our own program
-            [sys.executable, "-c", _BOOT.format(path=sys.path), *argv],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=PROBE_S, check=True,
+            [sys.executable, "-c", _BOOT.format(path=sys.path, alive=alive), *argv],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=(alive,), timeout=PROBE_S, check=True,
         )  # fmt: skip
         models = [Measured(**row) for row in json.loads(done.stdout)]
     except subprocess.TimeoutExpired:
         return WorkerPlan(1, f"the models were not measured within {PROBE_S:g} s")
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         return WorkerPlan(1, f"the models could not be measured: {error}")
+    finally:
+        os.close(alive)
+        os.close(ours)
     return choose(cpu, models, threads)
-
-
-def _cores(count: int) -> str:
-    return "1 core" if count == 1 else f"{count} cores"

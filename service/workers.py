@@ -34,7 +34,7 @@ from service.access import Guard, warn_of_strangers
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed, RemoteDefect
 from service.counter_pages import PAGE_BYTES, mark_dead
-from service.cpu_plan import read_plan
+from service.cpu_plan import in_words, read_plan
 from service.decisions import Decisions
 from service.errors import ServiceError
 from service.listening import CannotServe, open_door
@@ -459,7 +459,7 @@ def run(settings: Settings, argv: Sequence[str], plan: str) -> int:
     log.info("foldserve %s listens on %s", __version__, door.addresses(is_tls=context is not None))
     log.info("%d workers serve: %s", settings.workers, plan)
     if settings.workers > (cores := read_plan().cores):
-        log.warning("%d workers share %d cores: more workers than cores serve less", settings.workers, cores)
+        log.warning("%d workers share %s: more workers than cores serve less", settings.workers, in_words(cores))
     warn_of_strangers(settings, guard)
     try:
         asyncio.run(Supervisor(settings, argv, door.slots).run())

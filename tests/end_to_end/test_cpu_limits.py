@@ -78,6 +78,9 @@ def pinned_to_one_core() -> list[str]:
     ]
 
 
+CHOSEN = {"FOLDSERVE_WORKERS": "0"}
+
+
 def cpu_plan(service: Foldserve) -> str:
     told: str = service.get("/v2/models/m/config").json()["parameters"]["cpu_plan"]["string_value"]
     return told
@@ -85,8 +88,8 @@ def cpu_plan(service: Foldserve) -> str:
 
 def test_a_quota_of_one_core_is_one_worker_with_one_thread(one_core: Path, tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
-    reason = f"cgroup quota of 1 cores, affinity {len(os.sched_getaffinity(0))}"
-    with foldserve("--model-repository", tmp_path, launcher=entering(one_core)) as service:
+    reason = f"cgroup quota of 1 core, affinity {len(os.sched_getaffinity(0))}"
+    with foldserve("--model-repository", tmp_path, launcher=entering(one_core), environment=CHOSEN) as service:
         assert f"1 process serves: 1 core, {reason}" in service.log()
         assert cpu_plan(service) == f"1 worker x 1 instance x 1 intra-op thread; cores of a worker: 1 ({reason})"
 
@@ -94,7 +97,7 @@ def test_a_quota_of_one_core_is_one_worker_with_one_thread(one_core: Path, tmp_p
 def test_workers_that_were_asked_for_share_the_quota_and_are_warned_of(one_core: Path, tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
     with foldserve("--model-repository", tmp_path, "--workers", "2", launcher=entering(one_core)) as service:
-        assert "2 workers share 1 cores: more workers than cores serve less" in service.log()
+        assert "2 workers share 1 core: more workers than cores serve less" in service.log()
         assert cpu_plan(service).startswith("2 workers x 1 instance x 1 intra-op thread; cores of a worker: 1 (cgroup")
         assert cpu_plan(service).endswith(", shared by 2 workers)")
 
@@ -102,7 +105,7 @@ def test_workers_that_were_asked_for_share_the_quota_and_are_warned_of(one_core:
 def test_an_affinity_to_one_core_is_one_worker_with_one_thread(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
     reason = "affinity of 1, no lower cgroup quota"
-    with foldserve("--model-repository", tmp_path, launcher=pinned_to_one_core()) as service:
+    with foldserve("--model-repository", tmp_path, launcher=pinned_to_one_core(), environment=CHOSEN) as service:
         assert f"1 process serves: 1 core, {reason}" in service.log()
         assert cpu_plan(service) == f"1 worker x 1 instance x 1 intra-op thread; cores of a worker: 1 ({reason})"
 

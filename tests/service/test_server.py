@@ -155,6 +155,16 @@ def test_a_signal_ends_the_server_well(number: signal.Signals, repository: Path)
         assert running.log().rstrip().endswith("stopped")
 
 
+def test_one_process_takes_no_notice_of_sighup_but_says_so(repository: Path) -> None:
+    with foldserve("--model-repository", repository) as running, asking(running, "linear", X, 2) as clients:
+        running.process.send_signal(signal.SIGHUP)
+        running.wait_until(lambda: "SIGHUP: a single process cannot be replaced" in running.log(), "told")
+        answered = sum(client.answers.total() for client in clients)
+        running.wait_until(lambda: sum(client.answers.total() for client in clients) > answered + 10, "asked on")
+        assert running.is_ready()
+    assert [client.lost for client in clients] == [[]] * 2
+
+
 GRACE = {"FOLDSERVE_DRAIN_GRACE_S": "60"}
 X = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 1]}
 
