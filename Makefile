@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test test-clients test-zoo test-exporters test-load soak fuzz lint models bench-start bench-build bench-fold bench-large bench-schedule bench-serve
+.PHONY: serve test test-clients test-zoo test-exporters test-load soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-schedule bench-serve
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
@@ -39,6 +39,9 @@ models: .venv/test.stamp  ## rebuild every shipped model from its recipe, replac
 bench-start: $(BENCH)/serve.stamp $(BENCH)/fold.stamp .venv/test.stamp  ## how soon the commands answer
 	$(BENCH)/serve/bin/python -m tests.benchmarks.bench_start --fold $(BENCH)/fold --torch .venv
 
+bench-bn: $(BENCH)/bn-rivals.stamp  ## whose population statistics are right, in sixteen difficult cases
+	$(BENCH)/bn-rivals/bin/python -m tests.benchmarks.bench_bn
+
 bench-build: $(BENCH)/training.stamp  ## how long digits take from data to published version, and how good it is
 	$(BENCH)/training/bin/python -m tests.benchmarks.bench_build
 
@@ -69,6 +72,9 @@ $(BENCH)/%.stamp: pyproject.toml constraints.txt
 
 $(BENCH)/zoo.stamp: pyproject.toml constraints.txt tests/zoo/requirements.txt
 	$(PYTHON) -m venv --clear $(BENCH)/zoo && $(BENCH)/zoo/bin/$(INSTALL) '.[training]' -r tests/zoo/requirements.txt && touch $@
+
+$(BENCH)/bn-rivals.stamp: pyproject.toml constraints.txt tests/benchmarks/bn_rivals.txt
+	$(PYTHON) -m venv --clear $(BENCH)/bn-rivals && $(BENCH)/bn-rivals/bin/$(INSTALL) '.[training]' -r tests/benchmarks/bn_rivals.txt && touch $@
 
 $(BENCH)/exporters.stamp: pyproject.toml constraints.txt tests/zoo/exporters.txt
 	$(PYTHON) -m venv --clear $(BENCH)/exporters && $(BENCH)/exporters/bin/$(INSTALL) '.[fold]' -r tests/zoo/exporters.txt && touch $@

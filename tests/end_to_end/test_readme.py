@@ -1,4 +1,4 @@
-"""README.md's examples are run as they stand, so that what a reader pastes works.
+"""The examples of README.md and training/README.md are run as they stand, so that what a reader pastes works.
 
 An example is a fenced `bash`, `console` or `python` block right below the HTML comment `<!-- run: NAME -->`:
 
@@ -27,7 +27,8 @@ import pytest
 
 from tests.end_to_end.running import COMMANDS, PATIENCE_S, Foldserve, clean_environment, foldserve
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "training/README.md")}
 ADDRESS = "127.0.0.1:8000"
 MARKED_BLOCK = re.compile(r"^<!-- (run|prints): (\S+) -->\n+```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
 
@@ -71,16 +72,18 @@ def served(folder: Path) -> Iterator[Foldserve]:
         yield running
 
 
-def test_readme_has_examples_that_are_run() -> None:
-    page = README.read_text()
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_readme_has_examples_that_are_run(page: str) -> None:
     found = examples(page)
-    assert found, "no block of README.md is marked <!-- run: NAME -->"
+    assert found, "no block is marked <!-- run: NAME -->"
     assert len(found) == page.count("<!-- run:"), "a <!-- run: ... --> has no fenced block right below it"
     assert len({example.name for example in found}) == len(found), "two examples share a name"
     assert {example.language for example in found} <= {"bash", "console", "python"}
 
 
-@pytest.mark.parametrize("example", [pytest.param(one, id=one.name) for one in examples(README.read_text())])
+@pytest.mark.parametrize(
+    "example", [pytest.param(one, id=one.name) for page in PAGES.values() for one in examples(page)]
+)
 def test_example(example: Example, folder: Path, request: pytest.FixtureRequest) -> None:
     code = example.code
     if code.startswith("curl ") and shutil.which("curl") is None:

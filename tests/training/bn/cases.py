@@ -65,7 +65,7 @@ def error_of(scene: Scene, run: Callable[[nn.Module, Iterable[Any]], object]) ->
     for name, buffers in before.items():
         same = all(torch.equal(old, new) for old, new in zip(buffers, layers[name].buffers(), strict=True))
         errors.append(0.0 if same else np.inf)
-    return float(np.max(np.nan_to_num(errors, nan=np.inf)))
+    return float(np.max(np.nan_to_num(errors, nan=np.inf, posinf=np.inf)))
 
 
 def _buffer(layer: nn.Module, kind: str) -> np.ndarray[Any, Any]:
