@@ -23,6 +23,7 @@ from training.errors import UserError
 from training.export import export
 from training.fold import FoldReport, fold
 from training.fold.files import SOURCE_SHA256
+from training.freeze import FreezeReport, freeze_statistics
 from training.golden import make_golden
 from training.publish import LABELS_FILE, Draft, check_destination, config_for, publish
 from training.recipe import Recipe
@@ -44,6 +45,7 @@ class BuildResult:
     recipe: Recipe
     path: Path
     train: TrainReport
+    freeze: FreezeReport
     fold: FoldReport
     verify: VerifyReport
     batchnorms_left: int
@@ -52,14 +54,20 @@ class BuildResult:
         """The summary for a terminal."""
         folded = self.fold.summary()
         accuracy = (
-            f"{self.train.test_accuracy:.2%} of {self.train.n_test} held-out images "
-            f"(training images: {self.train.train_accuracy:.2%}), trained in {self.train.seconds:.1f} s"
+            f"{self.freeze.scores.test_accuracy:.2%} of {self.train.n_test} held-out images "
+            f"(training images: {self.freeze.scores.train_accuracy:.2%}), trained in {self.train.seconds:.1f} s"
         )
         fold_line = (
             f"{folded['found']} BatchNormalization found, {folded['folded']} folded, {self.batchnorms_left} left; "
             f"{folded['nodes_before']} nodes before, {folded['nodes_after']} after"
         )
-        lines = (f"published {self.path}", f"accuracy: {accuracy}", f"folded: {fold_line}", self.verify.as_text())
+        lines = (
+            f"published {self.path}",
+            f"accuracy: {accuracy}",
+            f"frozen: {self.freeze.as_text()}",
+            f"folded: {fold_line}",
+            self.verify.as_text(),
+        )
         return "\n".join([*lines, f"serve it: foldserve --model-repository {self.path.parents[1]}"])
 
 
@@ -79,7 +87,10 @@ def build(
     announce(f"train    {recipe.name}: {recipe.architecture.family} on {recipe.data.source}, {recipe.epochs} epochs")
     dataset = datasets.load(recipe.data.source, recipe.data.test_fraction, recipe.data.split_seed)
     module, train_report = train(recipe, dataset)
-    _require_accuracy(recipe, train_report)
+
+    announce("freeze   BatchNorm's statistics, measured over the training data")
+    freeze_report = freeze_statistics(module, recipe, dataset)
+    _require_accuracy(recipe, freeze_report, len(dataset.test))
 
     announce("export   torch module to ONNX")
     source = export(module, {dataset.input.name: torch.from_numpy(dataset.test.inputs[:2])}, [OUTPUT])
@@ -102,21 +113,22 @@ def build(
             "source": {"sha256": source_sha256},
             # Without the time it took: on one machine, one recipe gives the same files, byte for byte.
             "train": {key: value for key, value in train_report.as_dict().items() if key != "seconds"},
+            "freeze": freeze_report.as_dict(),
             "fold": fold_report.as_dict(),
             "verify": verify_report.as_dict(),
         },
         labels=dataset.classes,
     )
     version = publish(repository, draft, replace=replace)
-    return BuildResult(recipe, version.path, train_report, fold_report, verify_report, batchnorms_left)
+    return BuildResult(recipe, version.path, train_report, freeze_report, fold_report, verify_report, batchnorms_left)
 
 
-def _require_accuracy(recipe: Recipe, report: TrainReport) -> None:
-    if report.test_accuracy < recipe.minimum_test_accuracy:
+def _require_accuracy(recipe: Recipe, report: FreezeReport, n_test: int) -> None:
+    if report.scores.test_accuracy < recipe.minimum_test_accuracy:
         raise ChecksFailed(
-            f"recipe {recipe.name!r} reached {report.test_accuracy:.2%} of {report.n_test} held-out images, but asks "
+            f"recipe {recipe.name!r} reached {report.scores.test_accuracy:.2%} of {n_test} held-out images, but asks "
             f"for {recipe.minimum_test_accuracy:.2%}; nothing was published. Train longer, or publish it all the same "
-            f"with --set minimum_test_accuracy={math.floor(100 * report.test_accuracy) / 100:g}"
+            f"with --set minimum_test_accuracy={math.floor(100 * report.scores.test_accuracy) / 100:g}"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -84,6 +84,11 @@ class Recipe(_Settings):
     batch_size: int = Field(ge=2, description="rows a step; at least two, because BatchNorm needs a variance")
     seed: int = Field(default=0, ge=0, lt=2**32, description="weights, order of the examples, augmentation")
     threads: int = Field(default=1, ge=1, le=64, description="fixed, because another number rounds differently")
+    statistics: Literal["sequential", "minibatch", "running"] = Field(
+        default="sequential",
+        description="what is frozen: population statistics, by passes in eval form or one over batches, or the running "
+        "averages",
+    )
     minimum_test_accuracy: float = Field(ge=0, le=1, description="below it nothing is published")
     batchnorms_left: int = Field(default=0, ge=0, description="more of them in the folded graph: nothing is published")
     max_batch_size: int = Field(default=64, ge=1, description="rows the service may join into one run")

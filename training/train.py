@@ -60,7 +60,7 @@ def train(recipe: Recipe, dataset: Dataset, *, show_progress: bool | None = None
     show_progress: None draws the bar only when stderr is a terminal. Raises TrainingFailed.
     """
     started = time.monotonic()
-    with _torch_set_up_for(recipe):
+    with torch_set_up_for(recipe):
         module = _new_module(recipe, dataset)
         loss = _fit(module, recipe, dataset.train, show_progress)
         module.eval()
@@ -200,7 +200,7 @@ def _finite(loss: float, epoch: int, recipe: Recipe) -> float:
 
 
 @contextmanager
-def _torch_set_up_for(recipe: Recipe) -> Iterator[None]:
+def torch_set_up_for(recipe: Recipe) -> Iterator[None]:
     """Seed, threads and flush-denormal for the loop; all as before afterwards.
 
     Flush-denormal: once a network fits its data, gradients turn subnormal, and a step can take twice as long. The mode

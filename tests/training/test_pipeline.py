@@ -16,7 +16,7 @@ from training.pipeline import BuildResult, ChecksFailed, build
 from training.recipe import Recipe, find_recipe
 
 SAME_BYTES = ("golden.npz", "labels.txt", "model.onnx", "report.json")
-STEPS = ["train", "export", "fold", "verify", "publish"]
+STEPS = ["train", "freeze", "export", "fold", "verify", "publish"]
 
 
 def quick(*overrides: str) -> Recipe:
@@ -41,7 +41,7 @@ def result(shipped) -> BuildResult:
 def test_digits_reach_98_percent_and_keep_no_batchnorm(result) -> None:
     model = ir.load(result.path / layout.MODEL_FILE)
 
-    assert result.train.test_accuracy >= 0.98
+    assert result.freeze.scores.test_accuracy >= 0.98
     assert [node.op_type for node in model.graph if "Norm" in node.op_type] == []
     assert (result.fold.summary()["found"], result.fold.summary()["folded"], result.batchnorms_left) == (7, 7, 0)
 
@@ -57,7 +57,7 @@ def test_the_published_file_classifies_raw_held_out_pixels(result) -> None:
 
     (logits,) = session.run(["logits"], {"image": test.inputs})
 
-    assert (logits.argmax(axis=1) == test.labels).mean() == result.train.test_accuracy
+    assert (logits.argmax(axis=1) == test.labels).mean() == result.freeze.scores.test_accuracy
 
 
 def test_a_default_session_reproduces_the_golden_samples(result) -> None:
@@ -104,8 +104,11 @@ def test_one_bit_in_the_largest_weight_or_bias_of_any_layer_breaks_the_golden_sa
 def test_the_report_tells_the_whole_story(result) -> None:
     report = json.loads((result.path / layout.REPORT_FILE).read_text())
 
-    assert set(report) == {"files", "golden", "versions", "source", "train", "fold", "verify"}
+    assert set(report) == {"files", "golden", "versions", "source", "train", "freeze", "fold", "verify"}
     assert report["train"]["test_accuracy"] == result.train.test_accuracy
+    assert report["freeze"] == json.loads(json.dumps(result.freeze.as_dict()))
+    assert report["freeze"]["kept"] == "population"
+    assert [layer["verdict"] for layer in report["freeze"]["estimate"]["layers"]] == ["estimated"] * 7
     assert report["train"]["settings"] == json.loads(result.recipe.model_dump_json())
     assert report["fold"]["summary"]["folded"] == 7
     assert report["verify"]["passed"] is True
@@ -140,7 +143,7 @@ def test_clients_are_told_what_to_send(result) -> None:
 def test_the_summary_says_how_good_it_is_what_was_folded_and_how_to_serve_it(result) -> None:
     text = result.as_text()
 
-    assert f"{result.train.test_accuracy:.2%} of 360 held-out images" in text
+    assert f"{result.freeze.scores.test_accuracy:.2%} of 360 held-out images" in text
     assert "7 BatchNormalization found, 7 folded, 0 left" in text
     assert f"foldserve --model-repository {result.path.parents[1]}" in text
 

@@ -1,0 +1,89 @@
+"""Which statistics are frozen: the running averages that training left, or those of the whole training data.
+
+These are measured (bn/population.py) over the examples as clients send them, without the augmentation that the averages
+have seen. Kept is whichever gives the lower loss on the training examples; those held out for the test decide nothing,
+their accuracy with either is told. Knows no ONNX and no repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from training.bn.population import estimate
+from training.datasets.dataset import Dataset, Examples
+from training.recipe import Recipe
+from training.train import EVALUATION_ROWS, accuracy, logits, torch_set_up_for
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """In eval mode, with one kind of statistics. train_loss: mean cross-entropy; accuracies are shares of 1."""
+
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeReport:
+    """kept: `population` or `running`, and why. `population` and `estimate` are None where nothing was measured."""
+
+    kept: str
+    reason: str
+    running: Scores
+    population: Scores | None = None
+    estimate: Mapping[str, Any] | None = None
+
+    @property
+    def scores(self) -> Scores:
+        """Of the network as it is frozen."""
+        return self.population if self.kept == "population" and self.population else self.running
+
+    def as_dict(self) -> dict[str, Any]:
+        """For report.json."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """One line for a terminal."""
+        if self.population is None or self.estimate is None:
+            return f"running averages: {self.reason}"
+        layers = self.estimate["layers"]
+        shifts = [layer["mean_shift"] for layer in layers if layer["mean_shift"] is not None]
+        return (
+            f"{len(layers)} BatchNorm layers measured; the running averages were off by up to {max(shifts):.2g} "
+            f"standard deviations; {self.kept} statistics kept: {self.reason}"
+        )
+
+
+def freeze_statistics(module: nn.Module, recipe: Recipe, dataset: Dataset) -> FreezeReport:
+    """Leaves the better statistics in `module`, which is in eval mode and stays so. Raises CannotEstimate."""
+    with torch_set_up_for(recipe):
+        running = _scores(module, dataset)
+        if recipe.statistics == "running":
+            return FreezeReport("running", "the recipe asks for them", running)
+        found = estimate(module, _batches(recipe, dataset.train), mode=recipe.statistics)
+        population = _scores(module, dataset)
+        told = found.as_dict()
+        if population.train_loss <= running.train_loss:
+            reason = f"the training loss is {population.train_loss:.4g}, {running.train_loss:.4g} with running averages"
+            return FreezeReport("population", reason, running, population, told)
+        found.undo()
+        reason = f"the training loss is {running.train_loss:.4g}, {population.train_loss:.4g} with those measured"
+        return FreezeReport("running", reason, running, population, told)
+
+
+def _batches(recipe: Recipe, examples: Examples) -> list[torch.Tensor]:
+    """In one piece size where that decides nothing, in the recipe's where layers normalise by them."""
+    rows = recipe.batch_size if recipe.statistics == "minibatch" else EVALUATION_ROWS
+    return list(torch.from_numpy(examples.inputs).split(rows))
+
+
+def _scores(module: nn.Module, dataset: Dataset) -> Scores:
+    loss = functional.cross_entropy(logits(module, dataset.train.inputs), torch.from_numpy(dataset.train.labels))
+    return Scores(loss.item(), *(accuracy(module, part) for part in (dataset.train, dataset.test)))
