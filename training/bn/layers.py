@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from training.bn.variants import FrozenBatchNorm
+
 _BUFFERS = (("running_mean", "running_var"), ("ra_mean", "ra_var"))
 
 
@@ -69,6 +71,8 @@ def _is_batch_norm(module: nn.Module, mean: torch.Tensor) -> bool:
 
 
 def frozen_layers(model: nn.Module) -> Iterator[str]:
-    """Names of those that somebody has put into eval mode inside a network that trains: they are to stay so."""
-    if model.training:
-        yield from (layer.name for layer in norm_layers(model) if not layer.module.training)
+    """Names of those that are to stay as they are: FrozenBatchNorm, and what somebody has put into eval mode inside a
+    network that trains."""
+    for layer in norm_layers(model):
+        if isinstance(layer.module, FrozenBatchNorm) or (model.training and not layer.module.training):
+            yield layer.name
