@@ -94,10 +94,11 @@ class Renorm(nn.Module):
             batch_mean, batch_variance = values.mean(0), values.var(0)
             r = (batch_variance / variance).sqrt().clamp(1 / 3, 3)
             d = ((batch_mean - mean) / variance.sqrt()).clamp(-5, 5)
-            self.ra_mean += self.momentum * (batch_mean - self.ra_mean)
-            self.ra_var += self.momentum * (batch_variance - self.ra_var)
-            self.steps += 1
             mean, variance = batch_mean - d * batch_variance.sqrt() / r, batch_variance / r**2
+            with torch.no_grad():
+                self.ra_mean += self.momentum * (batch_mean - self.ra_mean)
+                self.ra_var += self.momentum * (batch_variance - self.ra_var)
+                self.steps += 1
         return self.scale * (values - mean) / (variance + self.eps).sqrt() + self.bias
 
 
