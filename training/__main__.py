@@ -1,6 +1,8 @@
 """The command `foldtrain`: the command line and exit codes; every command's work is imported when it runs.
 
     foldtrain build RECIPE         from data to a published version                    (extra: training)
+    foldtrain train RECIPE --out D a run in a folder, which can be resumed at any step (extra: training)
+    foldtrain resume DIR           on with it, to the same bits                        (extra: training)
     foldtrain export SPEC -o OUT   a torch network as a folded, verified ONNX file     (extra: training)
     foldtrain fold IN -o OUT       a folded, verified copy of an ONNX file             (extra: fold; no torch)
     foldtrain verify A B           do two ONNX files agree, and by how much?           (extra: fold; no torch)
@@ -46,6 +48,7 @@ EXTRAS: Mapping[str, str] = {
     "onnxscript": "training",
     "sklearn": "training",
     "tqdm": "training",
+    "ignite": "training",
     "onnx": "fold",
     "onnx_ir": "fold",
     "ml_dtypes": "fold",
@@ -86,6 +89,19 @@ def build(options: argparse.Namespace) -> int:
 
     result = pipeline.build(recipe, options.repository, replace=options.replace, announce=_announce)
     return _tell(result)
+
+
+def train(options: argparse.Namespace) -> int:
+    recipe = find_recipe(options.recipe, options.set)
+    from training.train_run import start
+
+    return _tell(start(recipe, options.out, every_s=options.checkpoint_every_s))
+
+
+def resume(options: argparse.Namespace) -> int:
+    from training.train_run import resume as go_on
+
+    return _tell(go_on(options.folder, every_s=options.checkpoint_every_s))
 
 
 def export(options: argparse.Namespace) -> int:
@@ -190,6 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"foldserve {metadata.version('foldserve')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_build(commands)
+    _add_train(commands)
+    _add_resume(commands)
     _add_export(commands)
     _add_fold(commands)
     _add_verify(commands)
@@ -205,8 +223,14 @@ def _add_build(commands: Commands) -> None:
         epilog=_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    new.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(RECIPES)}")
+    _add_recipe(new)
     new.add_argument("--repository", type=Path, default=Path("models"), metavar="DIR", help="default: %(default)s")
+    new.add_argument("--replace", type=_version, metavar="VERSION", help="exchange this version instead of adding one")
+    new.set_defaults(command=build)
+
+
+def _add_recipe(new: _Parser) -> None:
+    new.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(RECIPES)}")
     new.add_argument(
         "--set",
         action="append",
@@ -214,8 +238,43 @@ def _add_build(commands: Commands) -> None:
         metavar="KEY=VALUE",
         help="override a setting, as in optimiser.learning_rate=0.05",
     )
-    new.add_argument("--replace", type=_version, metavar="VERSION", help="exchange this version instead of adding one")
-    new.set_defaults(command=build)
+
+
+def _add_train(commands: Commands) -> None:
+    new = commands.add_parser(
+        "train",
+        help="a run in a folder, which can be resumed",
+        description="Train into a folder: settings, metrics, checkpoints, and at the end weights with population "
+        "statistics. Ctrl-C finishes the step and leaves all of that; a second one ends at once.",
+        epilog=_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_recipe(new)
+    new.add_argument("--out", type=Path, required=True, metavar="DIR", help="empty, or not there yet")
+    _add_checkpoint_every(new)
+    new.set_defaults(command=train)
+
+
+def _add_resume(commands: Commands) -> None:
+    new = commands.add_parser(
+        "resume",
+        help="go on with a run",
+        description="Go on from a run's last checkpoint. On the same machine the weights, statistics and metrics are "
+        "those of a run that never stopped, bit for bit.",
+    )
+    new.add_argument("folder", type=Path, metavar="DIR", help="as given to train --out")
+    _add_checkpoint_every(new)
+    new.set_defaults(command=resume)
+
+
+def _add_checkpoint_every(new: _Parser) -> None:
+    new.add_argument(
+        "--checkpoint-every-s",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how often one is kept; 0: after each step (default: %(default)g)",
+    )
 
 
 def _add_export(commands: Commands) -> None:
@@ -363,6 +422,16 @@ def _version(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a version: a positive integer")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
+    return seconds
 
 
 def _positive(text: str) -> int:

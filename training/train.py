@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,9 +22,13 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from training import architectures
+from training.checkpoint import Snapshot
 from training.datasets.dataset import Dataset, Examples
+from training.engine import run_steps
 from training.errors import UserError
+from training.randomness import generator, reseed
 from training.recipe import Recipe
+from training.run_folder import RunFolder
 
 TOOLS = ("torch", "numpy", "scikit-learn")
 EVALUATION_ROWS = 256
@@ -36,12 +40,17 @@ class TrainingFailed(UserError):
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What was trained, how, and how good it is. Accuracies are shares of 1, measured in eval mode."""
+    """What was trained, how, and how good it is. Accuracies are shares of 1, measured in eval mode.
+
+    epochs, total_steps: that the recipe asks for; steps: that were made; seconds: since the start, or since it was
+    resumed. train_loss: the last whole epoch's mean, None before its end.
+    """
 
     epochs: int
     steps: int
+    total_steps: int
     seconds: float
-    train_loss: float
+    train_loss: float | None
     train_accuracy: float
     test_accuracy: float
     n_train: int
@@ -50,26 +59,41 @@ class TrainReport:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
 
+    @property
+    def is_finished(self) -> bool:
+        return self.steps == self.total_steps
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def train(recipe: Recipe, dataset: Dataset, *, show_progress: bool | None = None) -> tuple[nn.Module, TrainReport]:
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    show_progress: bool | None = None,
+    run: RunFolder | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[nn.Module, TrainReport]:
     """Train the recipe's network on `dataset.train`; returns it in eval mode, on the CPU.
 
-    show_progress: None draws the bar only when stderr is a terminal. Raises TrainingFailed.
+    show_progress: None draws the bar only when stderr is a terminal. run: where it is kept, and gone on with where it
+    stopped; the bits are those of a run that never stopped. should_stop: asked behind each step.
+    Raises TrainingFailed, and what RunFolder.last raises.
     """
     started = time.monotonic()
     with torch_set_up_for(recipe):
         module = _new_module(recipe, dataset)
-        loss = _fit(module, recipe, dataset.train, show_progress)
+        fit = _Fit(module, recipe, dataset, run)
+        fit.go(show_progress, should_stop)
         module.eval()
         train_accuracy, test_accuracy = (accuracy(module, part) for part in (dataset.train, dataset.test))
     report = TrainReport(
         epochs=recipe.epochs,
-        steps=recipe.epochs * steps_per_epoch(len(dataset.train), recipe.batch_size),
+        steps=fit.steps,
+        total_steps=fit.total,
         seconds=round(time.monotonic() - started, 3),
-        train_loss=loss,
+        train_loss=None if math.isnan(fit.loss) else fit.loss,
         train_accuracy=train_accuracy,
         test_accuracy=test_accuracy,
         n_train=len(dataset.train),
@@ -149,40 +173,90 @@ def _new_module(recipe: Recipe, dataset: Dataset) -> nn.Module:
     )
 
 
-def _fit(module: nn.Module, recipe: Recipe, examples: Examples, show_progress: bool | None) -> float:
-    """All epochs; returns the last epoch's mean loss."""
-    if len(examples) < 2:
-        raise TrainingFailed(f"{len(examples)} training example: BatchNorm needs at least two rows to have a variance")
-    inputs, labels = torch.from_numpy(examples.inputs), torch.from_numpy(examples.labels)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    steps = steps_per_epoch(len(examples), recipe.batch_size)
-    optimiser = torch.optim.SGD(
-        parameter_groups(module, recipe.optimiser.weight_decay),
-        lr=recipe.optimiser.learning_rate,
-        momentum=recipe.optimiser.momentum,
-        nesterov=True,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: learning_rate_factor(step, steps * recipe.epochs, recipe.optimiser.warmup_fraction),
-    )
-    module.train()
-    mean_loss = math.nan
-    with tqdm(total=recipe.epochs, desc="training", unit="epoch", disable=_hidden(show_progress)) as bar:
-        for epoch in range(1, recipe.epochs + 1):
-            losses = []
-            for rows in torch.randperm(len(examples), generator=generator).tensor_split(steps):
-                images = shifted(inputs[rows], recipe.data.shift_pixels, generator)
-                loss = functional.cross_entropy(module(images), labels[rows])
-                losses.append(_finite(loss.item(), epoch, recipe))
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-            mean_loss = math.fsum(losses) / len(losses)
-            bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
-            bar.update()
-    return mean_loss
+class _Fit:
+    """One run's loop. Everything in a step follows from its number and the seed; what carries over is in `snapshot`."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe, dataset: Dataset, run: RunFolder | None) -> None:
+        self._module, self._recipe, self._dataset, self._run = module, recipe, dataset, run
+        examples = dataset.train
+        if len(examples) < 2:
+            raise TrainingFailed(
+                f"{len(examples)} training example: BatchNorm needs at least two rows to have a variance"
+            )
+        self._inputs, self._labels = torch.from_numpy(examples.inputs), torch.from_numpy(examples.labels)
+        self._per_epoch = steps_per_epoch(len(examples), recipe.batch_size)
+        self.total = self._per_epoch * recipe.epochs
+        self._optimiser = torch.optim.SGD(
+            parameter_groups(module, recipe.optimiser.weight_decay),
+            lr=recipe.optimiser.learning_rate,
+            momentum=recipe.optimiser.momentum,
+            nesterov=True,
+        )
+        self._order: tuple[int, Sequence[torch.Tensor]] = (-1, ())
+        self._losses: list[float] = []
+        self.loss = math.nan
+        """The last whole epoch's mean."""
+        self.steps = 0
+
+    def go(self, show_progress: bool | None, should_stop: Callable[[], bool]) -> None:
+        """From where the run is to its end, or to where `should_stop` says so."""
+        if self._run is not None and (last := self._run.last(self._dataset)) is not None:
+            self._restore(last)
+        self._module.train()
+        with tqdm(total=self._recipe.epochs, desc="training", unit="epoch", disable=_hidden(show_progress)) as bar:
+            bar.update(self.steps // self._per_epoch)
+
+            def goes_on(steps: int) -> bool:
+                self.steps = steps
+                if steps % self._per_epoch == 0:
+                    self._end_epoch()
+                    bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
+                    bar.update()
+                stops = should_stop()
+                if self._run is not None and (stops or steps == self.total or self._run.is_due()):
+                    self._run.keep(self._snapshot(), self._dataset)
+                return not stops
+
+            run_steps(self._step, first=self.steps, total=self.total, goes_on=goes_on)
+
+    def _step(self, step: int) -> None:
+        recipe = self._recipe
+        rows = self._rows(step)
+        reseed(recipe.seed, "noise", step)
+        images = shifted(self._inputs[rows], recipe.data.shift_pixels, generator(recipe.seed, "augmentation", step))
+        factor = learning_rate_factor(step, self.total, recipe.optimiser.warmup_fraction)
+        for group in self._optimiser.param_groups:
+            group["lr"] = recipe.optimiser.learning_rate * factor
+        loss = functional.cross_entropy(self._module(images), self._labels[rows])
+        self._losses.append(_finite(loss.item(), step // self._per_epoch + 1, recipe))
+        self._optimiser.zero_grad()
+        loss.backward()
+        self._optimiser.step()
+
+    def _rows(self, step: int) -> torch.Tensor:
+        epoch, place = divmod(step, self._per_epoch)
+        if self._order[0] != epoch:
+            order = torch.randperm(len(self._labels), generator=generator(self._recipe.seed, "order", epoch))
+            self._order = (epoch, order.tensor_split(self._per_epoch))
+        return self._order[1][place]
+
+    def _end_epoch(self) -> None:
+        self.loss = math.fsum(self._losses) / len(self._losses)
+        self._losses = []
+        if self._run is not None:
+            self._run.tell({"epoch": self.steps // self._per_epoch, "steps": self.steps, "train_loss": self.loss})
+
+    def _snapshot(self) -> Snapshot:
+        values = {"losses": self._losses, "loss": None if math.isnan(self.loss) else self.loss}
+        return Snapshot(self.steps, self._module.state_dict(), self._optimiser.state_dict(), values)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self._module.load_state_dict(snapshot.module)
+        self._optimiser.load_state_dict(dict(snapshot.optimiser))
+        self.steps = snapshot.step
+        self._losses = list(snapshot.values["losses"])
+        loss = snapshot.values["loss"]
+        self.loss = math.nan if loss is None else loss
 
 
 def _hidden(show_progress: bool | None) -> bool | None:
@@ -208,7 +282,7 @@ def torch_set_up_for(recipe: Recipe) -> Iterator[None]:
     """
     threads, flushed = torch.get_num_threads(), _flushes_denormals()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        reseed(recipe.seed, "weights")
         torch.set_num_threads(recipe.threads)
         torch.set_flush_denormal(True)
         try:

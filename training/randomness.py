@@ -1,0 +1,31 @@
+"""Every random choice of a training run as a function of its seed and its place: nothing is drawn in sequence.
+
+So a run that is resumed at any step draws what it would have drawn, without a generator's state in the checkpoint, and
+what one part draws (the order of the examples) does not move what another does (augmentation, dropout).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+Purpose = Literal["weights", "order", "augmentation", "noise"]
+_NUMBERS: dict[Purpose, int] = {"weights": 0, "order": 1, "augmentation": 2, "noise": 3}
+
+
+def seed_of(seed: int, purpose: Purpose, place: int = 0) -> int:
+    """64 bits that differ for each seed, purpose and place (NumPy's SeedSequence: M. E. O'Neill's seed_seq design)."""
+    return int(np.random.SeedSequence([seed, _NUMBERS[purpose], place]).generate_state(1, np.uint64)[0])
+
+
+def generator(seed: int, purpose: Purpose, place: int = 0) -> torch.Generator:
+    """For one step, or one epoch."""
+    # torch takes the seed as a signed number.
+    return torch.Generator().manual_seed(seed_of(seed, purpose, place) >> 1)
+
+
+def reseed(seed: int, purpose: Purpose, place: int = 0) -> None:
+    """torch's global generator, which dropout and new modules draw from."""
+    torch.manual_seed(seed_of(seed, purpose, place) >> 1)

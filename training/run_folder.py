@@ -1,0 +1,129 @@
+"""A training run on disk, and how it is found again: `foldtrain train RECIPE --out DIR`, `foldtrain resume DIR`.
+
+    recipe.json          all settings, in full
+    metrics.jsonl        a line an epoch
+    checkpoint/          the last moment that was kept (checkpoint.py)
+    model.safetensors    the weights, when the run has ended
+    report.json          what was trained, and how good it is
+
+Written so that a kill at any point leaves a run that can be resumed: lines of metrics that are newer than the
+checkpoint are cut off then. Knows no loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from pydantic import ValidationError
+from torch import nn
+
+from training import checkpoint
+from training.checkpoint import Snapshot
+from training.datasets.dataset import Dataset
+from training.errors import UserError
+from training.recipe import Recipe
+
+RECIPE, METRICS, CHECKPOINT, MODEL, REPORT = (
+    "recipe.json", "metrics.jsonl", "checkpoint", "model.safetensors", "report.json",
+)  # fmt: skip
+CHECKPOINT_EVERY_S = 30.0
+
+
+class RunRefused(UserError):
+    """The folder is no run, or holds another one."""
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(
+        self, path: Path, *, every_s: float = CHECKPOINT_EVERY_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """every_s: a checkpoint so often, 0: after each step."""
+        self.path = path
+        self._every_s = every_s
+        self._clock = clock
+        self._saved_at_s = clock()
+
+    # --- beginning and finding again ---
+
+    def begin(self, recipe: Recipe) -> None:
+        """Raises RunRefused where something lies there already."""
+        try:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise RunRefused(
+                    f"{self.path}: is not empty; go on with it (foldtrain resume {self.path}), or name another folder"
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / RECIPE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RunRefused(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def recipe(self) -> Recipe:
+        """Raises RunRefused."""
+        path = self.path / RECIPE
+        try:
+            return Recipe.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise RunRefused(f"{path}: {error.strerror}; {self.path} is not the folder of a run") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise RunRefused(f"{path}: {place or 'the file'}: {first['msg']}") from error
+
+    # --- while it runs ---
+
+    def last(self, dataset: Dataset) -> Snapshot | None:
+        """Where to go on, None at the beginning; metrics that are newer are cut off. Raises RunRefused for other data,
+        CheckpointRefused for a damaged checkpoint."""
+        self._saved_at_s = self._clock()
+        folder = self.path / CHECKPOINT
+        if not (folder / checkpoint.INDEX).exists():
+            (self.path / METRICS).unlink(missing_ok=True)
+            return None
+        snapshot = checkpoint.load(folder)
+        if snapshot.values.get("data") != fingerprint(dataset):
+            raise RunRefused(f"{self.path}: was trained on other data than {dataset.input.name!r} is now; begin anew")
+        with (self.path / METRICS).open("ab") as file:
+            file.truncate(snapshot.values["metrics_bytes"])
+        return snapshot
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is to be made behind this step."""
+        return self._clock() - self._saved_at_s >= self._every_s
+
+    def keep(self, snapshot: Snapshot, dataset: Dataset) -> None:
+        """As the run's checkpoint."""
+        path = self.path / METRICS
+        size_bytes = path.stat().st_size if path.exists() else 0
+        values = {**snapshot.values, "metrics_bytes": size_bytes, "data": fingerprint(dataset)}
+        checkpoint.save(self.path / CHECKPOINT, Snapshot(snapshot.step, snapshot.module, snapshot.optimiser, values))
+        self._saved_at_s = self._clock()
+
+    def tell(self, line: Mapping[str, Any]) -> None:
+        """One line of metrics."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    # --- the end ---
+
+    def finish(self, module: nn.Module, report: Mapping[str, Any]) -> None:
+        """The weights, and what is known of them."""
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
+        checkpoint._write(self.path / MODEL, safetensors.torch.save(tensors))
+        checkpoint._write(self.path / REPORT, json.dumps(report, indent=1).encode() + b"\n")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Of the examples that are trained on."""
+    seen = hashlib.sha256()
+    for array in (dataset.train.inputs, dataset.train.labels):
+        seen.update(f"{array.dtype}{array.shape}".encode())
+        seen.update(array.tobytes())
+    return seen.hexdigest()
