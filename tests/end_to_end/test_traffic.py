@@ -61,6 +61,24 @@ def test_a_new_version_that_a_call_puts_on_trial_stays_so_where_the_disk_is_poll
         assert service.get("/v2/models/m").json()["traffic"]["version_on_trial"] == "2"
 
 
+def test_a_model_whose_only_version_is_on_trial_is_not_ready(tmp_path: Path) -> None:
+    """It answers nobody who names no version, so no load balancer is to send anybody here; and it says why."""
+    config = {"version_policy": {"all": True}, "traffic": {"canary": {"version": 2, "weight": 0.1}}}
+    save_version(tmp_path, "m", DOUBLE, version=2, config=config)
+    with foldserve("--model-repository", tmp_path, wait="settled") as service:
+        ready = service.get("/v2/health/ready")
+        asked = service.infer("m", X)
+        assert (ready.status, asked.status) == (503, 503)
+        told = "version 2 is on trial and never answers alone"
+        assert told in ready.body.decode()
+        assert told in asked.body.decode()
+        assert service.post("/v2/models/m/versions/2/infer", {"inputs": [X]}).status == 200
+
+        save_version(tmp_path, "m", DOUBLE)
+        assert service.request("POST", LOAD).status == 200
+        assert service.is_ready()
+
+
 def test_load_calls_begin_change_and_end_a_trial_under_load(tmp_path: Path) -> None:
     """Nothing is written to disk, so polling has nothing to undo; a call that is refused changes nothing."""
     save_version(tmp_path, "m", DOUBLE)
