@@ -100,7 +100,7 @@ class Supervisor:
         self._acted_upon: ActedUpon = nobody_polls
         self._balancing = asyncio.Lock()
         self._stop = asyncio.Event()
-        self._is_restarting = False
+        self._is_restarting = self._is_restart_wanted = False
         self._grace_s = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure = ""
@@ -375,15 +375,20 @@ class Supervisor:
         await worker.ended.wait()
 
     async def _restart_all(self) -> None:
-        """SIGHUP: each worker is replaced in turn, by a new process that serves before the old one goes."""
-        if self._is_restarting or self._stop.is_set():
+        """SIGHUP: each worker is replaced in turn, by a new process that serves before the old one goes. Whoever asks
+        for it meanwhile may have changed what those that are new have read already: then all once more."""
+        self._is_restart_wanted = True
+        if self._is_restarting:
+            log.info("SIGHUP again: once more, behind the restart that is under way")
             return
         self._is_restarting = True
-        log.info("SIGHUP: the workers are replaced, one after the other")
         try:
-            for slot in range(len(self._slots)):
-                if not await self._restart(slot):
-                    return
+            while self._is_restart_wanted and not self._stop.is_set():
+                self._is_restart_wanted = False
+                log.info("SIGHUP: the workers are replaced, one after the other")
+                for slot in range(len(self._slots)):
+                    if not await self._restart(slot):
+                        break
         finally:
             self._is_restarting = False
 
