@@ -26,7 +26,7 @@ from service.access_api import GuardedApp
 from service.access_log import write_access
 from service.answers import Answer, answer_error, make_answer
 from service.assignment import Assignment
-from service.control import Control, OneProcess
+from service.control import Control, OneProcess, nobody_polls
 from service.decode import HEADER_LENGTH
 from service.encode import encode_error
 from service.errors import ServiceError
@@ -123,7 +123,7 @@ def build_app(
         swagger_ui_parameters={"validatorUrl": None},
     )
     regions = regions or SharedMemory(is_enabled=False, max_request_bytes=max_body_bytes)
-    control = control or OneProcess(registry, regions)
+    control = control or OneProcess(registry, regions, poller.acted_upon if poller else nobody_polls)
     add_routes(app, registry, max_body_bytes, regions, control, make_stages, refusals)
     add_repository_routes(app, control, registry.repository_name)
     add_shared_memory_routes(app, regions, control)

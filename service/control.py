@@ -6,6 +6,8 @@ done it, or none has. Imports nothing heavy: the supervisor of several processes
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from service.assignment import LoadParameters
@@ -49,21 +51,32 @@ class Control(Loading, Protocol):
         """In a few words, what the states of this process's own models do not tell; may be empty."""
 
 
+ActedUpon = Callable[[str], contextlib.AbstractAsyncContextManager[None]]
+"""As `Poller.acted_upon`: of a model's name, what is to be around its load or unload."""
+
+
+def nobody_polls(_: str) -> contextlib.AbstractAsyncContextManager[None]:
+    return contextlib.nullcontext()
+
+
 class OneProcess:
     """Nobody else has to be asked."""
 
-    def __init__(self, registry: Registry, regions: SharedMemory) -> None:
+    def __init__(self, registry: Registry, regions: SharedMemory, acted_upon: ActedUpon = nobody_polls) -> None:
         self._registry = registry
         self._regions = regions
+        self._acted_upon = acted_upon
 
     async def index(self) -> list[RepositoryIndexRow]:
         return await self._registry.index()
 
     async def load(self, name: str, parameters: LoadParameters | None = None) -> None:
-        await self._registry.load(name, parameters)
+        async with self._acted_upon(name):
+            await self._registry.load(name, parameters)
 
     async def unload(self, name: str) -> None:
-        await self._registry.unload(name)
+        async with self._acted_upon(name):
+            await self._registry.unload(name)
 
     async def register_region(self, name: str, key: str, offset: int, size_bytes: int) -> None:
         self._regions.register(name, key, offset, size_bytes)

@@ -283,6 +283,7 @@ def _why_not_ready(registry: Registry) -> str:
         for status in registry.states()
         if status.state is not ModelState.READY
     ]
+    reasons += registry.why_unanswered()
     if not registry.is_scanned():
         return f"the server is not ready: it is LOADING, {STARTING}"
     if not reasons:

@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.answers import Answer
 from service.busy_poll import BusyPoll
 from service.connection import Connection, Phase, Refused, refusal_bytes
+from service.encode import encode_error
 from service.infer import InferHead
 from service.lane_heads import HeadMemory, LaneHead
 from service.off_loop import Cancel
@@ -81,7 +82,13 @@ BeginInfer = Callable[[InferHead, Any, Callable[[Answer], object]], Cancel | Non
 RefuseEarly = Callable[[InferHead, bytes], Answer | None]
 """`refuse_early` with its registry."""
 TellRefusal = Callable[[str, str | None, Answer, RequestTags | None], object]
-"""Told of each refusal: the model and version that were asked for, and the answer."""
+"""Told of each refusal: the model and version that were asked for, where that is known, and the answer."""
+_REASONS = {
+    HTTPStatus.BAD_REQUEST: "invalid_request",
+    HTTPStatus.REQUEST_TIMEOUT: "too_slow",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "too_large",
+}
+"""Why a connection refuses what it reads, in words of `errors.REASONS`; what is too slow is known to it alone."""
 
 
 class Lane(Connection):
@@ -319,6 +326,7 @@ class Lane(Connection):
             super()._give_up(phase, limit_s)
 
     def _refuse(self, refusal: Refused) -> None:
+        self._tell(refusal)
         if self._body is None:
             super()._refuse(refusal)
             return
@@ -326,6 +334,13 @@ class Lane(Connection):
         self._lane_head = self._body = None
         self._refused = True
         self._part(refusal_bytes(refusal))
+
+    def _tell(self, refusal: Refused) -> None:
+        """Of what never came whole it may not be known for whom it was."""
+        head = self._lane_head if self._body is not None else None
+        name, version = (head.infer.model_name, head.infer.version) if head else ("", None)
+        body, reason = encode_error(str(refusal)).body, _REASONS[refusal.status]
+        self._tell_refusal(name, version, Answer(refusal.status, (), body, reason), head.tags if head else None)
 
     def _end_in_order(self) -> None:
         self._unwanted_bytes = 0

@@ -59,7 +59,7 @@ class Memory:
         self._path = folder / "measured.json"
         self._machine = "; ".join((f"foldserve {__version__}", *tools, _processor(), f"{os.cpu_count()} cores"))
         found: Any = None
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             found = json.loads(self._path.read_text(encoding="utf-8"))
         # Figures of other machines and versions go: a home directory may be shared, but this is only a start-up time.
         ours = found.get(self._machine) if isinstance(found, dict) else None
@@ -107,6 +107,8 @@ class Memory:
 
 def _measured(label: str, row_s: float | None, reason: str, instances: int) -> Measured:
     """Raises TypeError or ValueError where a figure is none."""
+    if int(instances) < 1:
+        raise ValueError(f"{instances} instances")
     return Measured(str(label), None if row_s is None else float(row_s), str(reason), int(instances))
 
 

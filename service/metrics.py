@@ -299,7 +299,7 @@ _OF_THE_SERVER = (
         "foldserve_refusals_total",
         "counter",
         "Inference requests that were refused, by reason; model and version are empty where the request named none "
-        "that is known here",
+        "that is known here, or never came whole",
         lambda registry: [Sample(count, labels) for labels, count in read_refusals(registry.pages).items()],
     ),
     _OfTheServer("foldserve_model_state", "gauge", "1 for the state that a version is in", _state_samples),

@@ -5,15 +5,18 @@
 What a file holds is not read: name, size, time of change and inode tell. A model that changed is left alone until two
 looks find the same, so that nothing is loaded while it is being copied. What has been acted upon, with or without
 success, is not looked at again until it changes; so what a client has unloaded stays so, and a damaged version is told
-of once. A disk that fails takes no model away. Who loads is passed in (`Loading`), and so is the time.
+of once. A client that has a model loaded or unloaded has acted upon what lies there (`acted_upon`): to load it once
+more would undo what came with the call. A disk that fails takes no model away. Who loads is passed in (`Loading`), and
+so is the time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +172,23 @@ class Poller:
 
     async def settle(self) -> None:
         await asyncio.gather(*self._at_work.values())
+
+    @contextlib.asynccontextmanager
+    async def acted_upon(self, name: str) -> AsyncIterator[None]:
+        """Around a load or unload of `name` that a client asks for: what lies there when it begins is no change any
+        more, unless the block raises."""
+        while (at_work := self._at_work.get(name)) is not None:
+            await asyncio.wait([at_work])
+        before, seen = self._acted.get(name), await self._look()
+        if name in seen:
+            # As if seen before, too: a look that has begun earlier and ends later may find what was there until then.
+            self._seen[name] = self._acted[name] = seen[name]
+        try:
+            yield
+        except BaseException:
+            if name in seen and self._acted.get(name) is seen[name]:
+                self._acted[name] = before or Fingerprint()
+            raise
 
     async def _look(self) -> dict[str, Fingerprint]:
         """What can be read. What cannot is in `_errors`, and told when it begins."""

@@ -1,4 +1,5 @@
-"""Each refusal or failure of an infer request: counted, and one line in the log, at both doors.
+"""Each refusal or failure of an infer request, and of what never came whole: counted, and one line in the log, at both
+doors.
 
 A flood must not cost those who are admitted: of each reason the first lines of a second are written, and then one that
 says how many more there were. Knows no door.
@@ -45,9 +46,9 @@ class RefusalLines:
         self._seconds: dict[str, _Second] = {}
 
     def __call__(self, model: str, version: str | None, answer: Answer, tags: RequestTags | None) -> None:
-        """An infer request to that model got `answer`."""
+        """An infer request to that model got `answer`; without a name, something that never became one."""
         self._count(model, version, answer.reason)
-        self.tell(model, version, answer, tags)
+        self.tell(model or None, version, answer, tags)
 
     def tell(
         self, model: str | None, version: str | None, answer: Answer, tags: RequestTags | None, path: str | None = None

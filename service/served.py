@@ -70,6 +70,8 @@ class Served:
             if not self._closing and all(entry.state is ModelState.UNAVAILABLE for entry in entries):
                 mended = "" if all(entry.reason == UNLOADED for entry in entries) else "when that is mended, "
                 told += f"; {mended}{_how_to_load(name)}"
+            if version is None and (alone := self._on_trial_alone(name)):
+                told += f"; {alone}"
             raise ModelNotReady(f"model {quoted(name)} is not ready: {told}") from None
 
     def require_ready(self, name: str, version: str | None = None) -> None:
@@ -178,9 +180,26 @@ class Served:
         An empty repository is not ready in either case: no request could be answered, so none should be sent here.
         """
         states = {entry.state for group in self._entries.values() for entry in group if entry.counts}
-        if self.is_draining or not self._scanned or not any(self._answering.values()):
+        if self.is_draining or not self._scanned or not any(None in one for one in self._answering.values()):
             return False
-        return states <= {ModelState.READY} if self._settings.strict_readiness else ModelState.LOADING not in states
+        if self._settings.strict_readiness:
+            return states <= {ModelState.READY} and not self.why_unanswered()
+        return ModelState.LOADING not in states
+
+    def why_unanswered(self) -> tuple[str, ...]:
+        """Of each model that counts, READY as it may be, why requests that name no version are not answered."""
+        counting = [name for name, group in self._entries.items() if any(entry.counts for entry in group)]
+        return tuple(f"{name}: {told}" for name in counting if (told := self._on_trial_alone(name)))
+
+    def _on_trial_alone(self, name: str) -> str:
+        """Empty where requests that name no version are answered, or nothing is READY."""
+        answering = self._answering.get(name, {})
+        if not answering or None in answering:
+            return ""
+        return (
+            f"version {', '.join(map(str, answering))} is on trial and never answers alone; load another version "
+            f"beside it, or take traffic out of the model's configuration"
+        )
 
     def is_scanned(self) -> bool:
         """Whether it is known what there is to load."""

@@ -52,20 +52,20 @@ class WatchedLane(Lane):
         super()._answer(answer)
         if head is not None:
             in_bytes = head.body_bytes - self._unwanted_bytes
-            self._tell(head, answer.status, in_bytes, len(answer.body), answer.reason)
+            self._tell_watches(head, answer.status, in_bytes, len(answer.body), answer.reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
         head, come_bytes = self._lane_head, self._come_bytes()
         super().connection_lost(exc)
         if head is not None:
-            self._tell(head, CLIENT_LEFT, come_bytes, 0, "")
+            self._tell_watches(head, CLIENT_LEFT, come_bytes, 0, "")
 
     def _refuse(self, refusal: Refused) -> None:
         head, come_bytes, phase = self._lane_head, self._come_bytes(), self._phase
         super()._refuse(refusal)
         out_bytes = len(refusal_bytes(refusal).partition(b"\r\n\r\n")[2])
         if head is not None:
-            self._tell(head, refusal.status, come_bytes, out_bytes, "")
+            self._tell_watches(head, refusal.status, come_bytes, out_bytes, "")
         elif phase is not Phase.BODY:  # of which the application tells
             now = time.monotonic()
             client = client_name(self.client)
@@ -76,7 +76,7 @@ class WatchedLane(Lane):
             return 0
         return self._lane_head.body_bytes if self._body is None else self._body_filled
 
-    def _tell(self, head: LaneHead, status: int, in_bytes: int, out_bytes: int, reason: str) -> None:
+    def _tell_watches(self, head: LaneHead, status: int, in_bytes: int, out_bytes: int, reason: str) -> None:
         name, version = head.infer.model_name, head.infer.version
         path = f"/v2/models/{name}/infer" if version is None else f"/v2/models/{name}/versions/{version}/infer"
         finished = Finished(

@@ -31,8 +31,10 @@ from typing import TYPE_CHECKING, Any
 
 from service import __version__
 from service.access import Guard, warn_of_strangers
+from service.assignment import LoadParameters
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed, RemoteDefect
+from service.control import ActedUpon, nobody_polls
 from service.counter_pages import PAGE_BYTES, mark_dead
 from service.cpu_plan import in_words, read_plan
 from service.decisions import Decisions
@@ -95,9 +97,10 @@ class Supervisor:
         """By slot: ends in a row before what was assigned was loaded, and processes that are about to be."""
         self._vacated = asyncio.Event()
         self._decisions = Decisions(self._members, self._why_not)
+        self._acted_upon: ActedUpon = nobody_polls
         self._balancing = asyncio.Lock()
         self._stop = asyncio.Event()
-        self._is_restarting = False
+        self._is_restarting = self._is_restart_wanted = False
         self._grace_s = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure = ""
@@ -133,6 +136,7 @@ class Supervisor:
 
             poller = Poller(self._settings, self._decisions, call=asyncio.to_thread)
             await poller.begin()
+            self._acted_upon = poller.acted_upon
             self._go_on(self._poll(poller))
 
     async def _poll(self, poller: Poller) -> None:
@@ -270,9 +274,17 @@ class Supervisor:
             else:
                 log.error("%s cannot load what the others serve, and is replaced: %s", worker, reason)
 
+        async def load(name: str, parameters: LoadParameters | None = None) -> None:
+            async with self._acted_upon(name):
+                await all_of_us.load(name, parameters)
+
+        async def unload(name: str) -> None:
+            async with self._acted_upon(name):
+                await all_of_us.unload(name)
+
         all_of_us = self._decisions
         asked = (
-            hello, settled, leaving, hopeless, all_of_us.load, all_of_us.unload, all_of_us.index,
+            hello, settled, leaving, hopeless, load, unload, all_of_us.index,
             all_of_us.register_region, all_of_us.unregister_regions,
         )  # fmt: skip
         return {function.__name__: function for function in asked}
@@ -363,15 +375,20 @@ class Supervisor:
         await worker.ended.wait()
 
     async def _restart_all(self) -> None:
-        """SIGHUP: each worker is replaced in turn, by a new process that serves before the old one goes."""
-        if self._is_restarting or self._stop.is_set():
+        """SIGHUP: each worker is replaced in turn, by a new process that serves before the old one goes. Whoever asks
+        for it meanwhile may have changed what those that are new have read already: then all once more."""
+        self._is_restart_wanted = True
+        if self._is_restarting:
+            log.info("SIGHUP again: once more, behind the restart that is under way")
             return
         self._is_restarting = True
-        log.info("SIGHUP: the workers are replaced, one after the other")
         try:
-            for slot in range(len(self._slots)):
-                if not await self._restart(slot):
-                    return
+            while self._is_restart_wanted and not self._stop.is_set():
+                self._is_restart_wanted = False
+                log.info("SIGHUP: the workers are replaced, one after the other")
+                for slot in range(len(self._slots)):
+                    if not await self._restart(slot):
+                        break
         finally:
             self._is_restarting = False
 

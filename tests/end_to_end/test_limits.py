@@ -123,6 +123,27 @@ def test_slow_senders_are_told_and_hung_up_on(service: Foldserve) -> None:
             assert sock.recv(1) == b"", case
 
 
+def test_what_never_came_whole_is_counted_and_has_a_line(model: Path) -> None:
+    """Or an operator would see nothing of clients that stall, or of those that do not speak HTTP."""
+    sent = {
+        "too_slow": (
+            SLOW["large-body"][0],
+            'model="double",version="1"',
+            "the rest of a body did not come within 1 s model=double",
+        ),
+        "too_large": (head(*["A: b"] * 200), 'model="",version=""', "header lines"),
+        "invalid_request": (b"NONSENSE\r\n\r\n", 'model="",version=""', "are not an HTTP/1.1 request"),
+    }
+    with foldserve("--model", model, "--body-stall-s", "1") as service:
+        for reason, (data, labels, words) in sent.items():
+            with connect(service) as sock:
+                sock.sendall(data)
+                assert sock.recv(100).startswith(b"HTTP/1.1 4")
+            line = f'foldserve_refusals_total{{{labels},reason="{reason}"}} 1'
+            assert line in service.get("/metrics").body.decode().splitlines()
+            assert words in service.log()
+
+
 def test_a_head_that_drips_has_the_same_time_as_one_that_stops(service: Foldserve) -> None:
     """Slowloris: a byte now and then keeps nothing open."""
     with connect(service) as sock:

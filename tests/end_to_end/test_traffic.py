@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.end_to_end.asking import asking
 from tests.end_to_end.running import Foldserve, foldserve
 from tests.service.handmade import DOUBLE, save_version
@@ -41,6 +43,40 @@ def test_shadow_then_canary_under_load(tmp_path: Path) -> None:
         told = service.get("/v2/models/m").json()["traffic"]
         assert told["on_trial"] == int(0.25 * told["requests"])
         assert "Traceback" not in service.log()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_new_version_that_a_call_puts_on_trial_stays_so_where_the_disk_is_polled(
+    workers: str, tmp_path: Path
+) -> None:
+    """Polling meets the files of the new version as well; loading them again would let it answer everybody."""
+    save_version(tmp_path, "m", DOUBLE)
+    with foldserve("--model-repository", tmp_path, "--repository-poll-s", "0.2", "--workers", workers) as service:
+        save_version(tmp_path, "m", NEARLY, version=2)
+        trial = {"version_policy": {"latest": 2}, "traffic": {"canary": {"version": 2, "weight": 0}}}
+        assert service.post(LOAD, {"parameters": trial}).status == 200
+        save_version(tmp_path, "other", DOUBLE)
+        service.wait_until(lambda: service.get("/v2/models/other/ready").status == 200, "polling")
+        assert service.infer("m", X).json()["model_version"] == "1"
+        assert service.get("/v2/models/m").json()["traffic"]["version_on_trial"] == "2"
+
+
+def test_a_model_whose_only_version_is_on_trial_is_not_ready(tmp_path: Path) -> None:
+    """It answers nobody who names no version, so no load balancer is to send anybody here; and it says why."""
+    config = {"version_policy": {"all": True}, "traffic": {"canary": {"version": 2, "weight": 0.1}}}
+    save_version(tmp_path, "m", DOUBLE, version=2, config=config)
+    with foldserve("--model-repository", tmp_path, wait="settled") as service:
+        ready = service.get("/v2/health/ready")
+        asked = service.infer("m", X)
+        assert (ready.status, asked.status) == (503, 503)
+        told = "version 2 is on trial and never answers alone"
+        assert told in ready.body.decode()
+        assert told in asked.body.decode()
+        assert service.post("/v2/models/m/versions/2/infer", {"inputs": [X]}).status == 200
+
+        save_version(tmp_path, "m", DOUBLE)
+        assert service.request("POST", LOAD).status == 200
+        assert service.is_ready()
 
 
 def test_load_calls_begin_change_and_end_a_trial_under_load(tmp_path: Path) -> None:

@@ -388,6 +388,21 @@ def test_polling_forgets_nothing_with_a_worker(tmp_path: Path) -> None:
         assert {service.infer("other", X).status for _ in range(20)} == {503}
 
 
+def test_a_restart_that_is_asked_for_during_one_comes_behind_it(tmp_path: Path) -> None:
+    """A certificate that was renewed twice: who has been replaced before the second time has read the first one."""
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        before = set(workers_of(service))
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_until(lambda: bool(set(workers_of(service)) - before), "being restarted")
+        there_then = set(workers_of(service))
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_until(
+            lambda: not there_then & set(workers_of(service)) and len(workers_of(service)) == 2, "restarted again"
+        )
+        assert service.is_ready()
+
+
 def test_connections_that_come_while_a_worker_is_replaced_are_answered(tmp_path: Path) -> None:
     save_version(tmp_path, "m", DOUBLE)
     with two_workers(tmp_path) as service:

@@ -21,7 +21,7 @@ def test_figures_are_remembered_for_a_machine_and_versions_of_tools(tmp_path: Pa
     assert Memory(tmp_path, "onnxruntime 2").row_s("abc") is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", '{"x": 3}', "\0", '{"x": {"abc": "fast"}}'])
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"x": 3}', "\0", '{"x": {"abc": "fast"}}', "[" * 100_000])
 def test_a_damaged_memory_is_an_empty_one(content: str, tmp_path: Path):
     (tmp_path / "measured.json").write_text(content)
     memory = Memory(tmp_path)
@@ -73,7 +73,11 @@ def test_what_could_not_be_read_is_not_remembered(tmp_path: Path):
     assert not (tmp_path / "measured.json").exists()
 
 
-@pytest.mark.parametrize("rows", [1.0, [1], [{}], [{"label": "m", "row_s": "fast", "reason": ""}], {"label": "m"}])
+NOBODY_RUNS = {"label": "m", "row_s": 1.0, "reason": "", "instances": 0}
+SPELT = {"label": "m", "row_s": "fast", "reason": "", "instances": 1}
+
+
+@pytest.mark.parametrize("rows", [1.0, [1], [{}], [SPELT], [NOBODY_RUNS], {"label": "m"}])
 def test_damaged_rows_are_not_known(rows: object, tmp_path: Path):
     memory = Memory(tmp_path)
     memory._keep("seen", rows)

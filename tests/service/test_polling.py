@@ -319,6 +319,47 @@ def test_single_folder_is_watched_under_the_name_it_was_given(tmp_path: Path) ->
     watching(test, Watched(tmp_path, model=tmp_path / "m", model_name="given"))
 
 
+def test_what_a_client_has_loaded_is_no_change_any_more_but_what_comes_behind_it_is(watched: Watched) -> None:
+    """Loaded once more it would lose what came with the call: a canary of a tenth would answer everybody."""
+
+    async def test(watched: Watched) -> None:
+        _new_version(watched.root)
+        await watched.poller.step()
+        async with watched.poller.acted_upon("m"):
+            assert await watched.looks(3) == []
+        assert await watched.looks(3) == []
+        _config(watched.root)
+        assert await watched.looks(2) == ["load m"]
+
+    watching(test, watched)
+
+
+def test_what_a_client_could_not_load_is_a_change_still(watched: Watched) -> None:
+    async def test(watched: Watched) -> None:
+        _new_version(watched.root)
+        with pytest.raises(LoadFailed):
+            async with watched.poller.acted_upon("m"):
+                raise LoadFailed("its parameters are wrong")
+        assert await watched.looks(2) == ["load m"]
+
+    watching(test, watched)
+
+
+def test_a_client_that_loads_waits_for_what_polling_has_begun(watched: Watched) -> None:
+    """Or the end of that would be taken for what lies there now."""
+
+    async def test(watched: Watched) -> None:
+        _new_version(watched.root)
+        await watched.poller.step()
+        await watched.poller.step()
+        _config(watched.root)
+        async with watched.poller.acted_upon("m"):
+            assert watched.control.take() == ["load m"]
+        assert await watched.looks(3) == []
+
+    watching(test, watched)
+
+
 def test_run_looks_at_intervals_until_it_is_cancelled(watched: Watched) -> None:
     slept: list[float] = []
 
