@@ -38,7 +38,7 @@ from service.process_gauges import ProcessGauges
 from service.refusal_lines import RefusalLines
 from service.registry import Registry
 from service.repository_api import add_repository_routes
-from service.request_id_api import EchoesRequestId
+from service.request_id_api import EchoesRequestId, tags_of
 from service.settings import Settings
 from service.shared_memory import SharedMemory
 from service.shared_memory_api import add_shared_memory_routes
@@ -130,7 +130,7 @@ def build_app(
     add_v1_routes(app, registry, max_body_bytes, make_stages, refusals)
     add_metrics_route(app, registry, gauges)
     _document_infer(app, registry)
-    _tell_every_error_alike(app)
+    _tell_every_error_alike(app, refusals)
     app.add_middleware(HeadAsGet)
     if guard is not None:
         app.add_middleware(GuardedApp, guard=guard, refusals=refusals)
@@ -195,6 +195,10 @@ def _log_failure(loading: asyncio.Task[None]) -> None:
 # --- documentation ------------------------------------------------------------------------------------------------
 
 
+# Whoever looks for a page that is not there would fill the log.
+_READING = ("GET", "HEAD", "OPTIONS")
+
+
 def _document_infer(app: FastAPI, registry: Registry) -> None:
     derive = app.openapi
 
@@ -210,9 +214,19 @@ def _document_infer(app: FastAPI, registry: Registry) -> None:
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-def _tell_every_error_alike(app: FastAPI) -> None:
-    """{"error": text}, application/json: the framework's own errors included, or tritonclient cannot read them."""
-    app.add_exception_handler(ServiceError, _answer_service_error)
+def _tell_every_error_alike(app: FastAPI, refusals: RefusalLines) -> None:
+    """{"error": text}, application/json: the framework's own errors included, or tritonclient cannot read them.
+
+    A request that was to change something and has not has a line in the log; infer routes tell of theirs themselves.
+    """
+
+    async def answer_service_error(request: Request, error: Exception) -> Response:
+        answer = answer_error(error)
+        if request.method not in _READING and isinstance(error, ServiceError):
+            refusals.tell(None, None, answer, tags_of(request.scope), request.url.path)
+        return _to_response(answer)
+
+    app.add_exception_handler(ServiceError, answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     # Starlette raises it again behind the answer, so that the HTTP server logs its traceback.

@@ -29,6 +29,7 @@ from service.prometheus_text import Family, Labels, Sample, histogram
 from service.registry import Registry
 from service.session import runtime_version
 from service.statistics import STAGES, Counts, Histogram, counted_versions, read_counts, read_refusals
+from service.traffic import FAMILY, LARGEST_FAMILY, Figure
 
 _US = 1e6
 
@@ -285,7 +286,51 @@ def _state_samples(registry: Registry) -> Iterator[Sample]:
         yield Sample(1, (("model", status.name), ("version", version), ("state", status.state.value)))
 
 
+def _trial(name: str, help_text: str, figure: Figure, kind: str = "") -> _OfTheServer:
+    """A count of canary or shadow, or of both where no kind is named."""
+    return _OfTheServer(
+        name,
+        "counter",
+        help_text,
+        lambda registry: [
+            Sample(cells[figure], labels)
+            for labels, cells in registry.pages.family(FAMILY).items()
+            if kind in ("", dict(labels)["kind"])
+        ],
+    )
+
+
+def _largest_samples(registry: Registry) -> Iterator[Sample]:
+    for labels, differences in registry.pages.family(LARGEST_FAMILY).items():
+        if dict(labels)["kind"] == "shadow":
+            for which, value in zip(("absolute", "relative"), differences, strict=True):
+                yield Sample(value, (*labels, ("difference", which)))
+
+
 _OF_THE_SERVER = (
+    _trial(
+        "foldserve_trial_requests_total",
+        "Requests without a version, while another version was on trial beside the one that answers",
+        Figure.REQUESTS,
+    ),
+    _trial("foldserve_canary_requests_total", "Of those, requests that the canary answered", Figure.ON_TRIAL, "canary"),
+    _trial("foldserve_shadow_compared_total", "Answers that a shadow's were compared with", Figure.COMPARED, "shadow"),
+    _trial(
+        "foldserve_shadow_differing_total",
+        "Of those, answers with an element that differs by more than the tolerance",
+        Figure.DIFFERING,
+        "shadow",
+    ),
+    _trial(
+        "foldserve_shadow_dropped_total", "Requests that a shadow was not asked, being busy", Figure.DROPPED, "shadow"
+    ),
+    _trial("foldserve_shadow_failed_total", "Requests that a shadow failed on", Figure.FAILED, "shadow"),
+    _OfTheServer(
+        "foldserve_shadow_largest_difference",
+        "gauge",
+        "Largest difference of an element between what was answered and what the shadow said",
+        _largest_samples,
+    ),
     _gauge("nv_inference_pending_request_count", "Requests that wait now", QUEUE_REQUESTS),
     _gauge("foldserve_queue_requests", "Requests that wait now", QUEUE_REQUESTS),
     _gauge("foldserve_queue_rows", "Rows of the requests that wait now", QUEUE_ROWS),

@@ -96,6 +96,10 @@ class Figure(IntEnum):
     FAILED = 5
 
 
+FAMILY, LARGEST_FAMILY = "traffic", "traffic_largest"
+"""Of the pages: cells in the order of `Figure`; the largest absolute and relative difference."""
+
+
 class Figures:
     """Counts of a pair of versions, as those of all processes that share it out: sums, and the largest differences."""
 
@@ -104,8 +108,8 @@ class Figures:
         versions = (("version", str(main.version)), ("on_trial", str(trial.version)))
         kind = "canary" if isinstance(wanted, CanaryConfig) else "shadow"
         self._labels = (("model", main.name), *versions, ("kind", kind))
-        self._counts = pages.own.series(Kind.COUNTER, "traffic", self._labels, len(Figure))
-        self._largest = pages.own.series(Kind.MAXIMUM, "traffic_largest", self._labels, 2)
+        self._counts = pages.own.series(Kind.COUNTER, FAMILY, self._labels, len(Figure))
+        self._largest = pages.own.series(Kind.MAXIMUM, LARGEST_FAMILY, self._labels, 2)
 
     def add(self, figure: Figure, count: int = 1) -> None:
         self._pages.own.cells[self._counts + figure] += count
@@ -118,8 +122,8 @@ class Figures:
 
     def read(self) -> tuple[list[int], list[float]]:
         """The counts, in the order of `Figure`, and the largest absolute and relative difference."""
-        counts = self._pages.value("traffic", self._labels) or [0.0] * len(Figure)
-        return list(map(int, counts)), self._pages.value("traffic_largest", self._labels) or [0.0, 0.0]
+        counts = self._pages.value(FAMILY, self._labels) or [0.0] * len(Figure)
+        return list(map(int, counts)), self._pages.value(LARGEST_FAMILY, self._labels) or [0.0, 0.0]
 
 
 class Traffic:

@@ -68,6 +68,14 @@ def test_a_refusal_is_a_line_with_its_reason_and_the_callers_id(service: Foldser
     assert "JSON" in line["message"]
 
 
+def test_a_refused_order_to_the_repository_is_a_line_as_well(service: Foldserve) -> None:
+    answer = service.request("POST", "/v2/repository/models/nobody/load", b"{}", {"X-Request-Id": "order"})
+    assert answer.status == 404
+    line = event(service, logger="service.refusal_lines", request_id="order")
+    assert (line["path"], line["reason"]) == ("/v2/repository/models/nobody/load", "not_found")
+    assert "nobody" in line["message"]
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_each_request_is_a_line_of_the_access_log(service: Foldserve, door: str) -> None:
     body = json.dumps(GOOD).encode()

@@ -107,6 +107,9 @@ class FakeRegistry:
     def is_scanned(self) -> bool:
         return self._loads
 
+    def why_unanswered(self) -> tuple[str, ...]:
+        return ()
+
     def is_ready(self) -> bool:
         return bool(self._models) and all(isinstance(model, EchoModel) for model in self._models.values())
 

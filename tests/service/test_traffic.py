@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from service.errors import LoadFailed, ModelNotReady, ModelRejected
+from service.metrics import read_metrics
+from service.prometheus_text import write_lines
 from service.protocol import InferenceRequest, InferenceResponse, InputTensor, RequestedOutput, ShadowReport
 from service.protocol import TrafficReport as Report
 from service.registry import Registry
@@ -238,6 +240,21 @@ def test_version_that_is_all_there_is_cannot_be_tried(tmp_path: Path) -> None:
     serving(test, tmp_path)
 
 
+def test_a_canary_is_told_to_prometheus(tmp_path: Path) -> None:
+    save(tmp_path, NEARLY, traffic={"canary": {"version": 2, "weight": 0.25}})
+
+    async def test(registry: Registry) -> None:
+        for _ in range(8):
+            await ask(registry, 1.0, 0.0)
+        pair = 'model="m",version="1",on_trial="2",kind="canary"'
+        assert [line for line in write_lines(read_metrics(registry)) if line and pair in line] == [
+            f"foldserve_trial_requests_total{{{pair}}} 8",
+            f"foldserve_canary_requests_total{{{pair}}} 2",
+        ]
+
+    serving(test, tmp_path)
+
+
 # --- shadow -------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +267,16 @@ def test_shadow_is_compared_and_never_returned(tmp_path: Path) -> None:
             await shadow_of(registry, done)
         assert report(registry) == Report("1", "2", 3, shadow=await shadow_of(registry, 3))
         assert await shadow_of(registry, 3) == ShadowReport(0.1, 3, 2, 0, 0, 2.0, pytest.approx(0.25))
+        pair = 'model="m",version="1",on_trial="2",kind="shadow"'
+        assert [line for line in write_lines(read_metrics(registry)) if line and pair in line] == [
+            f"foldserve_trial_requests_total{{{pair}}} 3",
+            f"foldserve_shadow_compared_total{{{pair}}} 3",
+            f"foldserve_shadow_differing_total{{{pair}}} 2",
+            f"foldserve_shadow_dropped_total{{{pair}}} 0",
+            f"foldserve_shadow_failed_total{{{pair}}} 0",
+            f'foldserve_shadow_largest_difference{{{pair},difference="absolute"}} 2',
+            f'foldserve_shadow_largest_difference{{{pair},difference="relative"}} 0.25',
+        ]
 
     serving(test, tmp_path)
 
