@@ -94,6 +94,7 @@ class Model:
             space=space,
             instances=scheduling.instances,
             max_queue_delay_s=math.inf if (delay_us := scheduling.max_queue_delay_us) is None else delay_us / 1e6,
+            on_run=self.statistics.count_run,
             on_batch=self.statistics.record_batch,
             on_split=self.statistics.record_split,
         )

@@ -56,6 +56,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         space: QueueSpace | None = None,
         instances: int = 1,
         max_queue_delay_s: float = _FOREVER,
+        on_run: Callable[[int, int], object] | None = None,
         on_batch: Callable[[BatchRecord], object] | None = None,
         on_split: Callable[[], object] | None = None,
     ) -> None:
@@ -64,7 +65,8 @@ class Scheduler(Generic[ItemT, ResultT]):
         name: of what is served, for messages.
         space: shared by all queues of a server; without it bytes are not bounded.
         max_queue_delay_s: longest time that a request waits for company while an instance is idle; 0 never waits.
-        on_batch: told of each batch that has run. on_split: of each that failed and is halved.
+        on_run: told of the requests and rows of each batch that has run, before its callers are. on_batch: told of each
+        batch that has run, behind them. on_split: of each that failed and is halved.
         """
         self.max_batch_rows = max_batch_rows
         self.curve = curve
@@ -72,6 +74,7 @@ class Scheduler(Generic[ItemT, ResultT]):
         self._timers = timers
         self._instances = instances
         self._max_queue_delay_s = max_queue_delay_s
+        self._on_run = on_run
         self._on_batch = on_batch
         self._on_split = on_split
         self.told_s = (0.0, 0.0)
@@ -306,12 +309,14 @@ class Scheduler(Generic[ItemT, ResultT]):
             self._dispatch()
         if is_told:
             self.told_s = (started_s, now)
+            if self._on_run is not None and outcome.error is None:
+                self._on_run(len(tickets), sum([ticket.rows for ticket in tickets]))
             _tell(tickets, outcome)
             # Small batches run on this thread, many thousands a second: a sample of them keeps the curve true, and what
             # tells that it is far too high, because batches went through threads before, is not missed.
             took_s = now - started_s
             is_news = not was_inline or run.is_try or self._batches % _SAMPLED_EVERY == 0 or took_s < run.expected_s / 2
-            # Callers before counting: they do not wait for it.
+            # Callers before the rest of counting: they do not wait for it.
             self._record(tickets, outcome, started_s, now, is_news=is_news, is_piece=run.is_split)
 
     def _record(

@@ -106,14 +106,25 @@ class ModelStatistics:
         self._encodes_s: list[float] = []
         self._answers_s: list[float] = []
 
+    def count_run(self, requests: int, rows: int) -> None:
+        """A batch has run, and its callers are about to be told: whatever happens to this process then, what a caller
+        has been answered has been counted. Its record comes next."""
+        self._requests += requests
+        self._cells[self._answered] = self._requests
+        size = self._by_rows.get(rows)
+        if size is None:
+            size = self._by_rows[rows] = self._size(rows)
+        size.batches += 1
+        self._cells[size.place // 8] = size.batches
+
     def record_batch(self, record: BatchRecord) -> None:
-        """A batch has run. In the path of every request, so nothing is computed here that `read` could compute."""
+        """A batch that has been counted, if it did not fail. In the path of every request, so nothing is computed here
+        that `read` could compute."""
         if record.failed:
             self._cells[self._answered + _POISONED] += record.poisoned
             self._failed(BACKEND, record.failed, record.total_s)
             return
         requests = record.requests
-        self._requests += requests
         self._total_s += record.total_s
         # Differences of clock readings that were added up: rounding may leave a little less than nothing.
         self._queue_s += max(0.0, record.queue_s)
@@ -124,10 +135,7 @@ class ModelStatistics:
             self._page.buffer, 8 * self._answered,
             self._requests, self._total_s, self._queue_s, self._input_s, self._infer_s, self._output_s,
         )  # fmt: skip
-        size = self._by_rows.get(record.rows)
-        if size is None:
-            size = self._by_rows[record.rows] = self._size(record.rows)
-        size.batches += 1
+        size = self._by_rows[record.rows]
         size.input_s += record.input_s
         size.infer_s += record.infer_s
         size.output_s += record.output_s

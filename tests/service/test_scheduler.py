@@ -103,6 +103,18 @@ def test_requests_of_one_turn_run_together_and_so_do_those_that_wait() -> None:
     assert bench.told == {"a": "a!", "b": "b!", "c": "c!", "d": "d!"}
 
 
+def test_what_has_run_is_counted_before_its_callers_are_told_and_what_failed_is_not() -> None:
+    counted: list[tuple[int, int, int]] = []
+    bench = Bench(on_run=lambda requests, rows: counted.append((requests, rows, len(bench.told))))
+    bench.submit("a", "b", rows=2)
+    bench.turn()
+    bench.submit("bad", "c")
+    bench.finish()
+    bench.finish(3)
+    assert counted == [(2, 4, 0), (1, 1, 3)]
+    assert bench.told.keys() == {"a", "b", "bad", "c"}
+
+
 def test_done_is_never_called_before_submit_returns() -> None:
     bench = Bench(runner=lambda items, rows, finished: finished(outcome_of(items)))
     bench.submit("a")

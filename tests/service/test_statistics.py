@@ -43,6 +43,22 @@ def failed(requests: int, total_s: float) -> BatchRecord:
     return batch(requests=0, rows=0, failed=requests, total_s=total_s)
 
 
+def ran(statistics: ModelStatistics, record: BatchRecord) -> None:
+    """As the scheduler tells of a batch."""
+    if record.requests:
+        statistics.count_run(record.requests, record.rows)
+    statistics.record_batch(record)
+
+
+def test_what_is_about_to_be_answered_is_counted_already() -> None:
+    """So that a process that is killed behind an answer has counted it."""
+    pages = Pages()
+    statistics = ModelStatistics(pages, "m", 1)
+    statistics.count_run(2, 3)
+    for read in (statistics.read("m", 1), ModelStatistics(pages, "m", 1).read("m", 1)):
+        assert (read.inference_count, read.execution_count, read.inference_stats.success.count) == (3, 1, 2)
+
+
 def test_nothing_yet_is_zero_everywhere_and_no_batches() -> None:
     read = ModelStatistics().read("m", 3)
     assert (read.name, read.version, read.last_inference) == ("m", "3", 0)
@@ -53,7 +69,7 @@ def test_nothing_yet_is_zero_everywhere_and_no_batches() -> None:
 def test_a_batch_counts_rows_once_and_its_durations_for_each_request() -> None:
     statistics = ModelStatistics()
     before_ms = int(time.time() * 1000)
-    statistics.record_batch(batch())
+    ran(statistics, batch())
     read = statistics.read("m", 1)
     assert (read.inference_count, read.execution_count) == (3, 1)
     assert before_ms <= read.last_inference <= time.time() * 1000
@@ -69,7 +85,7 @@ def test_a_batch_counts_rows_once_and_its_durations_for_each_request() -> None:
 def test_batches_of_one_size_are_added_up_and_sizes_kept_apart() -> None:
     statistics = ModelStatistics()
     for record in (batch(rows=8), batch(rows=1), batch(rows=8, infer_s=0.005)):
-        statistics.record_batch(record)
+        ran(statistics, record)
     assert statistics.read("m", 1).batch_stats == (
         BatchStatistics(
             batch_size=1,
@@ -88,7 +104,7 @@ def test_batches_of_one_size_are_added_up_and_sizes_kept_apart() -> None:
 
 def test_what_failed_in_the_model_and_what_never_ran_are_failures_and_nothing_else() -> None:
     statistics = ModelStatistics()
-    statistics.record_batch(failed(1, 0.004))
+    ran(statistics, failed(1, 0.004))
     statistics.record_failure(0.002)
     read = statistics.read("m", 1)
     assert read.inference_stats.fail == DurationStatistics(2, 6 * MS)
@@ -101,7 +117,7 @@ def test_what_failed_in_the_model_and_what_never_ran_are_failures_and_nothing_el
 @pytest.mark.parametrize("rounding_s", [-1e-9, -0.0])
 def test_rounding_of_clock_readings_never_makes_a_counter_fall(rounding_s: float) -> None:
     statistics = ModelStatistics()
-    statistics.record_batch(batch(queue_s=rounding_s))
+    ran(statistics, batch(queue_s=rounding_s))
     statistics.record_failure(rounding_s)
     read = statistics.read("m", 1).inference_stats
     assert (read.queue.ns, read.fail.ns) == (0, 0)
@@ -131,7 +147,7 @@ def test_readings_are_whole_numbers_that_only_grow(records: list[BatchRecord]) -
     statistics = ModelStatistics()
     before = flat(statistics)
     for record in records:
-        statistics.record_batch(record)
+        ran(statistics, record)
         after = flat(statistics)
         assert all(isinstance(value, int) for value in after)
         assert all(new >= old for new, old in zip(after, before, strict=True))
@@ -252,8 +268,8 @@ def test_two_processes_count_as_one_and_a_dead_one_still_does(memory: Callable[[
     alone = ModelStatistics()
     records = [batch(), batch(rows=8), failed(1, 0.5), batch(rows=8, infer_s=0.25), batch(rows=1)]
     for number, record in enumerate(records):
-        (first, second)[number % 2].record_batch(record)
-        alone.record_batch(record)
+        ran((first, second)[number % 2], record)
+        ran(alone, record)
     second.record_failure(0.125, CANCELED)
     alone.record_failure(0.125, CANCELED)
     mark_dead(other)
@@ -264,7 +280,7 @@ def test_two_processes_count_as_one_and_a_dead_one_still_does(memory: Callable[[
 
 def test_versions_of_one_name_are_counted_apart() -> None:
     pages = Pages()
-    ModelStatistics(pages, "m", 1).record_batch(batch())
+    ran(ModelStatistics(pages, "m", 1), batch())
     assert ModelStatistics(pages, "m", 2).read("m", 2).execution_count == 0
 
 
@@ -273,7 +289,7 @@ def test_last_inference_is_that_of_the_process_that_was_last(memory: Callable[[]
     late, early = CounterPage(one), CounterPage(other)
     pages = Pages(late, [other])
     statistics = ModelStatistics(pages, "m", 1)
-    statistics.record_batch(batch())
+    ran(statistics, batch())
     early.cells[early.series(Kind.MAXIMUM, "last", (("model", "m"), ("version", "1")))] = 1.0
     assert statistics.read("m", 1).last_inference >= (time.time() - 60) * 1000
 
@@ -282,7 +298,7 @@ def test_whoever_takes_a_page_over_goes_on_from_where_it_stands(memory: Callable
     buffer = memory()
     for _ in range(2):
         statistics = ModelStatistics(Pages(CounterPage(buffer)), "m", 1)
-        statistics.record_batch(batch(rows=2))
+        ran(statistics, batch(rows=2))
     assert statistics.read("m", 1).inference_count == 4
     assert statistics.read("m", 1).inference_stats.success == DurationStatistics(4, 20 * MS)
 
@@ -320,11 +336,11 @@ def test_histograms_hold_every_observation_in_its_bucket(
         run_s=run_s,
     )
     if is_late:
-        statistics.record_batch(record)
+        ran(statistics, record)
     for one, (_, _, encode_s) in zip(found, requests, strict=True):
         (statistics.record_answer if is_late else statistics.note_answer)(one, ended_s + encode_s)
     if not is_late:
-        statistics.record_batch(record)
+        ran(statistics, record)
     (version,) = counted_versions(pages)
     counts = read_counts(pages, version)
     expected = {
@@ -363,13 +379,13 @@ def test_what_a_killed_process_has_answered_stays_in_the_statistics() -> None:
     def answer() -> None:
         statistics = ModelStatistics(Pages(CounterPage(buffer)), "m", 1)
         for _ in range(100):
-            statistics.record_batch(batch())
+            ran(statistics, batch())
 
     with forked(answer) as until_done:
         until_done()
     mark_dead(buffer)
     survivor = ModelStatistics(Pages(CounterPage(), [buffer]), "m", 1)
-    survivor.record_batch(batch(rows=1))
+    ran(survivor, batch(rows=1))
     read = survivor.read("m", 1)
     assert (read.inference_count, read.execution_count) == (301, 101)
     assert read.inference_stats.success == DurationStatistics(202, 1010 * MS)
