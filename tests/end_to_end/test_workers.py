@@ -341,6 +341,25 @@ def test_a_worker_that_cannot_load_what_the_others_serve_answers_nobody(tmp_path
         assert answers(service) == {2: CONNECTIONS}
 
 
+def test_what_a_killed_worker_has_answered_has_been_counted(tmp_path: Path) -> None:
+    """Under load: and of what it had in hand and never answered, no more than that is counted."""
+    save_version(tmp_path, "m", DOUBLE)
+    with two_workers(tmp_path) as service:
+        with asking(service, "m", X, 6) as clients:
+            for kills in (1, 2):
+                answered = sum(client.answers.total() for client in clients)
+                service.wait_until(
+                    lambda before=answered: sum(client.answers.total() for client in clients) > before + 100, "asked"
+                )
+                os.kill(workers_of(service)[0], signal.SIGKILL)
+                service.wait_until(lambda kills=kills: service.log().count("READY in") == 2 + kills, "replaced")
+        answered = sum(client.answers.total() for client in clients)
+        lost = sum(len(client.lost) for client in clients)
+        (statistics,) = service.get("/v2/models/m/stats").json()["model_stats"]
+        assert answered <= statistics["inference_count"] <= answered + lost
+        assert answered <= statistics["inference_stats"]["success"]["count"] <= answered + lost
+
+
 def test_a_lone_file_that_has_gone_does_not_stop_those_that_have_it(tmp_path: Path) -> None:
     path = save_model(tmp_path / "m.onnx", DOUBLE)
     with foldserve("--model", path, "--workers", "2") as service:
