@@ -14,7 +14,7 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parameters: tuple[str, ...]
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
 
 
 class Facts(BaseModel):
@@ -29,13 +29,13 @@ class Facts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int | None = Field(None, ge=1)
-    accumulation: int | None = Field(None, ge=1)
-    batch_rows: int | None = Field(None, ge=1)
-    rows: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    accumulation: int | None = Field(default=None, ge=1)
+    batch_rows: int | None = Field(default=None, ge=1)
+    rows: int | None = Field(default=None, ge=1)
     drop_last: bool | None = None
     shuffle: bool | None = None
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
     groups: tuple[Group, ...] | None = None
     fullgraph: bool | None = None
     finished: bool | None = None
