@@ -28,8 +28,9 @@ class Seen:
     """What batches showed of one layer's input, layers normalising by the batch.
 
     values: a channel, in all. sites: how often one pass uses the layer. effective_per_row: how many independent values
-    one row of a batch is worth, by the scatter of the batches' means, sigma^2 / Var(means) / rows; None where there are
-    too few batches to tell. unpadded: the statistics without padding; None where no mask fits the layer.
+    one row of a batch is worth, by the scatter of the batches' means when the network serves, sigma^2 / Var(means) /
+    rows; None where there are too few batches to tell. unpadded: the statistics without padding; None where no mask
+    fits the layer.
     """
 
     population: Statistics

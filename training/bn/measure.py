@@ -109,6 +109,7 @@ class _Passes:
         self._mask: torch.Tensor | None = None
         self._means: dict[str, list[torch.Tensor]] = {}
         self._pooled: dict[str, Moments] = {}
+        self._served: dict[str, Moments] = {}
         self._unpadded: dict[str, Moments] = {}
         self._unfitting: set[str] = set()
         self._sites: dict[str, int] = {}
@@ -125,7 +126,6 @@ class _Passes:
             seen = self._plain.measure([batch], by_batch=True)
             self._by_batch.append(self._answered.pop())
             for name, moments in seen.moments.items():
-                self._means.setdefault(name, []).append(moments.mean)
                 _merged(self._pooled, name, moments)
             self._sites = {name: max(sites, self._sites.get(name, 0)) for name, sites in seen.sites.items()}
             if mask is not None:
@@ -133,7 +133,10 @@ class _Passes:
                 for name, moments in self._masked.measure([batch], by_batch=True).moments.items():
                     _merged(self._unpadded, name, moments)
                 self._answered.pop()
-            self._plain.measure([batch], by_batch=False)
+            # Normalising by the batch would hide how batches differ from all layers but the first.
+            for name, moments in self._plain.measure([batch], by_batch=False).moments.items():
+                self._means.setdefault(name, []).append(moments.mean)
+                _merged(self._served, name, moments)
             self._by_running.append(self._answered.pop())
         self._sizes.append(_rows(batch))
 
@@ -144,15 +147,17 @@ class _Passes:
         without = self._unpadded.get(layer.name)
         unpadded = _statistics(without) if without is not None and layer.name not in self._unfitting else None
         sites = self._sites.get(layer.name, 1)
-        return Seen(_statistics(moments), float(moments.weight), sites, self._effective(layer.name, moments), unpadded)
+        return Seen(_statistics(moments), float(moments.weight), sites, self._effective(layer.name), unpadded)
 
-    def _effective(self, name: str, moments: Moments) -> float | None:
+    def _effective(self, name: str) -> float | None:
         """Of full batches alone; a smaller last one would scatter more."""
-        full = max(self._sizes, default=0)
-        means = [mean for mean, rows in zip(self._means[name], self._sizes, strict=False) if rows == full]
-        if len(means) < FEWEST_BATCHES or len(self._means[name]) != len(self._sizes):
+        full, means = max(self._sizes, default=0), self._means.get(name, [])
+        if len(means) != len(self._sizes):
             return None
-        scatter, variance = torch.stack(means).var(dim=0), moments.variance
+        means = [mean for mean, rows in zip(means, self._sizes, strict=True) if rows == full]
+        if len(means) < FEWEST_BATCHES:
+            return None
+        scatter, variance = torch.stack(means).var(dim=0), self._served[name].variance
         varying = variance > 0
         share = float((scatter[varying] / variance[varying]).mean()) if bool(varying.any()) else math.nan
         return 1.0 / share / full if math.isfinite(share) and share > 0 else None
