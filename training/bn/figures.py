@@ -86,7 +86,8 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """All figures of one network. rows: seen in the examination; padded: share of positions that a mask leaves out."""
+    """All figures of one network. rows: seen in the examination; unseen: why there are none. padded: share of positions
+    that a mask leaves out."""
 
     layers: tuple[LayerFigures, ...]
     rows: int = 0
@@ -94,3 +95,4 @@ class Examined:
     answers: Answers | None = None
     padded: float | None = None
     ranks: tuple[dict[str, Statistics], ...] = ()
+    unseen: str = "needs data"

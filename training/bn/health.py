@@ -182,7 +182,7 @@ def _steps_needed(momentum: float | None) -> str:
 
 def _drift(examined: Examined, _: Facts) -> Iterator[Outcome]:
     if not examined.rows:
-        yield NotMade("H6", "needs data")
+        yield NotMade("H6", examined.unseen)
         return
     if unseen := tuple(layer.name for layer in examined.layers if layer.seen is None):
         yield NotMade("H6", "no batch gave them two values a channel", unseen)
@@ -216,7 +216,7 @@ def _drift_severity(layer: LayerFigures, rows: int) -> Severity | None:
 
 def _small_batch(examined: Examined, facts: Facts) -> Iterator[Outcome]:
     if not examined.rows:
-        yield NotMade("H7", "needs data")
+        yield NotMade("H7", examined.unseen)
     elif facts.batch_rows is None:
         yield NotMade("H7", "needs the rows in a batch of the training")
     else:
@@ -238,7 +238,7 @@ def _small_batch(examined: Examined, facts: Facts) -> Iterator[Outcome]:
 def _gap(examined: Examined, _: Facts) -> Iterator[Outcome]:
     answers = examined.answers
     if answers is None:
-        reason = "the network answers with no tensor of real numbers" if examined.rows else "needs data"
+        reason = "the network answers with no tensor of real numbers" if examined.rows else examined.unseen
         yield NotMade("H8", reason)
         return
     found, severity = f"answers differ by {answers.gap:.0%} of their spread", _between(answers.gap, GAP, RED_GAP)
@@ -319,7 +319,7 @@ def _ranks(examined: Examined, _: Facts) -> Iterator[Outcome]:
 
 def _padding(examined: Examined, _: Facts) -> Iterator[Outcome]:
     if examined.padded is None:
-        yield NotMade("H12", "needs a mask of padded positions" if examined.rows else "needs data and a mask")
+        yield NotMade("H12", "needs a mask of padded positions" if examined.rows else examined.unseen)
         return
     unknown = tuple(layer.name for layer in examined.layers if layer.seen is None or layer.seen.unpadded is None)
     if unknown:

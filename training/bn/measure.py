@@ -7,7 +7,8 @@ is left as it was found. Knows no threshold.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,15 @@ from training.bn.layers import NormLayer, norm_layers
 from training.bn.moments import Moments
 from training.bn.population import Forward, Forwards, run_batch
 from training.bn.structure import Structure
+from training.errors import UserError
 
 FEWEST_BATCHES = 6
 """Below that the scatter of batches' means is a guess."""
+
+
+class CannotExamine(UserError):
+    """The network and the batches do not go together."""
+
 
 Ranks = Sequence[Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
 """Of other processes: running mean and variance by layer."""
@@ -40,15 +47,31 @@ def measure(
     """labels, masks: one tensor a batch; a mask is True where a row, or a position, counts: [rows] or [rows, ...] in
     the shape of the positions of whatever layers it is to be asked of."""
     layers = norm_layers(model)
-    passes = _Passes(model, layers, forward or run_batch)
+    passes, unseen = _Passes(model, layers, forward or run_batch), "needs data"
+    if batches and (refused := [layer.name for layer in layers if not layer.module.eps]):
+        # Checks of the network's make find it; those of data cannot be made, which is no reason to stop.
+        batches, unseen = (), f"torch refuses to normalise by the batch without an epsilon, as in {refused[0]}"
     for number, batch in enumerate(batches):
-        passes.add(batch, masks[number] if masks else None)
+        with _told():
+            passes.add(batch, masks[number] if masks else None)
     held = tuple(_held(model, layer, structure, passes.seen(layer)) for layer in layers)
     others = tuple(
         {name: Statistics(_array(mean), _array(variance)) for name, (mean, variance) in rank.items()} for rank in ranks
     )
     answers = passes.answers(labels) if layers else None
-    return Examined(held, passes.rows, len(batches), answers, _padded(masks), others)
+    return Examined(held, passes.rows, len(batches), answers, _padded(masks if batches else None), others, unseen)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever a network raises over a batch is one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise CannotExamine(f"the network does not run on the data: {type(error).__name__}: {line[:300]}") from error
 
 
 def _held(model: nn.Module, layer: NormLayer, structure: Structure, seen: Seen | None) -> LayerFigures:
