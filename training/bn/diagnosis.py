@@ -8,6 +8,7 @@ Promises: the network is left as it was found; every check of findings.CHECKS is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,9 +17,9 @@ import torch
 from torch import nn
 
 from training.bn.facts import Facts
-from training.bn.figures import Examined
+from training.bn.figures import Examined, LayerFigures
 from training.bn.findings import CHECKS, SEVERITIES, Finding, NotMade, Severity
-from training.bn.health import health
+from training.bn.health import drift, health
 from training.bn.lint import lint
 from training.bn.measure import Ranks, measure
 from training.bn.population import Forward
@@ -50,7 +51,32 @@ class Diagnosis:
             "counts": {severity: len(self.of(severity)) for severity in SEVERITIES},
             "findings": [asdict(finding) | {"title": CHECKS[finding.check]} for finding in self.findings],
             "not_made": [asdict(each) | {"title": CHECKS[each.check]} for each in self.not_made],
+            "figures": [_figures(layer) for layer in self.examined.layers],
         }
+
+
+def _figures(layer: LayerFigures) -> dict[str, Any]:
+    """None: not measured, or no finite number."""
+    shift, ratio, per_row = math.nan, math.nan, None
+    if layer.seen is not None:
+        shift, ratio = (float(each.max()) for each in drift(layer.running, layer.seen.population, layer.eps))
+        per_row = layer.seen.effective_per_row
+    return {
+        "layer": layer.name,
+        "kind": layer.kind,
+        "channels": layer.channels,
+        "eps": layer.eps,
+        "momentum": layer.momentum,
+        "batches_tracked": layer.count,
+        "mean_shift": _finite(shift),
+        "log_variance_ratio": _finite(ratio),
+        "effective_values_per_row": per_row,
+        "largest_gain": _finite(float(abs(layer.gain).max())),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def examine(

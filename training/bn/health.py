@@ -241,7 +241,8 @@ def _gap(examined: Examined, _: Facts) -> Iterator[Outcome]:
         reason = "the network answers with no tensor of real numbers" if examined.rows else examined.unseen
         yield NotMade("H8", reason)
         return
-    found, severity = f"answers differ by {answers.gap:.0%} of their spread", _between(answers.gap, GAP, RED_GAP)
+    size = f"{answers.gap:.0%} of their spread" if math.isfinite(answers.gap) else "more than any number"
+    found, severity = f"answers differ by {size}", _between(answers.gap, GAP, RED_GAP)
     if answers.disagreement is not None:
         found += f", {answers.disagreement:.1%} of {answers.rows} rows get another class"
         chance = CHANCE * math.sqrt(DISAGREEMENT * (1 - DISAGREEMENT) / answers.rows)
@@ -359,7 +360,7 @@ def _effective_rate(examined: Examined, facts: Facts) -> Iterator[Outcome]:
 
 
 def _factor(log_ratio: float) -> str:
-    return f"{math.exp(min(log_ratio, 700.0)):.3g}"
+    return f"{math.exp(log_ratio):.3g}" if log_ratio < 700 else "more than any number"  # beyond, exp overflows
 
 
 def _some(which: Flags) -> str:
