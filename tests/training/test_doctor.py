@@ -1,4 +1,4 @@
-"""`foldtrain doctor`: red ends with exit code 1, what cannot be read with 2 and one line; reports are whole and harmless."""
+"""`foldtrain doctor`: red is exit code 1, what cannot be read is 2 and one line; reports are whole and harmless."""
 
 from __future__ import annotations
 
