@@ -184,6 +184,9 @@ def _tensor(path: Path, name: str, array: Array, dtype: torch.dtype) -> torch.Te
         tensor = torch.from_numpy(np.ascontiguousarray(array))
     except TypeError as error:
         raise CannotUseFile(f"{path}: {name} holds {array.dtype}, expected numbers") from error
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        row = int((~torch.isfinite(tensor)).nonzero()[0, 0])
+        raise CannotUseFile(f"{path}: {name} holds a value that is no finite number, in row {row}; leave such rows out")
     return tensor.to(dtype) if tensor.is_floating_point() and name not in (LABELS, MASK) else tensor
 
 

@@ -169,6 +169,9 @@ def test_a_file_that_would_run_something_is_refused_and_runs_nothing(folder: Pat
         pytest.param({"labels": np.zeros(8)}, "holds no input", id="labels alone"),
         pytest.param({"x": np.zeros((8, 6)), "labels": np.zeros(7)}, "labels has 7 rows", id="uneven"),
         pytest.param({"x": np.zeros((1, 6))}, "holds 1 row", id="one row"),
+        pytest.param(
+            {"x": np.array([[0.0] * 6, [np.nan] * 6])}, "x holds a value that is no finite number, in row 1", id="NaN"
+        ),
         pytest.param({"x": np.array(["a", "b"])}, "x holds <U1, expected numbers", id="words"),
     ],
 )

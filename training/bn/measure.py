@@ -53,12 +53,12 @@ def measure(
         batches, unseen = (), f"torch refuses to normalise by the batch without an epsilon, as in {refused[0]}"
     for number, batch in enumerate(batches):
         with _told():
-            passes.add(batch, masks[number] if masks else None)
+            passes.add(batch, masks[number] if masks else None, labels[number] if labels else None)
     held = tuple(_held(model, layer, structure, passes.seen(layer)) for layer in layers)
     others = tuple(
         {name: Statistics(_array(mean), _array(variance)) for name, (mean, variance) in rank.items()} for rank in ranks
     )
-    answers = passes.answers(labels) if layers else None
+    answers = passes.answers() if layers and batches else None
     return Examined(held, passes.rows, len(batches), answers, _padded(masks if batches else None), others, unseen)
 
 
@@ -136,18 +136,17 @@ class _Passes:
         self._unpadded: dict[str, Moments] = {}
         self._unfitting: set[str] = set()
         self._sites: dict[str, int] = {}
-        self._by_batch: list[torch.Tensor | None] = []
-        self._by_running: list[torch.Tensor | None] = []
+        self._compared = _Compared()
         self._sizes: list[int] = []
 
     @property
     def rows(self) -> int:
         return sum(self._sizes)
 
-    def add(self, batch: Any, mask: torch.Tensor | None) -> None:
+    def add(self, batch: Any, mask: torch.Tensor | None, labels: torch.Tensor | None) -> None:
         with torch.no_grad():
             seen = self._plain.measure([batch], by_batch=True)
-            self._by_batch.append(self._answered.pop())
+            by_batch = self._answered.pop()
             for name, moments in seen.moments.items():
                 _merged(self._pooled, name, moments)
             self._sites = {name: max(sites, self._sites.get(name, 0)) for name, sites in seen.sites.items()}
@@ -160,7 +159,7 @@ class _Passes:
             for name, moments in self._plain.measure([batch], by_batch=False).moments.items():
                 self._means.setdefault(name, []).append(moments.mean)
                 _merged(self._served, name, moments)
-            self._by_running.append(self._answered.pop())
+            self._compared.add(self._answered.pop(), by_batch, labels)
         self._sizes.append(_rows(batch))
 
     def seen(self, layer: NormLayer) -> Seen | None:
@@ -185,23 +184,8 @@ class _Passes:
         share = float((scatter[varying] / variance[varying]).mean()) if bool(varying.any()) else math.nan
         return 1.0 / share / full if math.isfinite(share) and share > 0 else None
 
-    def answers(self, labels: Sequence[torch.Tensor] | None) -> Answers | None:
-        pairs = list(zip(self._by_running, self._by_batch, strict=True))
-        if not pairs or any(running is None or by_batch is None for running, by_batch in pairs):
-            return None
-        running, by_batch = (torch.cat([_flat(each) for each in side]) for side in zip(*pairs, strict=True))
-        spread = (by_batch - by_batch.mean(dim=0)).square().mean().sqrt()
-        gap = float((running - by_batch).square().mean().sqrt() / spread)
-        first = pairs[0][0]
-        if first is None or first.dim() != 2 or first.shape[1] < 2:
-            return Answers(self.rows, gap if math.isfinite(gap) else math.inf)
-        told = (running.argmax(dim=1), by_batch.argmax(dim=1))
-        accuracy = None
-        if labels is not None and sum(map(len, labels)) == len(told[0]):
-            right = torch.cat(list(labels)).to(told[0])
-            accuracy = (float((told[0] == right).double().mean()), float((told[1] == right).double().mean()))
-        disagreement = float((told[0] != told[1]).double().mean())
-        return Answers(self.rows, gap if math.isfinite(gap) else math.inf, disagreement, accuracy)
+    def answers(self) -> Answers | None:
+        return self._compared.answers(self.rows)
 
     def _run(self, model: nn.Module, batch: Any) -> object:
         answered = self._forward(model, batch)
@@ -228,9 +212,42 @@ def _statistics(moments: Moments) -> Statistics:
     return Statistics(np.asarray(_array(moments.mean)), np.asarray(_array(moments.variance)))
 
 
-def _flat(answer: torch.Tensor | None) -> torch.Tensor:
-    assert answer is not None
-    return answer.detach().double().flatten(1) if answer.dim() > 1 else answer.detach().double()[:, None]
+class _Compared:
+    """The network's answers in both forms, as sums: of answers themselves, none is kept."""
+
+    def __init__(self) -> None:
+        self._complete = True
+        self._difference = self._spread = 0.0
+        self._classified = self._labelled = 0
+        self._disagreed = self._right_by_running = self._right_by_batch = 0
+
+    def add(self, running: torch.Tensor | None, by_batch: torch.Tensor | None, labels: torch.Tensor | None) -> None:
+        if running is None or by_batch is None:
+            self._complete = False
+            return
+        running, by_batch = running.double(), by_batch.double()
+        self._difference += float((running - by_batch).square().sum())
+        self._spread += float((by_batch - by_batch.mean(dim=0)).square().sum())
+        if running.dim() == 2 and running.shape[1] > 1:
+            told = (running.argmax(dim=1), by_batch.argmax(dim=1))
+            self._classified += len(told[0])
+            self._disagreed += int((told[0] != told[1]).sum())
+            if labels is not None and labels.shape == told[0].shape:
+                self._labelled += len(labels)
+                self._right_by_running += int((told[0] == labels).sum())
+                self._right_by_batch += int((told[1] == labels).sum())
+
+    def answers(self, rows: int) -> Answers | None:
+        if not self._complete:
+            return None
+        # Not a number where an answer is not; without any spread, a difference of any size is endless.
+        gap = 0.0 if not self._difference else math.inf if not self._spread else self._difference / self._spread
+        gap = math.sqrt(gap)
+        accuracy = None
+        if self._labelled:
+            accuracy = (self._right_by_running / self._labelled, self._right_by_batch / self._labelled)
+        disagreement = self._disagreed / self._classified if self._classified else None
+        return Answers(rows, gap if math.isfinite(gap) else math.inf, disagreement, accuracy)
 
 
 def _first_tensor(answered: object) -> torch.Tensor | None:

@@ -161,7 +161,7 @@ def test_without_data_the_counter_tells_what_is_left_of_the_initial_values(
     [
         pytest.param(Answers(10_000, 0.2, 0.05), [], id="as batches of 64 differ"),
         pytest.param(Answers(10_000, 0.5), [("H8", "yellow")], id="half of the spread"),
-        pytest.param(Answers(10_000, float("inf")), [("H8", "red")], id="not finite"),
+        pytest.param(Answers(10_000, 2.0, 0.5), [("H8", "yellow")], id="far, by right statistics"),
         pytest.param(Answers(10_000, 0.2, 0.2), [("H8", "yellow")], id="other classes"),
         pytest.param(Answers(10_000, 0.2, 0.05, (0.93, 0.97)), [("H8", "red")], id="less often right"),
         pytest.param(Answers(10_000, 0.2, 0.05, (0.97, 0.93)), [], id="more often right"),
@@ -169,6 +169,14 @@ def test_without_data_the_counter_tells_what_is_left_of_the_initial_values(
 )
 def test_the_gap_between_training_and_serving_is_told(answers: Answers, expected: list[tuple[str, str]]) -> None:
     assert findings(examined(layer(), answers=answers)) == expected
+
+
+def test_a_gap_beside_a_drift_is_red() -> None:
+    off = layer(running=statistics(mean_0=0.7))
+
+    told = findings(examined(off, answers=Answers(10_000, 2.0), ranks=()))
+
+    assert told == [("H6", "yellow"), ("H8", "red")]
 
 
 def test_processes_that_disagree_and_padding_are_told() -> None:
