@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test test-clients test-zoo test-exporters test-load soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-schedule bench-serve
+.PHONY: serve test test-clients test-zoo test-exporters test-load test-doctor soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-schedule bench-serve
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
@@ -17,6 +17,9 @@ test-clients: $(BENCH)/kserve.stamp .venv/test.stamp  ## KServe's client, whose 
 
 test-load: .venv/test.stamp  ## a hundred thousand requests of all kinds: a minute or two
 	$(BIN)/python -m tests.load.mixed $(ARGS)
+
+test-doctor: .venv/test.stamp  ## forty faults in six kinds of networks, and thirty healthy ones: two minutes
+	$(BIN)/python -m tests.training.bn.survey $(ARGS)
 
 soak: .venv/test.stamp  ## an hour of mixed load with kills, restarts, reloads and hostile clients (ARGS="--minutes 5": less)
 	$(BIN)/python -m tests.soak.mixed_hour $(ARGS)

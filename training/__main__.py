@@ -4,12 +4,14 @@
     foldtrain train RECIPE --out D a run in a folder, which can be resumed at any step (extra: training)
     foldtrain resume DIR           on with it, to the same bits                        (extra: training)
     foldtrain export SPEC -o OUT   a torch network as a folded, verified ONNX file     (extra: training)
+    foldtrain doctor CHECKPOINT    are its BatchNorm layers healthy?                   (extra: training)
     foldtrain fold IN -o OUT       a folded, verified copy of an ONNX file             (extra: fold; no torch)
     foldtrain verify A B           do two ONNX files agree, and by how much?           (extra: fold; no torch)
     foldtrain publish FILE         an ONNX file into the repository, golden samples    (extra: fold; no torch)
 
-Exit codes: 0 done; 1 the work was done, but what came out failed its checks and nothing was written; 2 the input cannot
-be used, one line says why; 130 interrupted. Answers go to stdout, progress and errors to stderr.
+Exit codes: 0 done; 1 the work was done, but what came out failed its checks and nothing was written (of doctor: a
+finding is red, and the reports are written); 2 the input cannot be used, one line says why; 130 interrupted. Answers go
+to stdout, progress and errors to stderr.
 """
 
 from __future__ import annotations
@@ -127,6 +129,24 @@ def export(options: argparse.Namespace) -> int:
     return _tell(export_file(options.spec, options.output, wishes, reports=options.report))
 
 
+def doctor(options: argparse.Namespace) -> int:
+    from training.doctor import doctor as examine
+
+    result = examine(
+        options.checkpoint,
+        options.model,
+        data=options.data,
+        facts=options.facts,
+        ranks=options.rank,
+        in_order=options.in_order,
+        json_file=options.json,
+        html_file=options.html,
+        torchvision_shim=options.torchvision_shim,
+    )
+    _tell(result)
+    return DONE if result.diagnosis.healthy else CHECKS_FAILED
+
+
 def fold(options: argparse.Namespace) -> int:
     from training.command_files import parse_input_shape
     from training.fold_file import fold_file
@@ -209,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_resume(commands)
     _add_export(commands)
+    _add_doctor(commands)
     _add_fold(commands)
     _add_verify(commands)
     _add_publish(commands)
@@ -315,14 +336,45 @@ def _add_export(commands: Commands) -> None:
     new.add_argument("--mean", type=_numbers, metavar="0.485,...", help="of --normalize, instead of the model's own")
     new.add_argument("--std", type=_numbers, metavar="0.229,...", help="likewise")
     new.add_argument("--no-fold", action="store_true", help="keep every BatchNormalization")
-    new.add_argument(
-        "--torchvision-shim",
-        action="store_true",
-        help="for timm and torchvision where their wheel does not import beside this build of torch: declare the "
-        "operators it misses, empty",
-    )
+    _add_shim(new)
     _add_folding(new)
     new.set_defaults(command=export)
+
+
+def _add_doctor(commands: Commands) -> None:
+    new = commands.add_parser(
+        "doctor",
+        help="are the BatchNorm layers of a checkpoint healthy?",
+        description="Examine the BatchNorm layers of a trained network before their statistics are folded away. Exit "
+        "code 0: nothing is red; 1: something is; 2: the input cannot be used. What cannot be told without data or "
+        "without knowing the training is named.",
+    )
+    new.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".safetensors, or a .pt that holds tensors")
+    new.add_argument("--model", required=True, metavar="SPEC", help="the network, as of export")
+    new.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE.npz",
+        help="inputs as they will be served, rows along axis 0; beside them `labels` (classes) and `mask` (0: padding)",
+    )
+    new.add_argument(
+        "--in-order", action="store_true", help="take rows in the order of the data, as training did without shuffling"
+    )
+    new.add_argument(
+        "--facts", type=Path, metavar="FILE.json", help='what is known of the training, as in {"steps": 900, ...}'
+    )
+    new.add_argument(
+        "--rank",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="CHECKPOINT",
+        help="of another process of the same run (may be given several times)",
+    )
+    new.add_argument("--json", type=_json_file, metavar="FILE.json", help="also write the findings here")
+    new.add_argument("--html", type=_html_file, metavar="FILE.html", help="also write a page with pictures here")
+    _add_shim(new)
+    new.set_defaults(command=doctor)
 
 
 def _add_fold(commands: Commands) -> None:
@@ -373,6 +425,15 @@ def _add_publish(commands: Commands) -> None:
         "--max-batch-size", type=_count, metavar="N", help="rows; 0: never batch; default: the service finds out"
     )
     new.set_defaults(command=publish)
+
+
+def _add_shim(new: argparse.ArgumentParser) -> None:
+    new.add_argument(
+        "--torchvision-shim",
+        action="store_true",
+        help="for timm and torchvision where their wheel does not import beside this build of torch: declare the "
+        "operators it misses, empty",
+    )
 
 
 def _add_folding(new: argparse.ArgumentParser) -> None:
@@ -475,6 +536,10 @@ def _named_type(text: str) -> tuple[str, str]:
 
 def _json_file(text: str) -> Path:
     return _file(text, ".json")
+
+
+def _html_file(text: str) -> Path:
+    return _file(text, ".html")
 
 
 def _report_file(text: str) -> Path:

@@ -156,8 +156,13 @@ def write_results(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """One report, whole or not at all. Raises CannotUseFile."""
+    write_text(path, _as_json(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Likewise."""
     with _told_of(path), staging(path.parent) as folder:
-        (folder / path.name).write_text(_as_json(content), encoding="utf-8")
+        (folder / path.name).write_text(text, encoding="utf-8")
         sync(folder / path.name)
         move(folder / path.name, path)
 

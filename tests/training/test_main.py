@@ -34,7 +34,7 @@ def run(*arguments: str | Path, code: str = "", cwd: Path | None = None) -> subp
     return subprocess.run([*start, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
 
 
-COMMANDS = ("build", "export", "fold", "verify", "publish")
+COMMANDS = ("build", "doctor", "export", "fold", "verify", "publish")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
@@ -101,6 +101,9 @@ def test_build_help_lists_every_key_of_set_with_its_value(capsys) -> None:
         pytest.param(
             ["export", "py:x:f", "-o", "o", "--static-batch", "--dynamic-batch"], "not allowed with", id="both batches"
         ),
+        pytest.param(["doctor", "file"], "required: --model", id="a checkpoint of what?"),
+        pytest.param(["doctor", "file", "--model", "py:x:f", "--html", "r.txt"], "does not end in .html", id="no page"),
+        pytest.param(["doctor", "absent", "--model", "py:x:f"], "absent: there is no such file", id="no checkpoint"),
         pytest.param(["verify", "file"], "required: B.onnx", id="nothing to compare with"),
         pytest.param(["verify", "file", "absent"], "file: is not an ONNX model", id="no model to compare"),
         pytest.param(
@@ -138,6 +141,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, told, tmp_path) -> Non
         pytest.param("onnx_ir", ["verify", "a.onnx", "b.onnx"], "fold", id="verify without onnx-ir"),
         pytest.param("onnx", ["publish", "a.onnx", "--name", "a"], "fold", id="publish without onnx"),
         pytest.param("torch", ["export", "py:x:f", "-o", "out.onnx"], "training", id="export without torch"),
+        pytest.param("torch", ["doctor", "a.pt", "--model", "py:x:f"], "training", id="doctor without torch"),
         pytest.param("safetensors", ["export", "py:x:f", "-o", "out.onnx"], "training", id="export without weights"),
     ],
 )
