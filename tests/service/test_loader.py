@@ -79,7 +79,7 @@ def test_runs_at_the_same_time_share_the_cores_unless_the_user_says_how_many_thr
 
     async def scenario() -> None:
         loading = Loader(settings)
-        assert await loading.load(discover_model(settings, "m", None)[0]) == "only looking"
+        assert await loading.load(discover_model(settings, "m")[0]) == "only looking"
         loading.close()
 
     asyncio.run(scenario())
