@@ -6,8 +6,10 @@ asserts that SIGTERM led to exit code 0. Logs are kept and shown when something 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Hypothesis seeds the global one alike in every process.
+_CHANCE = random.SystemRandom()
 COMMANDS = Path(sysconfig.get_path("scripts"))
 PATIENCE_S = 60.0
 """How long anything may take before a test gives up; generous, because nothing here is a measurement."""
@@ -190,10 +194,12 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago. (Another process may take it; then the start fails, and says so.)"""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that was free a moment ago, below those that the kernel gives to clients: one of these may be
+    taken by a connection in between. (By another server as well; then the start fails, and says so.)"""
+    while True:
+        port = _CHANCE.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _lower(headers: Any) -> dict[str, str]:
