@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -114,30 +113,8 @@ def test_a_run_that_was_killed_at_any_step_ends_in_the_same_bits(
     assert all(torch.equal(value, unbroken[0][name]) for name, value in weights.items())
 
 
-def test_a_process_that_is_killed_is_gone_on_with_by_another(whole: dict[str, str], tmp_path: Path):
-    folder = tmp_path / "run"
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    process = subprocess.Popen(
-        [COMMANDS / "foldtrain", "train", "digits", "--out", folder, "--checkpoint-every-s", "0", *settings],
-        env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    give_up = time.monotonic() + PATIENCE_S
-    while not (folder / CHECKPOINT / "checkpoint.json").exists():
-        assert process.poll() is None
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(PATIENCE_S)
-
-    done = run_command("foldtrain", "resume", folder)
-
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"trained: {STEPS} of {STEPS} steps")
-    assert digest(folder) == whole
-
-
-def test_ctrl_c_finishes_the_step_and_leaves_weights_and_a_run_to_go_on_with(whole: dict[str, str], tmp_path: Path):
-    folder = tmp_path / "run"
+def started(folder: Path) -> subprocess.Popen[str]:
+    """The real command, as soon as it has kept a checkpoint: one after each step."""
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
     process = subprocess.Popen(
         [COMMANDS / "foldtrain", "train", "digits", "--out", folder, "--checkpoint-every-s", "0", *settings],
@@ -148,6 +125,25 @@ def test_ctrl_c_finishes_the_step_and_leaves_weights_and_a_run_to_go_on_with(who
         assert process.poll() is None
         assert time.monotonic() < give_up
         time.sleep(0.01)
+    return process
+
+
+def test_a_process_that_is_killed_is_gone_on_with_by_another(whole: dict[str, str], tmp_path: Path):
+    folder = tmp_path / "run"
+    process = started(folder)
+    process.kill()
+    process.communicate(timeout=PATIENCE_S)
+
+    done = run_command("foldtrain", "resume", folder)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"trained: {STEPS} of {STEPS} steps")
+    assert digest(folder) == whole
+
+
+def test_ctrl_c_finishes_the_step_and_leaves_weights_and_a_run_to_go_on_with(whole: dict[str, str], tmp_path: Path):
+    folder = tmp_path / "run"
+    process = started(folder)
     process.send_signal(signal.SIGINT)
     told, errors = process.communicate(timeout=PATIENCE_S)
 

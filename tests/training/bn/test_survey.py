@@ -6,24 +6,13 @@ Here each fault in one kind of network and one healthy network of each kind; `ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.training.bn.faults import FAULTS
 from tests.training.bn.networks import KINDS
 from tests.training.bn.survey import FOUND_SHARE, VARIANTS, before, of_health, trial
 from training.bn.findings import CHECKS
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slowed down by threads that wait for each other, on a busy machine a hundredfold."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_list_has_forty_faults_and_half_of_them_are_held_out() -> None:
