@@ -309,19 +309,21 @@ class Scheduler(Generic[ItemT, ResultT]):
             self._dispatch()
         if is_told:
             self.told_s = (started_s, now)
+            rows = sum([ticket.rows for ticket in tickets])
             if self._on_run is not None and outcome.error is None:
-                self._on_run(len(tickets), sum([ticket.rows for ticket in tickets]))
+                self._on_run(len(tickets), rows)
             _tell(tickets, outcome)
             # Small batches run on this thread, many thousands a second: a sample of them keeps the curve true, and what
             # tells that it is far too high, because batches went through threads before, is not missed.
             took_s = now - started_s
             is_news = not was_inline or run.is_try or self._batches % _SAMPLED_EVERY == 0 or took_s < run.expected_s / 2
             # Callers before the rest of counting: they do not wait for it.
-            self._record(tickets, outcome, started_s, now, is_news=is_news, is_piece=run.is_split)
+            self._record(tickets, rows, outcome, started_s, now, is_news=is_news, is_piece=run.is_split)
 
     def _record(
         self,
         tickets: Sequence[Ticket[ItemT, ResultT]],
+        rows: int,
         outcome: BatchOutcome[ResultT],
         started_s: float,
         now: float,
@@ -330,7 +332,6 @@ class Scheduler(Generic[ItemT, ResultT]):
         is_piece: bool,
     ) -> None:
         """`is_news`: the curve is to learn from it. `is_piece`: of a batch that had failed."""
-        rows = sum([ticket.rows for ticket in tickets])
         failed = outcome.error is not None
         if not failed:
             self._batches += 1

@@ -51,10 +51,9 @@ def save(folder: Path, snapshot: Snapshot) -> None:
     for index, state in snapshot.optimiser["state"].items():
         for name, value in state.items():
             (tensors if isinstance(value, torch.Tensor) else numbers)[f"{_OPTIMISER}{index}.{name}"] = value
-    # A file each tensor to itself: weights that are shared are one storage under two names.
-    content = safetensors.torch.save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()})
+    content = packed(tensors)
     name = f"step-{snapshot.step:09d}.safetensors"
-    _write(folder / name, content)
+    write_whole(folder / name, content)
     index = {
         "step": snapshot.step,
         "tensors": name,
@@ -63,7 +62,7 @@ def save(folder: Path, snapshot: Snapshot) -> None:
         "optimiser_numbers": numbers,
         "values": snapshot.values,
     }
-    _write(folder / INDEX, json.dumps(index, indent=1).encode())
+    write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     for old in folder.glob("step-*.safetensors"):
         if old.name != name:
             with suppress(FileNotFoundError):
@@ -97,8 +96,13 @@ def load(folder: Path) -> Snapshot:
         raise CheckpointRefused(f"{path}: cannot be read as a checkpoint: {error}") from error
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole, and on the disk before it has its name."""
+def packed(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """As a safetensors file. Each by itself: weights that are shared are one storage under two names."""
+    return safetensors.torch.save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()})
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """On the disk before it has its name."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     with fresh.open("wb") as file:
         file.write(content)

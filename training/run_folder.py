@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -50,6 +49,7 @@ class RunFolder:
         self._every_s = every_s
         self._clock = clock
         self._saved_at_s = clock()
+        self._data = ""
 
     # --- beginning and finding again ---
 
@@ -83,12 +83,13 @@ class RunFolder:
         """Where to go on, None at the beginning; metrics that are newer are cut off. Raises RunRefused for other data,
         CheckpointRefused for a damaged checkpoint."""
         self._saved_at_s = self._clock()
+        self._data = fingerprint(dataset)
         folder = self.path / CHECKPOINT
         if not (folder / checkpoint.INDEX).exists():
             (self.path / METRICS).unlink(missing_ok=True)
             return None
         snapshot = checkpoint.load(folder)
-        if snapshot.values.get("data") != fingerprint(dataset):
+        if snapshot.values.get("data") != self._data:
             raise RunRefused(f"{self.path}: was trained on other data than {dataset.input.name!r} is now; begin anew")
         with (self.path / METRICS).open("ab") as file:
             file.truncate(snapshot.values["metrics_bytes"])
@@ -98,11 +99,11 @@ class RunFolder:
         """Whether a checkpoint is to be made behind this step."""
         return self._clock() - self._saved_at_s >= self._every_s
 
-    def keep(self, snapshot: Snapshot, dataset: Dataset) -> None:
-        """As the run's checkpoint."""
+    def keep(self, snapshot: Snapshot) -> None:
+        """As the run's checkpoint, of the data that `last` was given."""
         path = self.path / METRICS
         size_bytes = path.stat().st_size if path.exists() else 0
-        values = {**snapshot.values, "metrics_bytes": size_bytes, "data": fingerprint(dataset)}
+        values = {**snapshot.values, "metrics_bytes": size_bytes, "data": self._data}
         checkpoint.save(self.path / CHECKPOINT, Snapshot(snapshot.step, snapshot.module, snapshot.optimiser, values))
         self._saved_at_s = self._clock()
 
@@ -115,9 +116,8 @@ class RunFolder:
 
     def finish(self, module: nn.Module, report: Mapping[str, Any]) -> None:
         """The weights, and what is known of them."""
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
-        checkpoint._write(self.path / MODEL, safetensors.torch.save(tensors))
-        checkpoint._write(self.path / REPORT, json.dumps(report, indent=1).encode() + b"\n")
+        checkpoint.write_whole(self.path / MODEL, checkpoint.packed(module.state_dict()))
+        checkpoint.write_whole(self.path / REPORT, json.dumps(report, indent=1).encode() + b"\n")
 
 
 def fingerprint(dataset: Dataset) -> str:

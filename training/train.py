@@ -214,7 +214,7 @@ class _Fit:
                     bar.update()
                 stops = should_stop()
                 if self._run is not None and (stops or steps == self.total or self._run.is_due()):
-                    self._run.keep(self._snapshot(), self._dataset)
+                    self._run.keep(self._snapshot())
                 return not stops
 
             run_steps(self._step, first=self.steps, total=self.total, goes_on=goes_on)
