@@ -150,7 +150,7 @@ class Lane(Connection):
         if head is None:
             return False
         self._unset_keepalive_if_required()
-        self._poll.received()
+        self._poll.received(self)
         self._lane_head = head
         stop = start + head.body_bytes
         if len(data) >= stop:
@@ -285,7 +285,7 @@ class Lane(Connection):
         if self._held:
             self._go_on_soon()
         elif answer.status == HTTPStatus.OK:  # a flood of refusals must not take the cores from what runs
-            self._poll.answered()
+            self._poll.answered(self)
 
     def _go_on_soon(self) -> None:
         """With what came early; not at once, or a thousand refusals would be a thousand calls deep."""

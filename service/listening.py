@@ -7,7 +7,10 @@ Knows no protocol and no application.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import socket
+import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +19,13 @@ from service.unix_socket import UnixSocket
 
 # Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 BACKLOG = 2048
+
+
+# SO_ATTACH_FILTER and its program: the byte with the flags of the TCP header; if SYN is among them drop, else keep all
+# (Linux: networking/filter.rst, include/uapi/linux/filter.h, asm-generic/socket.h; RFC 9293, 3.1).
+_SO_ATTACH_FILTER = 26
+_LOAD_BYTE, _JUMP_IF_SET, _RETURN = 0x30, 0x45, 0x06
+_DROP_SYN = ((_LOAD_BYTE, 0, 0, 13), (_JUMP_IF_SET, 0, 1, 0x02), (_RETURN, 0, 0, 0), (_RETURN, 0, 0, 0xFFFFFFFF))
 
 
 class CannotServe(Exception):
@@ -82,6 +92,21 @@ def listen(host: str, port: int, *, shared: bool = False) -> list[socket.socket]
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CannotServe(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
     return sockets
+
+
+def let_nobody_join(listener: socket.socket) -> None:
+    """Nobody connects any more, while those who wait can still be accepted: so that none is left when the last process
+    closes it, which would reset them. Who comes meanwhile tries again after a second, as if the packet had been lost,
+    and finds the socket closed. A handshake that is under way at this moment is still reset.
+
+    Only TCP on Linux has such a thing. Elsewhere who comes between the last `accept` and `close` is reset as well.
+    """
+    if sys.platform != "linux" or listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
+    with contextlib.suppress(OSError):  # not every Linux is one (gVisor, WSL 1)
+        pointer = struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(program))
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
 
 
 def _listen_on_file(settings: Settings) -> UnixSocket:

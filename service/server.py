@@ -31,7 +31,7 @@ from service import __version__
 from service.access import Guard, warn_of_strangers
 from service.crowd import Crowd
 from service.errors import ModelNotReady
-from service.listening import BACKLOG, CannotServe, open_door
+from service.listening import BACKLOG, CannotServe, let_nobody_join, open_door
 from service.memory import give_back, keep_what_is_there
 from service.off_loop import refuse_unfinished
 from service.open_files import connections_within, raise_limit
@@ -218,7 +218,7 @@ def _protocol(settings: Settings, parts: Parts, watches: tuple[Watch, ...]) -> A
         always_tags=bool(watches),
     )
     guard.when_keys_change(heads.forget)
-    poll = BusyPoll(RunningLoop(), cores=read_plan(settings.workers).cores)
+    poll = BusyPoll(RunningLoop(), cores=read_plan().cores, processes=settings.workers)
     refuse = functools.partial(refuse_early, registry)
     lane: Any = functools.partial(WatchedLane, watches=watches, make_stages=make_stages) if watches else Lane
     return functools.partial(
@@ -333,11 +333,12 @@ class Server(uvicorn.Server):
 
     def _accept_who_waits(self, listeners: list[socket.socket]) -> None:
         """The kernel has accepted them, and they may have sent their requests: closing the listener would reset them.
-        Only who comes between the last `accept` and `close` is not served."""
+        Nobody may come between the last `accept` and `close`, or would be reset as well."""
         protocol = self.connection_maker()
         loop = asyncio.get_running_loop()
         for listener in listeners:
             listener.setblocking(False)
+            let_nobody_join(listener)
             with listener, contextlib.suppress(OSError):  # BlockingIOError: there is nobody any more
                 while True:
                     peer, _ = listener.accept()

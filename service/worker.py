@@ -229,17 +229,18 @@ class WorkerServer(Server):
             self._worker.publish()
 
     def begin_drain(self, grace_s: float, *, is_replaced: bool = False) -> None:
-        if self._drain_began_s is None and not is_replaced:
-            self._keep_only_what_it_listens_on()
+        if self._drain_began_s is None:
+            self._keep_only(() if is_replaced else tuple(self._listening))
         super().begin_drain(grace_s, is_replaced=is_replaced)
         if is_replaced:
             self._listening.clear()
 
-    def _keep_only_what_it_listens_on(self) -> None:
-        """When all processes have done so, a socket closes with the one that listens there: who connects later is
-        refused, rather than left waiting for nobody and reset. Those who wait then are answered at the end."""
+    def _keep_only(self, slots: Sequence[int]) -> None:
+        """When all processes have kept what they listen on, a socket closes with the one that does so there: who
+        connects later is refused, rather than left waiting for nobody and reset. Those who wait then are answered at
+        the end."""
         listeners = self._worker.birth.listeners
-        self._last = [socket.socket(fileno=os.dup(file)) for slot in self._listening for file in listeners[slot]]
+        self._last = [socket.socket(fileno=os.dup(file)) for slot in slots for file in listeners[slot]]
         for file in {file for slot in listeners for file in slot}:
             os.close(file)
         for sock in self._last:

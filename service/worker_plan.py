@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.child_signals import kept_from_children
 from service.cpu_plan import CpuPlan, in_words
 from service.measurements import Measured, Memory, fingerprint
 from service.settings import Settings
@@ -28,10 +30,8 @@ PROBE_S = 10.0
 # answers as from one process (0.96 to 1.04 times), 16 got 1.2 times as many, 64 got 1.4 to 1.8 times. Each loads every
 # model; more than 2 have not been measured.
 _MOST_WORKERS = 8
-# Ctrl-C reaches it as well, and is no error.
 _BOOT = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[:] = {path!r}; "
-    "from service.probe import main; sys.exit(main(sys.argv[1:], alive={alive}))"
+    "import sys; sys.path[:] = {path!r}; from service.probe import main; sys.exit(main(sys.argv[1:], alive={alive}))"
 )
 
 
@@ -77,11 +77,12 @@ def plan(cpu: CpuPlan, settings: Settings, argv: Sequence[str]) -> WorkerPlan:
         return choose(cpu, known, threads)
     alive, ours = os.pipe()
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter, our own program
-            [sys.executable, "-c", _BOOT.format(path=sys.path, alive=alive), *argv],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=(alive,), timeout=PROBE_S, check=True,
-        )  # fmt: skip
-        models = [Measured(**row) for row in json.loads(done.stdout)]
+        with kept_from_children(signal.SIGINT):  # Ctrl-C ends us, and with us the probe
+            probe = subprocess.Popen(  # noqa: S603 - our own interpreter, our own program
+                [sys.executable, "-c", _BOOT.format(path=sys.path, alive=alive), *argv],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=(alive,),
+            )  # fmt: skip
+        models = [Measured(**row) for row in json.loads(_printed(probe))]
     except subprocess.TimeoutExpired:
         return WorkerPlan(1, f"the models were not measured within {PROBE_S:g} s")
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
@@ -90,3 +91,15 @@ def plan(cpu: CpuPlan, settings: Settings, argv: Sequence[str]) -> WorkerPlan:
         os.close(alive)
         os.close(ours)
     return choose(cpu, models, threads)
+
+
+def _printed(probe: subprocess.Popen[bytes]) -> bytes:
+    """By then it has ended. Raises TimeoutExpired or CalledProcessError."""
+    with probe:
+        try:
+            printed, _ = probe.communicate(timeout=PROBE_S)
+        finally:
+            probe.kill()
+    if probe.returncode:
+        raise subprocess.CalledProcessError(probe.returncode, "the process that measures")
+    return printed

@@ -34,6 +34,7 @@ from service.access import Guard, warn_of_strangers
 from service.assignment import LoadParameters
 from service.board import Board, Seat
 from service.channel import Channel, ChannelClosed, RemoteDefect
+from service.child_signals import kept_from_children
 from service.control import ActedUpon, nobody_polls
 from service.counter_pages import PAGE_BYTES, mark_dead
 from service.cpu_plan import in_words, read_plan
@@ -67,12 +68,8 @@ _LONGEST_PAUSE_S = 30.0
 # In a row, before the server has ever been ready: it will not be.
 _MOST_FALSE_STARTS = 3
 
-# Ctrl-C in a terminal, and its end, reach every process of the group; we tell the workers what to do about them. Said
-# before anything is imported, which takes a second. sys.path as ours, and nothing of the folder we were started in.
-_BOOT = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
-    "sys.path[:] = {path!r}; from service.worker import main; sys.exit(main(sys.argv[1:]))"
-)
+# sys.path as ours, and nothing of the folder we were started in.
+_BOOT = "import sys; sys.path[:] = {path!r}; from service.worker import main; sys.exit(main(sys.argv[1:]))"
 
 
 class WorkersFailed(Exception):
@@ -223,7 +220,8 @@ class Supervisor:
             listeners=tuple(tuple(sock.fileno() for sock in sockets) for sockets in self._slots),
         )
         try:
-            with theirs:
+            # Ctrl-C in a terminal, and its end, reach every process; we tell the workers what to do about them.
+            with theirs, kept_from_children(signal.SIGINT, signal.SIGHUP):
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-c", _BOOT.format(path=sys.path), birth.to_json(), *self._argv,
                     stdin=subprocess.DEVNULL, pass_fds=birth.files(),

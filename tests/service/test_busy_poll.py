@@ -37,13 +37,14 @@ class Loop:
         self.now = end
 
 
-def requests(poll: BusyPoll, loop: Loop, gaps_s: list[float]) -> int:
-    """Answered at once, the next one so long after each; how many turns the loop made meanwhile."""
+def requests(poll: BusyPoll, loop: Loop, gaps_s: list[float], connections: int = 1) -> int:
+    """Answered at once, the next one so long after each, by each connection in turn; how many turns the loop made
+    meanwhile."""
     before = loop.turns
-    for gap_s in gaps_s:
-        poll.answered()
+    for number, gap_s in enumerate(gaps_s):
+        poll.answered(number % connections)
         loop.run(gap_s)
-        poll.received()
+        poll.received((number + 1) % connections)
     loop.run(LIMIT_S)
     return loop.turns - before
 
@@ -53,7 +54,7 @@ def test_a_loop_whose_requests_come_soon_stays_awake_for_them() -> None:
     poll = BusyPoll(loop, cores=2)
     requests(poll, loop, [SOON_S] * 10)
     before = loop.turns
-    poll.answered()
+    poll.answered(0)
     loop.run(SOON_S)
     assert loop.turns - before >= int(SOON_S / TURN_S)
 
@@ -63,7 +64,7 @@ def test_it_sleeps_when_nothing_has_come_within_the_limit() -> None:
     poll = BusyPoll(loop, cores=2)
     requests(poll, loop, [SOON_S] * 10)
     before = loop.turns
-    poll.answered()
+    poll.answered(0)
     loop.run(10 * LIMIT_S)
     assert loop.turns - before <= LIMIT_S / TURN_S + 2
 
@@ -94,8 +95,24 @@ def test_requests_that_come_together_are_one_piece_of_news() -> None:
     loop = Loop()
     poll = BusyPoll(loop, cores=2)
     for _ in range(20):
-        poll.answered()
+        poll.answered(0)
         loop.run(LATE_S)
-        for _ in range(10):
-            poll.received()
+        for connection in range(10):
+            poll.received(connection)
     assert loop.turns == 0
+
+
+@pytest.mark.parametrize(
+    ("processes", "connections", "stays_awake"),
+    [
+        pytest.param(1, 2, True, id="one-process-for-any-caller"),
+        pytest.param(2, 1, True, id="one-of-several-for-a-lone-caller"),
+        pytest.param(2, 2, False, id="one-of-several-for-nobody-else"),
+    ],
+)
+def test_a_core_is_kept_busy_only_where_no_other_process_may_need_it(
+    processes: int, connections: int, stays_awake: bool
+) -> None:
+    loop = Loop()
+    poll = BusyPoll(loop, cores=2, processes=processes)
+    assert (requests(poll, loop, [SOON_S] * 20, connections) > 0) == stays_awake
