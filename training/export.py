@@ -92,6 +92,10 @@ def export(
         raise ExportRefused(f"example {too_few[0]!r} needs at least two rows along axis 0 to show that it is the batch")
     frozen = copy.deepcopy(module).cpu().requires_grad_(False)
     batch = torch.export.Dim(BATCH_AXIS_NAME)
+    axes: tuple[Any, ...] = tuple({0: batch} for _ in examples)
+    kinds = {parameter.kind for parameter in inspect.signature(frozen.forward).parameters.values()}
+    if inspect.Parameter.VAR_POSITIONAL in kinds and len(kinds) == 1:  # to torch.export `*inputs` is one argument
+        axes = (axes,)
     try:
         with _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
@@ -100,7 +104,7 @@ def export(
                 input_names=list(examples),
                 output_names=list(outputs),
                 opset_version=opset,
-                dynamic_shapes=tuple({0: batch} for _ in examples) if dynamic_batch else None,
+                dynamic_shapes=axes if dynamic_batch else None,
                 dynamo=True,
                 optimize=False,  # with True, onnxscript folds some of the BatchNorms, unproven and unreported
                 verbose=False,

@@ -18,7 +18,7 @@ from torch.nn import functional
 from training.bn.population import estimate
 from training.datasets.dataset import Dataset, Examples
 from training.recipe import Recipe
-from training.train import EVALUATION_ROWS, accuracy, logits, torch_set_up_for
+from training.train import EVALUATION_ROWS, accuracy, logits, tensors, torch_set_up_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def freeze_statistics(module: nn.Module, recipe: Recipe, dataset: Dataset) -> Fr
         running = _scores(module, dataset)
         if recipe.statistics == "running":
             return FreezeReport("running", "the recipe asks for them", running)
-        found = estimate(module, _batches(recipe, dataset.train), mode=recipe.statistics)
+        found = estimate(module, _batches(recipe, dataset.train), mode=recipe.statistics, forward=_forward)
         population = _scores(module, dataset)
         told = found.as_dict()
         if population.train_loss <= running.train_loss:
@@ -78,12 +78,16 @@ def freeze_statistics(module: nn.Module, recipe: Recipe, dataset: Dataset) -> Fr
         return FreezeReport("running", reason, running, population, told)
 
 
-def _batches(recipe: Recipe, examples: Examples) -> list[torch.Tensor]:
+def _batches(recipe: Recipe, examples: Examples) -> list[tuple[torch.Tensor, ...]]:
     """In one piece size where that decides nothing, in the recipe's where layers normalise by them."""
     rows = recipe.batch_size if recipe.statistics == "minibatch" else EVALUATION_ROWS
-    return list(torch.from_numpy(examples.inputs).split(rows))
+    return list(zip(*(values.split(rows) for values in tensors(examples)), strict=True))
+
+
+def _forward(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> object:
+    return module(*batch)
 
 
 def _scores(module: nn.Module, dataset: Dataset) -> Scores:
-    loss = functional.cross_entropy(logits(module, dataset.train.inputs), torch.from_numpy(dataset.train.labels))
+    loss = functional.cross_entropy(logits(module, dataset.train), torch.from_numpy(dataset.train.labels))
     return Scores(loss.item(), *(accuracy(module, part) for part in (dataset.train, dataset.test)))

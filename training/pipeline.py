@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import nn
 
 from training import datasets, verify
@@ -27,7 +26,7 @@ from training.freeze import FreezeReport, freeze_statistics
 from training.golden import make_golden
 from training.publish import LABELS_FILE, Draft, check_destination, config_for, publish
 from training.recipe import Recipe
-from training.train import TrainReport, logits, train
+from training.train import TrainReport, logits, tensors, train
 from training.verify_report import VerifyReport
 
 OUTPUT = "logits"
@@ -85,7 +84,7 @@ def build(
     check_destination(repository, recipe.name, replace)  # now, not after the training
 
     announce(f"train    {recipe.name}: {recipe.architecture.family} on {recipe.data.source}, {recipe.epochs} epochs")
-    dataset = datasets.load(recipe.data.source, recipe.data.test_fraction, recipe.data.split_seed)
+    dataset = datasets.load(recipe.data.source, recipe.data.options())
     module, train_report = train(recipe, dataset)
 
     announce("freeze   BatchNorm's statistics, measured over the training data")
@@ -93,7 +92,8 @@ def build(
     _require_accuracy(recipe, freeze_report, len(dataset.test))
 
     announce("export   torch module to ONNX")
-    source = export(module, {dataset.input.name: torch.from_numpy(dataset.test.inputs[:2])}, [OUTPUT])
+    examples = dataset.test.at(slice(2))
+    source = export(module, dict(zip(examples.inputs, tensors(examples), strict=True)), [OUTPUT])
     source_sha256 = _mark_with_hash(source)
 
     announce("fold     BatchNorm into the weights before it")
@@ -108,7 +108,7 @@ def build(
     draft = Draft(
         config=_describe(folded, recipe, dataset),
         model=folded,
-        golden=make_golden(source, folded, {dataset.input.name: dataset.test.first_of_each_class()}),
+        golden=make_golden(source, folded, dataset.test.sample().inputs),
         reports={
             "source": {"sha256": source_sha256},
             # Without the time it took: on one machine, one recipe gives the same files, byte for byte.
@@ -153,14 +153,14 @@ def _require_folded(recipe: Recipe, folded: ir.Model, report: FoldReport) -> int
 
 def _samples(source: ir.Model, dataset: Dataset) -> list[Any]:
     """All held-out inputs, then what real data never show: zeros, hot border pixels, large values, noise."""
-    pieces = np.array_split(dataset.test.inputs, -(-len(dataset.test) // VERIFY_ROWS))
-    return list(verify.make_samples(source, [{dataset.input.name: piece} for piece in pieces]))
+    pieces = np.array_split(np.arange(len(dataset.test)), -(-len(dataset.test) // VERIFY_ROWS))
+    return list(verify.make_samples(source, [dict(dataset.test.at(piece).inputs) for piece in pieces]))
 
 
 def _require_same_answers(module: nn.Module, folded: ir.Model, dataset: Dataset) -> None:
     """The folded file in ONNX Runtime must choose torch's class for every held-out input, not just nearly every."""
-    expected = logits(module, dataset.test.inputs).argmax(dim=1).numpy()
-    answered = verify.run(folded, {dataset.input.name: dataset.test.inputs})[OUTPUT].argmax(axis=1)
+    expected = logits(module, dataset.test).argmax(dim=1).numpy()
+    answered = verify.run(folded, dict(dataset.test.inputs))[OUTPUT].argmax(axis=1)
     differing = np.flatnonzero(answered != expected)
     if differing.size:
         first = differing[0]
@@ -172,10 +172,9 @@ def _require_same_answers(module: nn.Module, folded: ir.Model, dataset: Dataset)
 
 def _describe(folded: ir.Model, recipe: Recipe, dataset: Dataset) -> Any:
     about: dict[str, dict[str, Any]] = {
-        dataset.input.name: {
-            "description": dataset.input.description,
-            "minimum": dataset.input.minimum,
-            "maximum": dataset.input.maximum,
+        **{
+            one.name: {"description": one.description, "minimum": one.minimum, "maximum": one.maximum}
+            for one in dataset.inputs
         },
         OUTPUT: {
             "description": "one score a class, in the order of labels.txt; the largest wins",

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from training.architectures import FAMILIES
 from training.datasets import SOURCES
+from training.datasets.options import Options
 from training.errors import UserError
 
 MAXIMUM = 1e30  # absurd, and still a float32
@@ -46,6 +47,10 @@ class Data(_Settings):
     shift_pixels: int = Field(
         default=0, ge=0, le=32, description="augmentation: largest random shift of an image, each way"
     )
+
+    def options(self) -> Options:
+        """As the sources know them."""
+        return Options(self.test_fraction, self.split_seed)
 
 
 class Architecture(_Settings):

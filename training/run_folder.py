@@ -90,7 +90,9 @@ class RunFolder:
             return None
         snapshot = checkpoint.load(folder)
         if snapshot.values.get("data") != self._data:
-            raise RunRefused(f"{self.path}: was trained on other data than {dataset.input.name!r} is now; begin anew")
+            raise RunRefused(
+                f"{self.path}: was trained on other data than {dataset.inputs[0].name!r} is now; begin anew"
+            )
         with (self.path / METRICS).open("ab") as file:
             file.truncate(snapshot.values["metrics_bytes"])
         return snapshot
@@ -123,7 +125,7 @@ class RunFolder:
 def fingerprint(dataset: Dataset) -> str:
     """Of the examples that are trained on."""
     seen = hashlib.sha256()
-    for array in (dataset.train.inputs, dataset.train.labels):
-        seen.update(f"{array.dtype}{array.shape}".encode())
+    for name, array in (*dataset.train.inputs.items(), ("", dataset.train.labels)):
+        seen.update(f"{name}{array.dtype}{array.shape}".encode())
         seen.update(array.tobytes())
     return seen.hexdigest()

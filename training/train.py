@@ -22,10 +22,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from training import architectures
+from training.architectures.norms import Norms
 from training.checkpoint import Snapshot
 from training.datasets.dataset import Dataset, Examples
 from training.engine import run_steps
 from training.errors import UserError
+from training.fronts import Network, build_front, features_of
 from training.randomness import generator, reseed
 from training.recipe import Recipe
 from training.run_folder import RunFolder
@@ -105,15 +107,21 @@ def train(
     return module, report
 
 
-def logits(module: nn.Module, inputs: Any) -> torch.Tensor:
-    """The module's answers in eval mode for all rows of `inputs` (NumPy), computed in pieces of bounded size."""
+def tensors(examples: Examples) -> list[torch.Tensor]:
+    """The inputs, in the order in which a network takes them."""
+    return [torch.from_numpy(values) for values in examples.inputs.values()]
+
+
+def logits(module: nn.Module, examples: Examples) -> torch.Tensor:
+    """The module's answers in eval mode for all rows, computed in pieces of bounded size."""
+    pieces = zip(*(values.split(EVALUATION_ROWS) for values in tensors(examples)), strict=True)
     with torch.inference_mode():
-        return torch.cat([module(rows) for rows in torch.from_numpy(inputs).split(EVALUATION_ROWS)])
+        return torch.cat([module(*piece) for piece in pieces])
 
 
 def accuracy(module: nn.Module, examples: Examples) -> float:
-    """Share of `examples` whose highest logit is the label's, from 0 to 1."""
-    hits = logits(module, examples.inputs).argmax(dim=1) == torch.from_numpy(examples.labels)
+    """Share of `examples` (of their pixels, where each has a label) whose highest logit is the label's, from 0 to 1."""
+    hits = logits(module, examples).argmax(dim=1) == torch.from_numpy(examples.labels)
     return hits.double().mean().item()
 
 
@@ -163,14 +171,12 @@ def shifted(images: torch.Tensor, pixels: int, generator: torch.Generator) -> to
 
 
 def _new_module(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    options = recipe.architecture.model_dump()
-    return architectures.build(
-        options.pop("family"),
-        input_shape=dataset.train.inputs.shape[1:],
-        input_maximum=dataset.input.maximum,
-        classes=len(dataset.classes),
-        **options,
+    architecture = recipe.architecture
+    norms = Norms(eps=architecture.eps, momentum=architecture.momentum)
+    body = architectures.build(
+        architecture.family, features_of(dataset), len(dataset.classes), norms=norms, widths=architecture.widths
     )
+    return Network(build_front(dataset.front), body)
 
 
 class _Fit:
@@ -183,7 +189,7 @@ class _Fit:
             raise TrainingFailed(
                 f"{len(examples)} training example: BatchNorm needs at least two rows to have a variance"
             )
-        self._inputs, self._labels = torch.from_numpy(examples.inputs), torch.from_numpy(examples.labels)
+        self._inputs, self._labels = tensors(examples), torch.from_numpy(examples.labels)
         self._per_epoch = steps_per_epoch(len(examples), recipe.batch_size)
         self.total = self._per_epoch * recipe.epochs
         self._optimiser = torch.optim.SGD(
@@ -223,11 +229,13 @@ class _Fit:
         recipe = self._recipe
         rows = self._rows(step)
         reseed(recipe.seed, "noise", step)
-        images = shifted(self._inputs[rows], recipe.data.shift_pixels, generator(recipe.seed, "augmentation", step))
+        inputs = [values[rows] for values in self._inputs]
+        if recipe.data.shift_pixels:
+            inputs[0] = shifted(inputs[0], recipe.data.shift_pixels, generator(recipe.seed, "augmentation", step))
         factor = learning_rate_factor(step, self.total, recipe.optimiser.warmup_fraction)
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.optimiser.learning_rate * factor
-        loss = functional.cross_entropy(self._module(images), self._labels[rows])
+        loss = functional.cross_entropy(self._module(*inputs), self._labels[rows])
         self._losses.append(_finite(loss.item(), step // self._per_epoch + 1, recipe))
         self._optimiser.zero_grad()
         loss.backward()

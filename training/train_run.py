@@ -60,7 +60,7 @@ def resume(folder: Path, *, every_s: float = CHECKPOINT_EVERY_S) -> RunResult:
 
 
 def _to_its_end(run: RunFolder, recipe: Recipe) -> RunResult:
-    dataset = datasets.load(recipe.data.source, recipe.data.test_fraction, recipe.data.split_seed)
+    dataset = datasets.load(recipe.data.source, recipe.data.options())
     with _stopped_by_ctrl_c() as stop:
         module, report = train(recipe, dataset, run=run, should_stop=stop.is_asked)
     freeze = freeze_statistics(module, recipe, dataset)

@@ -59,7 +59,7 @@ def time_to_build(repository: Path) -> float:
 def served_accuracy(repository: Path) -> float:
     """Share of the held-out digits that get their label over HTTP."""
     data = RECIPES[DIGITS].data
-    held_out = datasets.load(data.source, data.test_fraction, data.split_seed).test
+    held_out = datasets.load(data.source, data.options()).test
     with foldserve("--model-repository", repository) as service:
 
         def predict(images: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:

@@ -18,7 +18,7 @@ from training.recipe import RECIPES
 def held_out() -> Examples:
     """The recipe's test split: real digits that decided neither a weight nor a setting."""
     data = RECIPES[DIGITS].data
-    return datasets.load(data.source, data.test_fraction, data.split_seed).test
+    return datasets.load(data.source, data.options()).test
 
 
 @pytest.fixture(scope="module")

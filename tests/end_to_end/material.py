@@ -27,7 +27,7 @@ def accuracy(predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floatin
     right = 0
     for start in range(0, len(examples), ROWS_A_REQUEST):
         rows = slice(start, start + ROWS_A_REQUEST)
-        logits = predict(examples.inputs[rows])
+        logits = predict(examples.only[rows])
         assert logits.shape == (len(examples.labels[rows]), 10)
         right += int(np.sum(logits.argmax(axis=1) == examples.labels[rows]))
     return right / len(examples)

@@ -76,7 +76,7 @@ def test_every_way_of_asking_gives_the_same_bits(
     predict: Predict, service: Foldserve, client: triton.InferenceServerClient, output: str, held_out: Examples
 ) -> None:
     """JSON carries float32 without loss in both directions, so the form of a request cannot change its answer."""
-    images = held_out.first_of_each_class()
+    images = held_out.sample().only
     reference = by_triton(client, output, images, sent=True, asked=True)
     np.testing.assert_array_equal(predict(images), reference)
 
@@ -86,7 +86,7 @@ def test_client_without_outputs_gets_all_of_them_in_binary(
 ) -> None:
     """What tritonclient does when nothing is asked for: it sends `binary_data_output: true`."""
     tensor = triton.InferInput("image", [1, 1, 8, 8], "FP32")
-    tensor.set_data_from_numpy(held_out.inputs[:1])
+    tensor.set_data_from_numpy(held_out.only[:1])
     result = client.infer(DIGITS, [tensor], request_id="seven")
     answer = result.get_response()
     assert answer["id"] == "seven"
@@ -101,7 +101,7 @@ def test_labels_file_names_the_index_that_the_answer_points_at(
     config = json.loads((checkout / "models" / DIGITS / "config.json").read_text())
     labels = (checkout / "models" / DIGITS / "1" / config["outputs"][0]["labels"]).read_text().splitlines()
     assert labels == [str(digit) for digit in range(10)]
-    logits = by_json(service, held_out.inputs[:20])
+    logits = by_json(service, held_out.only[:20])
     named = [labels[index] for index in logits.argmax(axis=1)]
     assert sum(name == str(label) for name, label in zip(named, held_out.labels[:20], strict=True)) >= 19
 
@@ -111,10 +111,10 @@ def test_many_clients_at_once_each_get_their_own_rows(service: Foldserve, held_o
 
     A row's answer may differ in its last bits with the batch it ran in, but not by more than that.
     """
-    alone = by_json(service, held_out.inputs[:60])
+    alone = by_json(service, held_out.only[:60])
     slices = [slice(start, start + 1 + start % 8) for start in range(52)] + [slice(0, 1)] * 12
     with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(lambda rows: by_json(service, held_out.inputs[rows]), slices))
+        answers = list(threads.map(lambda rows: by_json(service, held_out.only[rows]), slices))
     for rows, logits in zip(slices, answers, strict=True):
         np.testing.assert_allclose(logits, alone[rows], rtol=1e-4, atol=1e-4)
 

@@ -45,7 +45,7 @@ def test_idle_keep_alive_connection_does_not_hold_up_the_stop(running: Foldserve
 
 def test_request_under_way_at_sigterm_is_answered(running: Foldserve, held_out: Examples) -> None:
     """Half of its body has arrived when the signal comes, the rest only after the service has noticed."""
-    content = json.dumps({"inputs": [image_input(held_out.inputs[:1])]}).encode()
+    content = json.dumps({"inputs": [image_input(held_out.only[:1])]}).encode()
     head = f"POST /v2/models/{DIGITS}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode()
     with connect(running) as connection:
         connection.sendall(head + content[:100])

@@ -47,7 +47,7 @@ def test_service_opens_no_outbound_connection_from_start_to_end(checkout: Path, 
     """
     assert "CI" not in clean_environment(), "ONNX Runtime is silent there by itself"
     with foldserve("--model-repository", checkout / "models", launcher=LAUNCHER) as service:
-        assert service.infer(DIGITS, image_input(held_out.inputs[:8])).status == 200
-        assert service.infer(DIGITS, image_input(held_out.inputs[:8, :, :4])).status == 400
+        assert service.infer(DIGITS, image_input(held_out.only[:8])).status == 200
+        assert service.infer(DIGITS, image_input(held_out.only[:8, :, :4])).status == 400
         assert service.get("/docs").status == 200
         assert service.stop() == 0, service.log()

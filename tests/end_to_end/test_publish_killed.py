@@ -75,8 +75,8 @@ def test_service_never_picks_up_half_a_version(
         versions = tuple(metadata.json()["versions"]) if metadata.status == 200 else ()
         assert versions == situation.expected(step)
         expected_status = 200 if versions else 404
-        assert service.infer("model", image_input(held_out.inputs[:1])).status == expected_status
-        assert service.infer("bystander", image_input(held_out.inputs[:1])).status == 200
+        assert service.infer("model", image_input(held_out.only[:1])).status == expected_status
+        assert service.infer("bystander", image_input(held_out.only[:1])).status == 200
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -125,7 +125,7 @@ def test_damaged_model_is_unavailable_with_its_reason_and_the_others_serve_on(
             assert part in ready.body.decode()
         for path in (f"/v2/models/{DIGITS}/ready", f"/v2/models/{DIGITS}/versions/1/ready"):
             assert service.get(path).status in {404, 503}
-        refused = service.infer(DIGITS, image_input(held_out.inputs[:1]))
+        refused = service.infer(DIGITS, image_input(held_out.only[:1]))
         assert refused.status == 503
         assert told in refused.json()["error"]
         assert_serves(service, "healthy", held_out)
@@ -176,7 +176,7 @@ def test_service_is_live_but_not_ready_while_a_model_loads(
             waiting = service.get("/v2/health/ready")
             assert waiting.status == 503
             assert "LOADING" in waiting.body.decode()
-            assert service.infer(DIGITS, image_input(held_out.inputs[:1])).status == 503
+            assert service.infer(DIGITS, image_input(held_out.only[:1])).status == 503
         finally:
             writer.start()
         service.wait_until_ready()
@@ -185,7 +185,7 @@ def test_service_is_live_but_not_ready_while_a_model_loads(
 
 
 def assert_serves(service: Foldserve, model: str, held_out: Examples) -> None:
-    answer = service.infer(model, image_input(held_out.inputs[:10]))
+    answer = service.infer(model, image_input(held_out.only[:10]))
     assert answer.status == 200, answer.body
     logits = np.reshape(answer.json()["outputs"][0]["data"], (10, 10))
     assert np.sum(logits.argmax(axis=1) == held_out.labels[:10]) >= 9

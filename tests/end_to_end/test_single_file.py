@@ -20,7 +20,7 @@ def test_one_file_is_served_under_its_own_name_with_a_derived_configuration(
         metadata = service.get("/v2/models/my-digits").json()
         assert metadata["versions"] == ["1"]
         assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
-        answer = service.infer("my-digits", image_input(held_out.inputs[:10]))
+        answer = service.infer("my-digits", image_input(held_out.only[:10]))
         assert answer.status == 200, answer.body
         logits = np.reshape(answer.json()["outputs"][0]["data"], (10, 10))
         assert np.sum(logits.argmax(axis=1) == held_out.labels[:10]) >= 9

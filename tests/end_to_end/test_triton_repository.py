@@ -37,12 +37,12 @@ def test_a_triton_repository_is_served(checkout: Path, tmp_path: Path, held_out:
         with triton.InferenceServerClient(service.address) as client:
             assert client.get_model_metadata("digits")["versions"] == ["2", "3"]
             image = triton.InferInput("image", [8, 1, 8, 8], "FP32")
-            image.set_data_from_numpy(held_out.inputs[:8])
+            image.set_data_from_numpy(held_out.only[:8])
             for version in ("2", "3"):
                 logits = client.infer("digits", [image], model_version=version).as_numpy("logits")
                 assert logits is not None
                 assert np.sum(logits.argmax(axis=1) == held_out.labels[:8]) >= 7
-        answer = service.infer("digits", image_input(held_out.inputs[:9]))
+        answer = service.infer("digits", image_input(held_out.only[:9]))
         assert answer.status == 400
         assert "8" in answer.json()["error"]
         for warned in ("input.format FORMAT_NCHW", "dynamic_batching.preferred_batch_size"):
@@ -55,7 +55,7 @@ def test_a_kserve_mount_is_served_under_the_name_that_kserve_gives(
     shutil.copytree(checkout / "models" / DIGITS / "1", tmp_path / "mnt" / "models")
     with foldserve("--model_name=my-digits", f"--model_dir={tmp_path / 'mnt' / 'models'}") as service:
         assert service.get("/v2/models/my-digits/ready").status == 200
-        answer = service.infer("my-digits", image_input(held_out.inputs[:10]))
+        answer = service.infer("my-digits", image_input(held_out.only[:10]))
         logits = np.reshape(answer.json()["outputs"][0]["data"], (10, 10))
         assert np.sum(logits.argmax(axis=1) == held_out.labels[:10]) >= 9
         # What lies beside the file is this version's own: its report was checked and its golden answers replayed.

@@ -18,6 +18,7 @@ from torch import nn
 
 from training import architectures
 from training.export import ExportRefused, export, fold_module, name_inputs, name_outputs
+from training.features import Features
 from training.fold import Verdict
 from training.verify import VerificationFailed
 
@@ -27,9 +28,7 @@ IMAGE = {"image": torch.zeros(2, 1, 8, 8)}
 def new_network() -> nn.Module:
     """cnn6 whose BatchNorms are all different from the identity."""
     torch.manual_seed(0)
-    network = architectures.build(
-        "cnn6", input_shape=(1, 8, 8), input_maximum=16.0, classes=10, widths=(4, 4, 8, 8, 16, 16)
-    )
+    network = architectures.build("cnn6", Features("image", (1, 8, 8)), 10, widths=(4, 4, 8, 8, 16, 16))
     for part in network.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             for tensor in (part.weight.data, part.bias.data, part.running_mean, part.running_var):

@@ -17,7 +17,7 @@ from training.train import train
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return datasets.load("digits", 0.2, 0)
+    return datasets.load("digits")
 
 
 def recipe(*overrides: str) -> Recipe:

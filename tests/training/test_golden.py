@@ -12,15 +12,14 @@ from torch import nn
 
 from training import architectures, reference, verify
 from training.export import export
+from training.features import Features
 from training.fold import fold
 from training.golden import Golden, make_golden, tolerance
 
 
 def new_source(seed: int = 0) -> ir.Model:
     torch.manual_seed(seed)
-    network = architectures.build(
-        "cnn6", input_shape=(1, 8, 8), input_maximum=16.0, classes=10, widths=(8, 8, 16, 16, 32, 32)
-    )
+    network = architectures.build("cnn6", Features("image", (1, 8, 8)), 10, widths=(8, 8, 16, 16, 32, 32))
     for part in network.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             for tensor in (part.weight.data, part.bias.data, part.running_mean, part.running_var):

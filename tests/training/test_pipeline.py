@@ -52,10 +52,10 @@ def test_steps_are_announced_in_the_order_of_the_path(shipped) -> None:
 
 def test_the_published_file_classifies_raw_held_out_pixels(result) -> None:
     """Nothing but the file and the raw pixels: normalisation is in the graph. Default session, as the service's."""
-    test = datasets.load("digits", 0.2, 0).test
+    test = datasets.load("digits").test
     session = onnxruntime.InferenceSession(result.path / layout.MODEL_FILE)
 
-    (logits,) = session.run(["logits"], {"image": test.inputs})
+    (logits,) = session.run(["logits"], {"image": test.only})
 
     assert (logits.argmax(axis=1) == test.labels).mean() == result.freeze.scores.test_accuracy
 

@@ -36,7 +36,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return datasets.load("digits", 0.2, 0)
+    return datasets.load("digits")
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -58,7 +58,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def few(dataset: Dataset) -> Dataset:
     """So many that an epoch has 11 steps of 16 rows."""
-    return replace(dataset, train=Examples(dataset.train.inputs[:176], dataset.train.labels[:176]))
+    return replace(dataset, train=dataset.train.at(slice(176)))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_other_data_than_the_run_began_with_is_refused(recipe: Recipe, dataset: 
     run = RunFolder(tmp_path / "run", every_s=0.0)
     run.begin(recipe)
     train(recipe, dataset, run=run, should_stop=lambda: True)
-    other = replace(dataset, train=Examples(dataset.train.inputs + 1, dataset.train.labels))
+    other = replace(dataset, train=Examples({"image": dataset.train.only + 1}, dataset.train.labels))
     with pytest.raises(RunRefused, match="was trained on other data than"):
         train(recipe, other, run=run)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from training import datasets, train
-from training.datasets.dataset import Dataset, Examples
+from training.datasets.dataset import Dataset
 from training.recipe import Recipe, find_recipe
 
 QUICK = ["epochs=1", "architecture.widths=[4,4,8,8,16,16]", "optimiser.warmup_fraction=0"]
@@ -20,7 +20,7 @@ QUICK = ["epochs=1", "architecture.widths=[4,4,8,8,16,16]", "optimiser.warmup_fr
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return datasets.load("digits", 0.2, 0)
+    return datasets.load("digits")
 
 
 def quick(*overrides: str) -> Recipe:
@@ -29,7 +29,7 @@ def quick(*overrides: str) -> Recipe:
 
 def first(dataset: Dataset, rows: int) -> Dataset:
     part = dataset.train
-    return dataclasses.replace(dataset, train=Examples(part.inputs[:rows], part.labels[:rows]))
+    return dataclasses.replace(dataset, train=part.at(slice(rows)))
 
 
 def weights(module: nn.Module) -> bytes:

@@ -1,4 +1,4 @@
-"""Networks with BatchNorm by family name. One file a family; each has `build(**options) -> torch.nn.Module`.
+"""Networks with BatchNorm by family name. One file a family; each has `build(features, outputs, *, task, norms, ...)`.
 
 Naming a family costs nothing: its file, and torch with it, are imported when a network is built.
 """
@@ -6,22 +6,27 @@ Naming a family costs nothing: its file, and torch with it, are imported when a 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from training.architectures.norms import DEFAULT, Norms
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from training.features import Features
 
 FAMILIES: Mapping[str, str] = {
     "cnn6": "training.architectures.cnn6",
 }
 
 
-def build(family: str, *, input_shape: Sequence[int], input_maximum: float, classes: int, **options: Any) -> nn.Module:
-    """A freshly initialised network (torch's global generator) from raw inputs [rows, *input_shape] to [rows, classes].
+def build(family: str, features: Features, outputs: int, *, norms: Norms = DEFAULT, **options: Any) -> nn.Module:
+    """A freshly initialised network (torch's global generator) from what a front gives to scores: [rows, outputs], or
+    [rows, outputs, height, width] from a family that segments.
 
     `options` are the family's own. Raises UserError when they do not fit the family or the input.
     """
     module = importlib.import_module(FAMILIES[family])
-    network: nn.Module = module.build(input_shape=input_shape, input_maximum=input_maximum, classes=classes, **options)
+    network: nn.Module = module.build(features, outputs, norms=norms, **options)
     return network

@@ -1,6 +1,6 @@
 """Six convolutions, each Conv-BatchNorm-ReLU, and a Linear-BatchNorm head: the plain network every fold must get right.
 
-    image * 1/maximum -> conv conv | conv/2 conv | conv/2 conv -> flatten -> linear -> batchnorm -> logits
+    image -> conv conv | conv/2 conv | conv/2 conv -> flatten -> linear -> batchnorm -> logits
 
 The convolutions and the linear layer carry no bias: the BatchNorm behind each would subtract it again, so its gradient
 is zero. Folding gives each of them the bias that beta and running mean amount to. Knows no data set and no training.
@@ -14,34 +14,28 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from training.architectures.norms import Norms
 from training.errors import UserError
+from training.features import Features
 
 STRIDES = (1, 1, 2, 1, 2, 1)
 
 
-def build(
-    *,
-    input_shape: Sequence[int],
-    input_maximum: float,
-    classes: int,
-    widths: Sequence[int],
-    eps: float = 1e-5,
-    momentum: float = 0.1,
-) -> Cnn6:
-    """`input_shape` is [channels, height, width] without the batch. Raises UserError when something does not fit."""
-    if len(input_shape) != 3:
-        raise UserError(f"cnn6 takes images [channels, height, width]; these inputs have shape {list(input_shape)}")
+def build(features: Features, outputs: int, *, norms: Norms, widths: Sequence[int] = (16, 16, 32, 32, 64, 64)) -> Cnn6:
+    """widths: output channels of each convolution. Raises UserError when something does not fit."""
+    if features.kind != "image":
+        raise UserError(f"cnn6 takes images; these inputs become a {features.kind} of {list(features.shape)}")
     if len(widths) != len(STRIDES):
         raise UserError(
             f"cnn6 has {len(STRIDES)} convolutions; architecture.widths names {len(widths)}: {list(widths)}"
         )
-    return Cnn6(tuple(input_shape), input_maximum, classes, tuple(widths), eps, momentum)
+    return Cnn6(features.shape, outputs, tuple(widths), norms.eps, norms.momentum)
 
 
 class ConvBlock(nn.Sequential):
     """Conv 3x3 (padding 1, no bias), BatchNorm2d, ReLU."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, eps: float, momentum: float) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, eps: float, momentum: float | None) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels_out, eps=eps, momentum=momentum)
@@ -49,23 +43,18 @@ class ConvBlock(nn.Sequential):
 
 
 class Cnn6(nn.Module):
-    """float32 raw pixels [rows, channels, height, width] -> float32 logits [rows, classes]."""
-
-    input_scale: torch.Tensor
+    """float32 [rows, channels, height, width] -> float32 logits [rows, classes]."""
 
     def __init__(
         self,
         input_shape: tuple[int, ...],
-        input_maximum: float,
         classes: int,
         widths: tuple[int, ...],
         eps: float,
-        momentum: float,
+        momentum: float | None,
     ) -> None:
         super().__init__()
         channels, height, width = input_shape
-        # A buffer, not a Python number: it then travels with the weights and is exported as one named initializer.
-        self.register_buffer("input_scale", torch.tensor(1.0 / input_maximum))
         self.features = nn.Sequential(
             *(
                 ConvBlock(fan_in, fan_out, stride, eps, momentum)
@@ -79,6 +68,6 @@ class Cnn6(nn.Module):
         self.head.add_module("bn", nn.BatchNorm1d(classes, eps=eps, momentum=momentum))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.features(image * self.input_scale)
+        features: torch.Tensor = self.features(image)
         logits: torch.Tensor = self.head(features.flatten(1))
         return logits

@@ -10,7 +10,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from training.datasets.dataset import Dataset, Examples, InputDescription
+from training.datasets.dataset import Dataset, Examples, InputDescription, Pixels
+from training.datasets.options import Options
 from training.errors import UserError
 
 INPUT = InputDescription(
@@ -21,7 +22,7 @@ INPUT = InputDescription(
 )
 
 
-def load(test_fraction: float, split_seed: int) -> Dataset:
+def load(where: str, options: Options) -> Dataset:  # noqa: ARG001 - there is one set of digits
     """Inputs float32 [rows, 1, 8, 8]; every class has the same share in both parts, and the seed decides who is where.
 
     Raises UserError when the fraction leaves a part with fewer images than there are classes.
@@ -31,13 +32,18 @@ def load(test_fraction: float, split_seed: int) -> Dataset:
     labels = bunch.target.astype(np.int64)
     try:
         train, test = train_test_split(
-            np.arange(len(labels)), test_size=test_fraction, random_state=split_seed, stratify=labels
+            np.arange(len(labels)), test_size=options.test_fraction, random_state=options.split_seed, stratify=labels
         )
     except ValueError as error:
-        raise UserError(f"data.test_fraction={test_fraction} cannot split {len(labels)} digits: {error}") from None
+        raise UserError(
+            f"data.test_fraction={options.test_fraction} cannot split {len(labels)} digits: {error}"
+        ) from None
+    everything = Examples({INPUT.name: images}, labels)
     return Dataset(
-        input=INPUT,
+        inputs=(INPUT,),
+        front=Pixels(mean=(0.0,), std=(16.0,)),
         classes=tuple(str(name) for name in bunch.target_names),
-        train=Examples(images[train], labels[train]),
-        test=Examples(images[test], labels[test]),
+        train=everything.at(train),
+        test=everything.at(test),
+        origin=(__doc__ or "").partition("\n\n")[2].strip(),
     )

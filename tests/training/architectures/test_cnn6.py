@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from training import architectures
+from training.architectures.norms import DEFAULT, Norms
 from training.errors import UserError
+from training.features import Features
 
-OPTIONS = {"input_shape": (1, 8, 8), "input_maximum": 16.0, "classes": 10, "widths": (4, 4, 8, 8, 16, 16)}
+IMAGE = Features("image", (1, 8, 8))
 
 
-def build(**changes) -> nn.Module:
-    return architectures.build("cnn6", **{**OPTIONS, **changes})
+def build(features=IMAGE, norms=DEFAULT, widths=(4, 4, 8, 8, 16, 16)) -> nn.Module:
+    return architectures.build("cnn6", features, 10, norms=norms, widths=widths)
 
 
 def test_each_convolution_is_followed_by_batchnorm_and_relu_and_the_linear_layer_by_batchnorm() -> None:
@@ -28,27 +30,18 @@ def test_nothing_that_batchnorm_would_cancel_is_learned() -> None:
     assert [layer.bias for layer in layers] == [None] * 7
 
 
-def test_scaling_the_pixels_and_their_maximum_together_changes_nothing() -> None:
-    """Normalisation is part of the network: 255 is to 255 as 16 is to 16 (both factors are powers of two here)."""
-    torch.manual_seed(0)
-    network = build().eval()
-    rescaled = build(input_maximum=32.0).eval()
-    rescaled.load_state_dict({**network.state_dict(), "input_scale": rescaled.input_scale})
-    images = torch.randint(0, 17, (3, 1, 8, 8)).float()
-
-    assert torch.equal(network(images), rescaled(images * 2))
-
-
 @pytest.mark.parametrize(
     "input_shape", [(1, 8, 8), (3, 7, 5), (1, 1, 1), (2, 9, 4)], ids=lambda shape: "x".join(map(str, shape))
 )
 def test_any_image_size_fits(input_shape) -> None:
-    assert build(input_shape=input_shape).eval()(torch.zeros(2, *input_shape)).shape == (2, 10)
+    assert build(Features("image", input_shape)).eval()(torch.zeros(2, *input_shape)).shape == (2, 10)
 
 
 def test_eps_and_momentum_reach_every_batchnorm() -> None:
     norms = [
-        part for part in build(eps=0.5, momentum=0.25).modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        part
+        for part in build(norms=Norms(eps=0.5, momentum=0.25)).modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
     ]
 
     assert [(norm.eps, norm.momentum) for norm in norms] == [(0.5, 0.25)] * 7
@@ -58,7 +51,11 @@ def test_eps_and_momentum_reach_every_batchnorm() -> None:
     ("changes", "text"),
     [
         pytest.param({"widths": (4, 4)}, "cnn6 has 6 convolutions; architecture.widths names 2: [4, 4]", id="widths"),
-        pytest.param({"input_shape": (64,)}, "cnn6 takes images [channels, height, width]", id="not an image"),
+        pytest.param(
+            {"features": Features("row", (64,))},
+            "cnn6 takes images; these inputs become a row of [64]",
+            id="not an image",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, text) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from training.architectures import build
+from training.features import Features
 
 ROWS = 64
 """In a batch, of training and of examination alike."""
@@ -117,7 +118,7 @@ def tcn(width: int) -> nn.Module:
 
 def cnn6(width: int) -> nn.Module:
     widths = (width, width, width, width, 2 * width, 2 * width)
-    return build("cnn6", input_shape=(1, 8, 8), input_maximum=1.0, classes=10, widths=widths)
+    return build("cnn6", Features("image", (1, 8, 8)), 10, widths=widths)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 
 from training import datasets
 from training.datasets import digits
+from training.datasets.options import DEFAULT, Options
 from training.errors import UserError
 
 
@@ -15,15 +16,15 @@ def rows_of(images: np.ndarray) -> list[bytes]:
 
 
 def test_every_image_is_in_exactly_one_part() -> None:
-    dataset = digits.load(0.2, 0)
+    dataset = digits.load("", DEFAULT)
     everything = digits.load_digits().images.astype(np.float32)
 
     assert (len(dataset.train), len(dataset.test)) == (1437, 360)
-    assert sorted(rows_of(dataset.train.inputs) + rows_of(dataset.test.inputs)) == sorted(rows_of(everything))
+    assert sorted(rows_of(dataset.train.only) + rows_of(dataset.test.only)) == sorted(rows_of(everything))
 
 
 def test_inputs_are_the_raw_pixels_a_client_sends() -> None:
-    inputs = digits.load(0.2, 0).test.inputs
+    inputs = digits.load("", DEFAULT).test.only
 
     assert (inputs.dtype, inputs.shape[1:]) == (np.float32, (1, 8, 8))
     assert (inputs.min(), inputs.max()) == (digits.INPUT.minimum, digits.INPUT.maximum) == (0, 16)
@@ -31,7 +32,7 @@ def test_inputs_are_the_raw_pixels_a_client_sends() -> None:
 
 
 def test_every_class_has_the_same_share_in_both_parts() -> None:
-    dataset = digits.load(0.2, 0)
+    dataset = digits.load("", DEFAULT)
     shares = [np.bincount(part.labels, minlength=10) / len(part) for part in (dataset.train, dataset.test)]
 
     assert dataset.classes == tuple("0123456789")
@@ -39,23 +40,23 @@ def test_every_class_has_the_same_share_in_both_parts() -> None:
 
 
 def test_the_seed_alone_decides_the_split() -> None:
-    first, again, other = (digits.load(0.2, seed).test for seed in (3, 3, 4))
+    first, again, other = (digits.load("", Options(split_seed=seed)).test for seed in (3, 3, 4))
 
-    assert np.array_equal(first.inputs, again.inputs)
+    assert np.array_equal(first.only, again.only)
     assert np.array_equal(first.labels, again.labels)
-    assert not np.array_equal(first.inputs, other.inputs)
+    assert not np.array_equal(first.only, other.only)
 
 
 def test_a_fraction_that_leaves_a_class_out_is_refused() -> None:
     with pytest.raises(UserError, match=r"data.test_fraction=0.001 cannot split 1797 digits"):
-        digits.load(0.001, 0)
+        digits.load("", Options(test_fraction=0.001))
 
 
 def test_the_sample_shows_each_class_once_in_order() -> None:
-    test = datasets.load("digits", 0.2, 0).test
-    sample = test.first_of_each_class()
+    test = datasets.load("digits").test
+    sample = test.sample().only
 
-    found = [int(test.labels[rows_of(test.inputs).index(row)]) for row in rows_of(sample)]
+    found = [int(test.labels[rows_of(test.only).index(row)]) for row in rows_of(sample)]
     assert found == list(range(10))
 
 
