@@ -204,6 +204,7 @@ def running(contender: Contender, served: Served, threads: int) -> Iterator[int]
     """The port of a started server whose answers are right, in every form. Raises ContenderFailed."""
     port = free_port()
     told = {"SERVE_MODEL": str(served.path), "SERVE_THREADS": str(threads), "SERVE_ROWS": str(served.rows)}
+    told["FOLDSERVE_WORKERS"] = "0"  # as users have it, chosen: tests have one
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
         told["TMPDIR"] = folder  # LitServe's helpers are killed at the end, and leave their sockets
         process = subprocess.Popen(
