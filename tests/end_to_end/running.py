@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 # Hypothesis seeds the global one alike in every process.
+_STATE = tempfile.TemporaryDirectory(prefix="foldserve-state-")
 _CHANCE = random.SystemRandom()
 COMMANDS = Path(sysconfig.get_path("scripts"))
 PATIENCE_S = 60.0
@@ -185,12 +186,14 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
     ONNX Runtime's telemetry is silent where CI is set; a test that it is off must run as on a user's machine. No grace
     at SIGTERM: no load balancer has to learn of it, and every test would wait. One process, however many cores there
-    are: what is shared out among workers (limits, lines of the log) is the business of the tests that ask for them.
+    are: what is shared out among workers (limits, lines of the log) is the business of the tests that ask for them. What
+    is measured is not remembered among the user's own files.
     """
     kept = {
         key: value for key, value in os.environ.items() if key != "CI" and not key.startswith(("FOLDSERVE_", "ORT_"))
     }
-    return kept | {"FOLDSERVE_DRAIN_GRACE_S": "0", "FOLDSERVE_WORKERS": "1"} | dict(extra or {})
+    ours = {"FOLDSERVE_DRAIN_GRACE_S": "0", "FOLDSERVE_WORKERS": "1", "STATE_DIRECTORY": _STATE.name}
+    return kept | ours | dict(extra or {})
 
 
 def free_port() -> int:

@@ -61,4 +61,4 @@ def test_the_sample_shows_each_class_once_in_order() -> None:
 
 
 def test_every_source_in_the_table_loads() -> None:
-    assert [datasets.load(source, 0.2, 0).input.name for source in datasets.SOURCES] == ["image"]
+    assert [datasets.load(source).inputs[0].name for source in datasets.SOURCES] == ["image"]
