@@ -12,8 +12,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TypeVar
@@ -38,12 +39,14 @@ print(sorted(set(sys.modules) & {"torch", "onnx", "onnx_ir", "onnxruntime", "skl
 """
 
 
-def time_to_answers(command: Sequence[str], port: int, paths: Sequence[str]) -> dict[str, float]:
+def time_to_answers(
+    command: Sequence[str], port: int, paths: Sequence[str], environment: Mapping[str, str]
+) -> dict[str, float]:
     """Starts `command`, and returns seconds from the start to the first 200 of each path. Then stops it again."""
     begin = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--port", str(port)],
-        env=clean_environment(),
+        env=clean_environment(environment),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -101,11 +104,22 @@ def main() -> None:
     print("| from the start of the process to | median s | range s | must be s | holds |\n|---|---|---|---|---|")
     live, ready = "/v2/health/live", "/v2/health/ready"
     foldserve = [str(COMMANDS / "foldserve"), "--model-repository", "models"]
-    starts = rounds_of(lambda: time_to_answers(foldserve, free_port(), (live, ready)))
-    print(row("foldserve live", [times[live] for times in starts], 1.0))
-    print(row("foldserve ready with the shipped models", [times[ready] for times in starts], 2.0))
-    for name, environment in (("fold extra only", arguments.fold), ("torch installed", arguments.torch)):
-        command = [str(environment / "bin" / "foldtrain"), "--help"]
+    with tempfile.TemporaryDirectory() as folder:
+        kinds: Mapping[str, Callable[[], dict[str, str]]] = {
+            "one process": lambda: {"FOLDSERVE_WORKERS": "1"},
+            "as it chooses": lambda: {"FOLDSERVE_WORKERS": "0", "STATE_DIRECTORY": folder},
+            # Nothing is remembered, so what the models take is measured first.
+            "as it chooses, very first start": lambda: {
+                "FOLDSERVE_WORKERS": "0",
+                "STATE_DIRECTORY": tempfile.mkdtemp(dir=folder),
+            },
+        }
+        for kind, environment in kinds.items():
+            starts = rounds_of(lambda: time_to_answers(foldserve, free_port(), (live, ready), environment()))  # noqa: B023
+            print(row(f"foldserve live, {kind}", [times[live] for times in starts], 1.0))
+            print(row(f"foldserve ready with the shipped models, {kind}", [times[ready] for times in starts], 2.0))
+    for name, extra in (("fold extra only", arguments.fold), ("torch installed", arguments.torch)):
+        command = [str(extra / "bin" / "foldtrain"), "--help"]
         print(row(f"end of foldtrain --help, {name}", rounds_of(lambda: time_to_end(command)), 0.3))  # noqa: B023
     python = str(arguments.torch / "bin" / "python")
     loaded = subprocess.run([python, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True).stderr.strip()

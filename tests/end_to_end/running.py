@@ -186,8 +186,8 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
     ONNX Runtime's telemetry is silent where CI is set; a test that it is off must run as on a user's machine. No grace
     at SIGTERM: no load balancer has to learn of it, and every test would wait. One process, however many cores there
-    are: what is shared out among workers (limits, lines of the log) is the business of the tests that ask for them. What
-    is measured is not remembered among the user's own files.
+    are: what is shared out among workers (limits, lines of the log) is the business of the tests that ask for them.
+    What is measured is not remembered among the user's own files.
     """
     kept = {
         key: value for key, value in os.environ.items() if key != "CI" and not key.startswith(("FOLDSERVE_", "ORT_"))

@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,7 +56,7 @@ def attempt(spec: str, forms: Sequence[str] = tuple(FORMS)) -> list[Trial]:
     try:
         module, shape = settled(spec)
     except Exception as error:
-        return [Trial(spec, "raw", failure=f"not built: {_line(error)}")]
+        return [Trial(spec, "raw", failure=f"not built: {line_of(error)}")]
     if not any(isinstance(part, BatchNorm) for part in module.modules()):
         forms = forms[:1]
     rows = 16 if np.prod(shape[1:]) <= SMALL_PIXELS else 2  # rounding differs from row to row tenfold where it grows
@@ -66,17 +66,25 @@ def attempt(spec: str, forms: Sequence[str] = tuple(FORMS)) -> list[Trial]:
         try:
             exports[form] = FORMS[form](module, shape)
         except Exception as error:
-            exports[form] = Trial(spec, form, failure=f"not exported: {_line(error)}")
+            exports[form] = Trial(spec, form, failure=f"not exported: {line_of(error)}")
     with torch.no_grad():
         wanted = module.double()(torch.from_numpy(x).double()).numpy()
     del module
     return [
-        found if isinstance(found, Trial) else _fold(spec, form, found, x, wanted) for form, found in exports.items()
+        found if isinstance(found, Trial) else try_fold(spec, form, found, x, wanted) for form, found in exports.items()
     ]
 
 
 def settled(spec: str, small: bool = True) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network and its input's shape: the smallest images it takes, or those that it says itself."""
+    """The network with statistics as `settle` makes them, and its input's shape: the smallest images it takes, or those
+    that it says itself."""
+    return prepared(spec, lambda module, shape: settle(module, shape, np.random.default_rng(0), ROWS), small)
+
+
+def prepared(
+    spec: str, prepare: Callable[[nn.Module, tuple[int, ...]], nn.Module], small: bool = True
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network as `prepare` leaves it, and the first input's shape with which it works."""
     with opened(spec, torchvision_shim=True) as source:
         module, row = source.module, source.row
     for parameter in module.parameters():
@@ -88,20 +96,21 @@ def settled(spec: str, small: bool = True) -> tuple[nn.Module, tuple[int, ...]]:
         try:
             with torch.no_grad():
                 module.eval()(torch.zeros(2, *shape))
-            return settle(module, shape, np.random.default_rng(0), ROWS), shape
+            return prepare(module, shape), shape
         except Exception as error:
             refused = error
     raise refused
 
 
-def _fold(spec: str, form: str, model: ir.Model, x: np.ndarray, wanted: np.ndarray) -> Trial:
+def try_fold(spec: str, form: str, model: ir.Model, x: np.ndarray, wanted: np.ndarray) -> Trial:
+    """wanted: what torch answers to `x` in float64."""
     try:
         begin = time.perf_counter()
         folded, report = fold(model, profile="generic")
         seconds = time.perf_counter() - begin
         before, after = (_error(run(graph, {"x": x})["y"], wanted) for graph in (model, folded))
     except Exception as error:
-        return Trial(spec, form, failure=_line(error), ours=True)
+        return Trial(spec, form, failure=line_of(error), ours=True)
     ratio = after / max(before, FLOOR)
     failure = f"error {after:.2g}, original's {before:.2g}" if not ratio <= WORSE else ""
     return Trial(spec, form, report.summary(), seconds, ratio, _reasons(report), failure, bool(failure))
@@ -118,6 +127,6 @@ def _error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.mean((found - wanted) ** 2)) / np.abs(wanted).max())
 
 
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160] if text else ''}"
