@@ -28,8 +28,7 @@ fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: half an hour o
 	$(BIN)/python -m tests.training.fold.fuzz $(ARGS)
 
 test-zoo: $(BENCH)/zoo.stamp  ## train a step of 80 networks, fold all of torchvision's and sixty of timm's: about an hour and a half
-	$(BENCH)/zoo/bin/python -m tests.zoo.trained
-	$(BENCH)/zoo/bin/python -m tests.zoo $(ARGS)
+	$(BENCH)/zoo/bin/python -m tests.zoo.trained && $(BENCH)/zoo/bin/python -m tests.zoo $(ARGS)
 
 test-exporters: $(BENCH)/exporters.stamp  ## fold what Keras and Flax export: ten minutes
 	$(BENCH)/exporters/bin/python -m tests.zoo.exporters $(ARGS)

@@ -3,6 +3,7 @@
     foldtrain build RECIPE         from data to a published version                    (extra: training)
     foldtrain train RECIPE --out D a run in a folder, which can be resumed at any step (extra: training)
     foldtrain resume DIR           on with it, to the same bits                        (extra: training)
+    foldtrain crossq ENVIRONMENT   a policy, learned by CrossQ, as a published version (extra: rl)
     foldtrain export SPEC -o OUT   a torch network as a folded, verified ONNX file     (extra: training)
     foldtrain doctor CHECKPOINT    are its BatchNorm layers healthy?                   (extra: training)
     foldtrain fold IN -o OUT       a folded, verified copy of an ONNX file             (extra: fold; no torch)
@@ -54,6 +55,8 @@ EXTRAS: Mapping[str, str] = {
     "onnx": "fold",
     "onnx_ir": "fold",
     "ml_dtypes": "fold",
+    "gymnasium": "rl",
+    "sb3_contrib": "rl",
 }
 """Import name of an optional dependency -> the extra of pyproject.toml that installs it."""
 
@@ -127,6 +130,14 @@ def export(options: argparse.Namespace) -> int:
         torchvision_shim=options.torchvision_shim,
     )
     return _tell(export_file(options.spec, options.output, wishes, reports=options.report))
+
+
+def crossq(options: argparse.Namespace) -> int:
+    from training.reinforcement import CrossQ, build_policy
+
+    wishes = CrossQ(options.environment, options.steps, options.seed, options.widths, options.minimum_return)
+    name = options.name or options.environment.rpartition("/")[2].lower()
+    return _tell(build_policy(wishes, name, options.repository, replace=options.replace, announce=_announce))
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -228,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(commands)
     _add_train(commands)
     _add_resume(commands)
+    _add_crossq(commands)
     _add_export(commands)
     _add_doctor(commands)
     _add_fold(commands)
@@ -339,6 +351,24 @@ def _add_export(commands: Commands) -> None:
     _add_shim(new)
     _add_folding(new)
     new.set_defaults(command=export)
+
+
+def _add_crossq(commands: Commands) -> None:
+    new = commands.add_parser(
+        "crossq",
+        help="a policy for a Gymnasium environment, learned by CrossQ",
+        description="Let sb3-contrib's CrossQ learn, fold the batch renormalisation of its actor into the weights "
+        "behind it, verify and publish. Nothing is published unless every check passes.",
+    )
+    new.add_argument("environment", metavar="ENVIRONMENT", help="of Gymnasium, e.g. Pendulum-v1")
+    new.add_argument("--steps", type=_positive, default=5000, help="in the environment (default: %(default)s)")
+    new.add_argument("--seed", type=_count, default=0, help="default: %(default)s")
+    new.add_argument("--widths", type=_widths, default=(64, 64), metavar="N,N", help="of the actor (default: 64,64)")
+    new.add_argument("--minimum-return", type=float, metavar="R", help="publish nothing below it")
+    new.add_argument("--name", help="of the model (default: the environment's, in small letters)")
+    new.add_argument("--repository", type=Path, default=Path("models"), metavar="DIR", help="default: %(default)s")
+    new.add_argument("--replace", type=_version, metavar="VERSION", help="exchange this version instead of adding one")
+    new.set_defaults(command=crossq)
 
 
 def _add_doctor(commands: Commands) -> None:
@@ -506,6 +536,10 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows: a positive integer, or 0")
     return int(text)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
