@@ -1,8 +1,11 @@
 """Data sources by kind. One file a source; each has `load(where, options) -> Dataset`.
 
-    sklearn:NAME    data that ship inside scikit-learn
+    digits, sklearn:digits      handwritten digits that ship inside scikit-learn
+    sklearn:NAME                its tables: breast_cancer, iris, wine
 
-Naming a source costs nothing: its file, and the library the data come from, are imported when it is loaded.
+Naming a source costs nothing: its file, and the library the data come from, are imported when it is loaded. Promises of
+them all: nothing in the data is ever executed; what cannot be learned from is one line that names it; equal options
+give equal splits.
 """
 
 from __future__ import annotations
@@ -12,18 +15,32 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from training.datasets.options import DEFAULT, Options
+from training.errors import UserError
 
 if TYPE_CHECKING:
     from training.datasets.dataset import Dataset
 
 SOURCES: Mapping[str, str] = {
     "digits": "training.datasets.digits",
+    "sklearn": "training.datasets.sklearn_tables",
 }
+SHIPPED = frozenset({"digits"})
+"""Complete by their kind alone: there is nothing to say about where they are."""
 
 
 def load(source: str, options: Options = DEFAULT) -> Dataset:
-    """The data behind a name in `SOURCES`, split into what is trained on and what is held out. Raises UserError."""
+    """The data behind "KIND:WHERE", split into what is trained on and what is held out. Raises UserError."""
     kind, _, where = source.partition(":")
+    if kind not in SOURCES:
+        raise UserError(f"data source {source!r}: {kind!r} is not a known kind of source; known are {described()}")
+    if bool(where) == (kind in SHIPPED):
+        expected = kind if kind in SHIPPED else f"{kind}:WHERE"
+        raise UserError(f"data source {source!r}: expected {expected}")
     module = importlib.import_module(SOURCES[kind])
     dataset: Dataset = module.load(where, options)
     return dataset
+
+
+def described() -> str:
+    """All kinds, for a line."""
+    return ", ".join(kind if kind in SHIPPED else f"{kind}:" for kind in SOURCES)
