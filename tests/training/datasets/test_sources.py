@@ -34,7 +34,7 @@ def test_every_shipped_source_loads_by_its_kind_alone_and_describes_itself(kind:
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("digit", "data source 'digit': 'digit' is not a known kind of source; known are digits, sklearn:"),
+        ("digit", "data source 'digit': 'digit' is not a known kind of source; known are digits"),
         ("digits:here", "data source 'digits:here': expected digits"),
         ("sklearn", "data source 'sklearn': expected sklearn:WHERE"),
         ("sklearn:mnist", "sklearn:mnist: there is no 'mnist' here; there are digits, breast_cancer, iris, wine"),
