@@ -7,6 +7,7 @@ say nothing are left out, each with a note. Knows no file format.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -63,14 +64,13 @@ def dataset_of(thing: str, columns: Mapping[str, Cells], options: Options) -> Da
 
 def numbers_or_words(values: Sequence[str]) -> Cells:
     """Numbers, where all that is not missing is one."""
-    distinct = {value.strip() for value in set(values)}
-    other = {value for value in distinct if not _is_number(value)}
-    if len(other) == len(distinct) or any(value.casefold() not in MISSING for value in other):
-        return [value.strip() for value in values]
-    try:
+    with contextlib.suppress(ValueError):
         return np.array(values, dtype=np.float64)
-    except ValueError:  # some are missing
-        return np.array([value if _is_number(value) else "nan" for value in values], dtype=np.float64)
+    distinct = set(values)
+    other = {value for value in distinct if not _is_number(value)}
+    if len(other) == len(distinct) or any(value.strip().casefold() not in MISSING for value in other):
+        return [value.strip() for value in values]
+    return np.array(["nan" if value in other else value for value in values], dtype=np.float64)
 
 
 def _is_number(value: str) -> bool:
@@ -98,9 +98,10 @@ def _labels(thing: str, target: str, cells: Cells) -> Sequence[str]:
             return [str(int(value)) if value.is_integer() else str(value) for value in cells.tolist()]
         row, found = int(wrong[0]), "is missing" if np.isnan(cells[wrong[0]]) else "is infinite"
     else:
-        row = next((row for row, value in enumerate(cells) if value.casefold() in MISSING), -1)
-        if row < 0:
+        wrong_words = {word for word in set(cells) if word.casefold() in MISSING}
+        if not wrong_words:
             return cells
+        row = next(row for row, word in enumerate(cells) if word in wrong_words)
         found = f"is {cells[row]!r}" if cells[row] else "is missing"
     raise UserError(
         f"{thing}, row {row + 1}: column {target!r} {found}, expected a class; fill it in, or remove the row"
