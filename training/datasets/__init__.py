@@ -3,6 +3,7 @@
     digits, sklearn:digits      handwritten digits that ship inside scikit-learn
     sklearn:NAME                its tables: breast_cancer, iris, wine
     csv:FILE                    a table; data.target names the column with the labels
+    imagefolder:DIR             one folder of images a class
 
 Naming a source costs nothing: its file, and the library the data come from, are imported when it is loaded. Promises of
 them all: nothing in the data is ever executed; what cannot be learned from is one line that names it; equal options
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SOURCES: Mapping[str, str] = {
     "digits": "training.datasets.digits",
     "csv": "training.datasets.csv_file",
+    "imagefolder": "training.datasets.image_folder",
     "sklearn": "training.datasets.sklearn_tables",
 }
 SHIPPED = frozenset({"digits"})
