@@ -4,6 +4,8 @@
     sklearn:NAME                its tables: breast_cancer, iris, wine
     csv:FILE                    a table; data.target names the column with the labels
     imagefolder:DIR             one folder of images a class
+    masks:DIR                   images, and beside them the classes of their pixels
+    text:DIR, text:FILE.jsonl   one folder of .txt files a class; a text and its label a line
 
 Naming a source costs nothing: its file, and the library the data come from, are imported when it is loaded. Promises of
 them all: nothing in the data is ever executed; what cannot be learned from is one line that names it; equal options
@@ -26,7 +28,9 @@ SOURCES: Mapping[str, str] = {
     "digits": "training.datasets.digits",
     "csv": "training.datasets.csv_file",
     "imagefolder": "training.datasets.image_folder",
+    "masks": "training.datasets.masks",
     "sklearn": "training.datasets.sklearn_tables",
+    "text": "training.datasets.texts",
 }
 SHIPPED = frozenset({"digits"})
 """Complete by their kind alone: there is nothing to say about where they are."""

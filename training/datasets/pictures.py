@@ -39,13 +39,19 @@ class Picture:
         return Picture(str(path), path)
 
 
+def size_of(picture: Picture) -> tuple[int, int]:
+    """(height, width). Raises UserError."""
+    with _opened(picture) as image:
+        return image.height, image.width
+
+
 def common_size(pictures: Sequence[Picture], asked: tuple[int, int] | None) -> tuple[int, int]:
     """(height, width): `asked`, or that which all of them have. Raises UserError."""
     if asked is not None:
         return asked
-    first = _size(pictures[0])
+    first = size_of(pictures[0])
     for picture in pictures[1:]:
-        if (size := _size(picture)) != first:
+        if (size := size_of(picture)) != first:
             raise UserError(
                 f"{picture.name}: {size[0]}x{size[1]} pixels, but {pictures[0].name} has {first[0]}x{first[1]} (height "
                 f"x width), expected one size; choose one to scale all to, with data.size"
@@ -95,11 +101,6 @@ def describe(shape: tuple[int, ...], asked: tuple[int, int] | None) -> tuple[str
         f"pixels from the top left, {kind}, 0 to 255",
         (f"{scaling}decode a file to its {kind} bytes as it is stored; the network's first part normalises",),
     )
-
-
-def _size(picture: Picture) -> tuple[int, int]:
-    with _opened(picture) as image:
-        return image.height, image.width
 
 
 def _is_grey(picture: Picture) -> bool:
