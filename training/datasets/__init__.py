@@ -1,8 +1,15 @@
 """Data sources by kind. One file a source; each has `load(where, options) -> Dataset`.
 
-    sklearn:NAME    data that ship inside scikit-learn
+    digits, sklearn:digits      handwritten digits that ship inside scikit-learn
+    sklearn:NAME                its tables: breast_cancer, iris, wine
+    csv:FILE                    a table; data.target names the column with the labels
+    imagefolder:DIR             one folder of images a class
+    masks:DIR                   images, and beside them the classes of their pixels
+    text:DIR, text:FILE.jsonl   one folder of .txt files a class; a text and its label a line
 
-Naming a source costs nothing: its file, and the library the data come from, are imported when it is loaded.
+Naming a source costs nothing: its file, and the library the data come from, are imported when it is loaded. Promises of
+them all: nothing in the data is ever executed; what cannot be learned from is one line that names it; equal options
+give equal splits.
 """
 
 from __future__ import annotations
@@ -12,18 +19,36 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from training.datasets.options import DEFAULT, Options
+from training.errors import UserError
 
 if TYPE_CHECKING:
     from training.datasets.dataset import Dataset
 
 SOURCES: Mapping[str, str] = {
     "digits": "training.datasets.digits",
+    "csv": "training.datasets.csv_file",
+    "imagefolder": "training.datasets.image_folder",
+    "masks": "training.datasets.masks",
+    "sklearn": "training.datasets.sklearn_tables",
+    "text": "training.datasets.texts",
 }
+SHIPPED = frozenset({"digits"})
+"""Complete by their kind alone: there is nothing to say about where they are."""
 
 
 def load(source: str, options: Options = DEFAULT) -> Dataset:
-    """The data behind a name in `SOURCES`, split into what is trained on and what is held out. Raises UserError."""
+    """The data behind "KIND:WHERE", split into what is trained on and what is held out. Raises UserError."""
     kind, _, where = source.partition(":")
+    if kind not in SOURCES:
+        raise UserError(f"data source {source!r}: {kind!r} is not a known kind of source; known are {described()}")
+    if bool(where) == (kind in SHIPPED):
+        expected = kind if kind in SHIPPED else f"{kind}:WHERE"
+        raise UserError(f"data source {source!r}: expected {expected}")
     module = importlib.import_module(SOURCES[kind])
     dataset: Dataset = module.load(where, options)
     return dataset
+
+
+def described() -> str:
+    """All kinds, for a line."""
+    return ", ".join(kind if kind in SHIPPED else f"{kind}:" for kind in SOURCES)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from training.datasets.dataset import Dataset, Examples, InputDescription, Pixels
 from training.datasets.options import Options
-from training.errors import UserError
+from training.datasets.splitting import stratified
 
 INPUT = InputDescription(
     name="image",
@@ -30,19 +29,13 @@ def load(where: str, options: Options) -> Dataset:  # noqa: ARG001 - there is on
     bunch = load_digits()
     images = bunch.images.astype(np.float32)[:, np.newaxis]
     labels = bunch.target.astype(np.int64)
-    try:
-        train, test = train_test_split(
-            np.arange(len(labels)), test_size=options.test_fraction, random_state=options.split_seed, stratify=labels
-        )
-    except ValueError as error:
-        raise UserError(
-            f"data.test_fraction={options.test_fraction} cannot split {len(labels)} digits: {error}"
-        ) from None
+    classes = tuple(str(name) for name in bunch.target_names)
+    train, test = stratified(labels, classes, options, "digits")
     everything = Examples({INPUT.name: images}, labels)
     return Dataset(
         inputs=(INPUT,),
         front=Pixels(mean=(0.0,), std=(16.0,)),
-        classes=tuple(str(name) for name in bunch.target_names),
+        classes=classes,
         train=everything.at(train),
         test=everything.at(test),
         origin=(__doc__ or "").partition("\n\n")[2].strip(),

@@ -48,7 +48,7 @@ def test_the_seed_alone_decides_the_split() -> None:
 
 
 def test_a_fraction_that_leaves_a_class_out_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data.test_fraction=0.001 cannot split 1797 digits"):
+    with pytest.raises(UserError, match=r"digits: data.test_fraction=0.001 cannot split 1797 rows"):
         digits.load("", Options(test_fraction=0.001))
 
 
@@ -58,7 +58,3 @@ def test_the_sample_shows_each_class_once_in_order() -> None:
 
     found = [int(test.labels[rows_of(test.only).index(row)]) for row in rows_of(sample)]
     assert found == list(range(10))
-
-
-def test_every_source_in_the_table_loads() -> None:
-    assert [datasets.load(source).inputs[0].name for source in datasets.SOURCES] == ["image"]
