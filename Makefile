@@ -18,7 +18,7 @@ test-clients: $(BENCH)/kserve.stamp .venv/test.stamp  ## KServe's client, whose 
 test-load: .venv/test.stamp  ## a hundred thousand requests of all kinds: a minute or two
 	$(BIN)/python -m tests.load.mixed $(ARGS)
 
-test-doctor: .venv/test.stamp  ## forty faults in six kinds of networks, and thirty healthy ones: two minutes
+test-doctor: .venv/test.stamp  ## forty-five faults in six kinds of networks, and thirty healthy ones: two minutes
 	$(BIN)/python -m tests.training.bn.survey $(ARGS)
 
 soak: .venv/test.stamp  ## an hour of mixed load with kills, restarts, reloads and hostile clients (ARGS="--minutes 5": less)

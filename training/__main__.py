@@ -5,7 +5,7 @@
     foldtrain resume DIR           on with it, to the same bits                        (extra: training)
     foldtrain crossq ENVIRONMENT   a policy, learned by CrossQ, as a published version (extra: rl)
     foldtrain export SPEC -o OUT   a torch network as a folded, verified ONNX file     (extra: training)
-    foldtrain doctor CHECKPOINT    are its BatchNorm layers healthy?                   (extra: training)
+    foldtrain doctor CHECKPOINT    are its BatchNorm layers healthy? or: doctor RUN    (extra: training)
     foldtrain fold IN -o OUT       a folded, verified copy of an ONNX file             (extra: fold; no torch)
     foldtrain verify A B           do two ONNX files agree, and by how much?           (extra: fold; no torch)
     foldtrain publish FILE         an ONNX file into the repository, golden samples    (extra: fold; no torch)
@@ -374,13 +374,19 @@ def _add_crossq(commands: Commands) -> None:
 def _add_doctor(commands: Commands) -> None:
     new = commands.add_parser(
         "doctor",
-        help="are the BatchNorm layers of a checkpoint healthy?",
+        help="are the BatchNorm layers of a checkpoint, or of a run, healthy?",
         description="Examine the BatchNorm layers of a trained network before their statistics are folded away. Exit "
         "code 0: nothing is red; 1: something is; 2: the input cannot be used. What cannot be told without data or "
         "without knowing the training is named.",
     )
-    new.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=".safetensors, or a .pt that holds tensors")
-    new.add_argument("--model", required=True, metavar="SPEC", help="the network, as of export")
+    new.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT|RUN",
+        help=".safetensors, or a .pt that holds tensors; or the folder of a run, ended or not, as of train --out: its "
+        "network, data and training are known",
+    )
+    new.add_argument("--model", metavar="SPEC", help="the network, as of export; needed for a checkpoint")
     new.add_argument(
         "--data",
         type=Path,

@@ -1,6 +1,7 @@
 """The work of `foldtrain doctor`: a checkpoint's BatchNorm layers examined, and what was found as text, JSON or a page.
 
     SPEC -> module (+ weights) (+ data) (+ facts) -> examine -> text, JSON, page
+    RUN  -> all of these
 
 Promises: a file is data and runs nothing (safetensors, or torch's with weights_only; JSON; arrays without pickles);
 nothing is written but the reports, whole or not at all. Knows no check: those are in bn/.
@@ -8,12 +9,16 @@ nothing is written but the reports, whole or not at all. Knows no check: those a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -22,15 +27,23 @@ from training.bn.diagnosis import Diagnosis, examine
 from training.bn.facts import Facts
 from training.bn.findings import CHECKS, SEVERITIES
 from training.bn.layers import norm_layers, without_statistics
+from training.bn.measure import Ranks
+from training.bn.population import Forward
 from training.command_files import CannotUseFile, check_places, read_samples, write_json, write_text
 from training.doctor_page import render
 from training.errors import UserError
 from training.model_source import opened
 from training.reference.op import Array
+from training.run_folder import RECIPE
+from training.train import tensors
+from training.trained_run import open_run
 from training.weights_file import load_weights
 
 BATCH_ROWS = 64
 """Of the examination, whatever the training's: enough that layers normalise well, few enough that batches are many."""
+
+MOST_ROWS = 4096
+"""Of a run's own data: drift of a tenth of a standard deviation is seen in a tenth of them."""
 
 LABELS, MASK = "labels", "mask"
 """Names in the data with a meaning of their own; every other array is an input."""
@@ -44,10 +57,11 @@ class CannotExamine(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What came out, and of what."""
+    """What came out, and of what. of_run: where the run stands, if it was one."""
 
     checkpoint: Path
     diagnosis: Diagnosis
+    of_run: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,7 +70,8 @@ class Examination:
     def as_text(self) -> str:
         told, examined = self.diagnosis, self.diagnosis.examined
         data = f"{examined.rows} rows in {examined.batches} batches" if examined.rows else "no data"
-        lines = [f"{self.checkpoint}: BatchNorm layers with running statistics: {len(examined.layers)}; {data}"]
+        where = f"{self.checkpoint}{f', {self.of_run}' if self.of_run else ''}"
+        lines = [f"{where}: BatchNorm layers with running statistics: {len(examined.layers)}; {data}"]
         for finding in told.findings:
             at = f"{finding.layer}: " if finding.layer else ""
             lines += [
@@ -71,7 +86,7 @@ class Examination:
 
 def doctor(
     checkpoint: Path,
-    spec: str,
+    spec: str | None = None,
     *,
     data: Path | None = None,
     facts: Path | None = None,
@@ -81,30 +96,84 @@ def doctor(
     html_file: Path | None = None,
     torchvision_shim: bool = False,
 ) -> Examination:
-    """data: an .npz; see `LABELS`. ranks: checkpoints of the run's other processes. in_order: rows stay as the data
+    """checkpoint: a file, whose network `spec` names, or the folder of a run, which knows its own network and training,
+    and its own data where none are given.
+
+    data: an .npz; see `LABELS`. ranks: checkpoints of the run's other processes. in_order: rows stay as the data
     have them, as a loader without shuffling would bring them. Raises UserError."""
     reports = [path for path in (json_file, html_file) if path]
-    if not checkpoint.is_file():
-        raise CannotUseFile(f"{checkpoint}: there is no such file")
-    check_places([checkpoint, *reports], sources=[path for path in (data, facts, *ranks) if path])
+    if not checkpoint.exists():
+        raise CannotUseFile(f"{checkpoint}: there is no such file, nor a folder of a run")
+    model_file = checkpoint / RECIPE if checkpoint.is_dir() else checkpoint
+    check_places([model_file, *reports], sources=[path for path in (data, facts, *ranks) if path])
     told = _facts(facts) if facts else None
-    with opened(spec, torchvision_shim=torchvision_shim) as source:
-        module = source.module
-        if not norm_layers(module) and not without_statistics(module):
-            raise CannotExamine(f"{spec}: has no BatchNorm layer that could be examined")
-        others = [_statistics(module, path) for path in ranks]
-        _load(module, checkpoint)
-        batches = _Batches.read(data, module, in_order=in_order) if data else _Batches()
+    with _subject(checkpoint, spec, told, ranks, torchvision_shim=torchvision_shim) as subject:
+        module = subject.module
+        batches = _Batches.read(data, module, in_order=in_order) if data else subject.batches
         diagnosis = examine(
-            module, batches.inputs, labels=batches.labels, masks=batches.masks, facts=told, ranks=others,
-            forward=_forward,
+            module, batches.inputs, labels=batches.labels, masks=batches.masks, facts=subject.facts,
+            ranks=subject.ranks, forward=subject.forward, inputs=subject.inputs,
         )  # fmt: skip
-    result = Examination(checkpoint, diagnosis)
+    result = Examination(subject.weights, diagnosis, subject.of_run)
     if json_file:
         write_json(json_file, result.as_dict())
     if html_file:
-        write_text(html_file, render(str(checkpoint), diagnosis, told))
+        write_text(html_file, render(str(checkpoint), diagnosis, subject.facts))
     return result
+
+
+# --- who is examined ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Subject:
+    """batches: its own, where it has data of its own."""
+
+    module: nn.Module
+    weights: Path
+    facts: Facts | None
+    ranks: Ranks
+    batches: _Batches
+    forward: Forward
+    inputs: int = 1
+    of_run: str = ""
+
+
+@contextmanager
+def _subject(
+    checkpoint: Path, spec: str | None, facts: Facts | None, ranks: Sequence[Path], *, torchvision_shim: bool
+) -> Iterator[_Subject]:
+    if checkpoint.is_dir():
+        yield _run(checkpoint, spec, facts, ranks)
+        return
+    if spec is None:
+        raise CannotExamine(f"{checkpoint}: whose weights are these? name the network with --model SPEC, as of export")
+    with opened(spec, torchvision_shim=torchvision_shim) as source:
+        _require_layers(source.module, spec)
+        others = [_statistics(source.module, path) for path in ranks]
+        _load(source.module, checkpoint)
+        yield _Subject(source.module, checkpoint, facts, others, _Batches(), _by_name)
+
+
+def _run(folder: Path, spec: str | None, facts: Facts | None, ranks: Sequence[Path]) -> _Subject:
+    if spec is not None or facts is not None:
+        raise CannotExamine(f"{folder}: a run knows its network and its training; leave out --model and --facts")
+    run = open_run(folder)
+    _require_layers(run.module, str(folder))
+    others = [_statistics(copy.deepcopy(run.module), path) for path in ranks]
+    batches = _Batches.cut(
+        dict(zip(run.dataset.train.inputs, tensors(run.dataset.train), strict=True)),
+        np.random.default_rng(_SEED).permutation(len(run.dataset.train))[:MOST_ROWS],
+        labels=torch.from_numpy(run.dataset.train.labels),
+    )
+    forward = partial(_by_place, names=tuple(run.dataset.train.inputs))
+    of_run = f"step {run.steps} of {run.total_steps}"
+    return _Subject(run.module, run.weights, run.facts(), others, batches, forward, len(run.dataset.inputs), of_run)
+
+
+def _require_layers(module: nn.Module, name: str) -> None:
+    if not norm_layers(module) and not without_statistics(module):
+        raise CannotExamine(f"{name}: has no BatchNorm layer that could be examined")
 
 
 # --- what is read -------------------------------------------------------------------------------------------------
@@ -153,16 +222,29 @@ class _Batches:
         arrays = read_samples(path)
         rows = _common_rows(path, arrays)
         order = np.arange(rows) if in_order else np.random.default_rng(_SEED).permutation(rows)
-        edges = list(range(0, rows, BATCH_ROWS))
-        if len(edges) > 1 and rows - edges[-1] == 1:
-            del edges[-1]  # a single row has no variance: it joins the batch before
-        pieces = np.split(order, edges[1:])
         dtype = next((value.dtype for value in module.parameters() if value.is_floating_point()), torch.float32)
-        tensors = {name: _tensor(path, name, array, dtype) for name, array in arrays.items()}
-        cut = {name: [tensor[torch.from_numpy(piece)] for piece in pieces] for name, tensor in tensors.items()}
-        labels, masks = cut.pop(LABELS, None), cut.pop(MASK, None)
-        inputs = [dict(zip(cut, batch, strict=True)) for batch in zip(*cut.values(), strict=True)]
-        return cls(inputs, labels, [mask > 0 for mask in masks] if masks else None)
+        held = {name: _tensor(path, name, array, dtype) for name, array in arrays.items()}
+        labels, mask = held.pop(LABELS, None), held.pop(MASK, None)
+        return cls.cut(held, order, labels=labels, mask=mask)
+
+    @classmethod
+    def cut(
+        cls,
+        held: Mapping[str, torch.Tensor],
+        order: npt.NDArray[np.int64],
+        *,
+        labels: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> _Batches:
+        """The rows `order`, in batches. A last row alone has no variance: it joins the batch before."""
+        edges = list(range(BATCH_ROWS, len(order) - 1, BATCH_ROWS))
+        pieces = [torch.from_numpy(piece) for piece in np.split(order, edges)]
+        inputs = [{name: values[piece] for name, values in held.items()} for piece in pieces]
+        return cls(
+            inputs,
+            None if labels is None else [labels[piece] for piece in pieces],
+            None if mask is None else [mask[piece] > 0 for piece in pieces],
+        )
 
 
 def _common_rows(path: Path, arrays: Mapping[str, Array]) -> int:
@@ -190,5 +272,9 @@ def _tensor(path: Path, name: str, array: Array, dtype: torch.dtype) -> torch.Te
     return tensor.to(dtype) if tensor.is_floating_point() and name not in (LABELS, MASK) else tensor
 
 
-def _forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> object:
+def _by_name(model: nn.Module, batch: dict[str, torch.Tensor]) -> object:
     return model(*batch.values()) if len(batch) == 1 else model(**batch)
+
+
+def _by_place(model: nn.Module, batch: dict[str, torch.Tensor], names: Sequence[str]) -> object:
+    return model(*(batch[name] for name in names))

@@ -101,7 +101,7 @@ def test_build_help_lists_every_key_of_set_with_its_value(capsys) -> None:
         pytest.param(
             ["export", "py:x:f", "-o", "o", "--static-batch", "--dynamic-batch"], "not allowed with", id="both batches"
         ),
-        pytest.param(["doctor", "file"], "required: --model", id="a checkpoint of what?"),
+        pytest.param(["doctor", "file"], "name the network with --model SPEC", id="a checkpoint of what?"),
         pytest.param(["doctor", "file", "--model", "py:x:f", "--html", "r.txt"], "does not end in .html", id="no page"),
         pytest.param(["doctor", "absent", "--model", "py:x:f"], "absent: there is no such file", id="no checkpoint"),
         pytest.param(["verify", "file"], "required: B.onnx", id="nothing to compare with"),

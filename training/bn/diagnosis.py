@@ -88,9 +88,11 @@ def examine(
     facts: Facts | None = None,
     ranks: Ranks = (),
     forward: Forward | None = None,
+    inputs: int = 1,
 ) -> Diagnosis:
-    """Without batches, only what can be told without. See `measure` for labels, masks, ranks and forward."""
-    structure = read_structure(model)
+    """Without batches, only what can be told without. See `measure` for labels, masks, ranks and forward, and
+    `read_structure` for inputs."""
+    structure = read_structure(model, inputs)
     examined = measure(model, structure, batches, labels=labels, masks=masks, ranks=ranks, forward=forward)
     outcomes = [*lint(model, structure, facts), *health(examined, facts)]
     place = {check: number for number, check in enumerate(CHECKS)}

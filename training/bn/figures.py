@@ -29,14 +29,17 @@ class Seen:
 
     values: a channel, in all. sites: how often one pass uses the layer. effective_per_row: how many independent values
     one row of a batch is worth, by the scatter of the batches' means when the network serves, sigma^2 / Var(means) /
-    rows; None where there are too few batches to tell. unpadded: the statistics without padding; None where no mask
-    fits the layer.
+    rows. alikeness: how many times the means scatter as those of as many random rows would, Var(means) / (Var(a row's
+    mean) / rows): 1 for rows drawn at random, the batch's rows where all of a batch are one and the same. Both are None
+    where there are too few batches to tell, alikeness also where what a layer is given has not the batch's rows.
+    unpadded: the statistics without padding; None where no mask fits the layer.
     """
 
     population: Statistics
     values: float
     sites: int
     effective_per_row: float | None
+    alikeness: float | None = None
     unpadded: Statistics | None = None
 
 

@@ -25,6 +25,7 @@ SHIFT, LOG_RATIO = 0.1, 0.2  # of a standard deviation; of variances, 22 %
 RED_DRIFT = 3.0  # times those; healthy networks of six kinds reach 0.3 times at most
 CHANCE = 3.0  # standard errors
 ENOUGH_VALUES, RED_VALUES = 32.0, 8.0  # a batch's mean is then 0.18 and 0.35 standard deviations off
+ALIKE = 2.0  # times the scatter of random rows: a batch then says less than half of what its rows could
 GAP, RED_GAP = 0.3, 1.0  # of the spread of the answers; batches of 64 alone make up to about 0.2
 DISAGREEMENT, RED_DISAGREEMENT = 0.1, 0.3  # of the rows
 ACCURACY_GAP = 0.02
@@ -215,9 +216,13 @@ def _drift_severity(layer: LayerFigures, rows: int) -> Severity | None:
 
 
 def _small_batch(examined: Examined, facts: Facts) -> Iterator[Outcome]:
+    """By what its rows are worth, and by whether they are alike: rows that are sorted, repeated or changed together say
+    as little as a few would, however many values they have."""
     if not examined.rows:
         yield NotMade("H7", examined.unseen)
-    elif facts.batch_rows is None:
+        return
+    yield from _alike_rows(examined)
+    if facts.batch_rows is None:
         yield NotMade("H7", "needs the rows in a batch of the training")
     else:
         known = {layer.name: layer.seen.effective_per_row for layer in examined.layers if layer.seen}
@@ -233,6 +238,25 @@ def _small_batch(examined: Examined, facts: Facts) -> Iterator[Outcome]:
                     f"at least {ENOUGH_VALUES:g}",
                     "SyncBatchNorm, batch renorm or a frozen finish; GroupNorm remains at inference",
                 )  # fmt: skip
+
+
+def _alike_rows(examined: Examined) -> Iterator[Outcome]:
+    # Of a variance that is told from so many means. Channels go together, so their number promises nothing.
+    limit = ALIKE * (1.0 + CHANCE * math.sqrt(2.0 / max(examined.batches - 1, 1)))
+    seen = {layer.name: layer.seen for layer in examined.layers if layer.seen}
+    unlike = tuple(name for name, one in seen.items() if one.alikeness is None and one.effective_per_row is not None)
+    if unlike:
+        yield NotMade(
+            "H7", "whether rows are alike is not known: what they are given has other rows than a batch", unlike
+        )
+    for name, one in seen.items():
+        if one.alikeness is not None and one.alikeness > limit:
+            yield Finding(
+                "H7", name, "yellow",
+                f"the rows of a batch are alike: {one.alikeness:.2g} of them say as much as one drawn at random",
+                f"at most {limit:.2g}, over {examined.batches} batches",
+                "shuffle the rows, and change each by itself; else batch renorm or a frozen finish",
+            )  # fmt: skip
 
 
 def _gap(examined: Examined, _: Facts) -> Iterator[Outcome]:

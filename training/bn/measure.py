@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -130,9 +130,11 @@ class _Passes:
         self._plain = Forwards(model, layers, self._run)
         self._masked = Forwards(model, layers, self._run, self._weights)
         self._mask: torch.Tensor | None = None
+        self._layers = layers
         self._means: dict[str, list[torch.Tensor]] = {}
         self._pooled: dict[str, Moments] = {}
         self._served: dict[str, Moments] = {}
+        self._of_rows: dict[str, Moments] = {}
         self._unpadded: dict[str, Moments] = {}
         self._unfitting: set[str] = set()
         self._sites: dict[str, int] = {}
@@ -156,7 +158,9 @@ class _Passes:
                     _merged(self._unpadded, name, moments)
                 self._answered.pop()
             # Normalising by the batch would hide how batches differ from all layers but the first.
-            for name, moments in self._plain.measure([batch], by_batch=False).moments.items():
+            with self._means_of_rows(_rows(batch)):
+                served = self._plain.measure([batch], by_batch=False)
+            for name, moments in served.moments.items():
                 self._means.setdefault(name, []).append(moments.mean)
                 _merged(self._served, name, moments)
             self._compared.add(self._answered.pop(), by_batch, labels)
@@ -169,20 +173,43 @@ class _Passes:
         without = self._unpadded.get(layer.name)
         unpadded = _statistics(without) if without is not None and layer.name not in self._unfitting else None
         sites = self._sites.get(layer.name, 1)
-        return Seen(_statistics(moments), float(moments.weight), sites, self._effective(layer.name), unpadded)
+        share = self._scatter(layer.name, self._served)
+        effective = 1.0 / share / max(self._sizes) if share else None
+        share = self._scatter(layer.name, self._of_rows)
+        alikeness = share * max(self._sizes) if share else None
+        return Seen(_statistics(moments), float(moments.weight), sites, effective, alikeness, unpadded)
 
-    def _effective(self, name: str) -> float | None:
-        """Of full batches alone; a smaller last one would scatter more."""
+    def _scatter(self, name: str, of: Mapping[str, Moments]) -> float | None:
+        """Variance of the batches' means as a share of the variance in `of`, on the average of the channels.
+
+        Of full batches alone; a smaller last one would scatter more."""
         full, means = max(self._sizes, default=0), self._means.get(name, [])
-        if len(means) != len(self._sizes):
+        if len(means) != len(self._sizes) or name not in of:
             return None
         means = [mean for mean, rows in zip(means, self._sizes, strict=True) if rows == full]
         if len(means) < FEWEST_BATCHES:
             return None
-        scatter, variance = torch.stack(means).var(dim=0), self._served[name].variance
+        scatter, variance = torch.stack(means).var(dim=0), of[name].variance
         varying = variance > 0
         share = float((scatter[varying] / variance[varying]).mean()) if bool(varying.any()) else math.nan
-        return 1.0 / share / full if math.isfinite(share) and share > 0 else None
+        return share if math.isfinite(share) and share > 0 else None
+
+    @contextmanager
+    def _means_of_rows(self, rows: int) -> Iterator[None]:
+        """Inside, the mean over each row's positions is taken into `_of_rows`, where a layer is given the rows."""
+
+        def heard(name: str, values: torch.Tensor) -> None:
+            if values.shape[0] == rows:
+                _merged(self._of_rows, name, Moments.of(values.flatten(2).mean(2) if values.dim() > 2 else values))
+
+        with ExitStack() as stack:
+            for layer in self._layers:
+                hook = layer.module.register_forward_pre_hook(
+                    lambda _, given, named, name=layer.name: heard(name, (*given, *named.values())[0]),
+                    with_kwargs=True,
+                )
+                stack.callback(hook.remove)
+            yield
 
     def answers(self) -> Answers | None:
         return self._compared.answers(self.rows)

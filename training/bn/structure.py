@@ -66,14 +66,14 @@ class Structure:
     unread: str
 
 
-def read_structure(model: nn.Module) -> Structure:
-    """Follows `model`, which stays as it is."""
+def read_structure(model: nn.Module, inputs: int = 1) -> Structure:
+    """Follows `model`, which stays as it is. inputs: how many it is given, where its forward takes any number."""
     norms = {id(layer.module) for layer in norm_layers(model)} | {id(module) for _, module in without_statistics(model)}
     places: dict[str, Place] = {}
     dropouts: list[tuple[str, str]] = []
     unread = ""
     first_names = {id(module): name for name, module in model.named_modules()}
-    for prefix, piece, reason in _pieces(model, "", norms):
+    for prefix, piece, reason in _pieces(model, "", norms, inputs):
         if piece is None:
             unread = unread or f"{prefix or 'the network'} cannot be followed ({reason})"
             continue
@@ -86,18 +86,38 @@ def read_structure(model: nn.Module) -> Structure:
 Piece = tuple[nn.Module, fx.Graph]
 
 
+class _Several(fx.Proxy):
+    """The values of `forward(self, *values)`: fx knows that there are some, but not how many."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, count: int) -> None:
+        super().__init__(node, tracer)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        make = self.tracer.create_proxy
+        return iter([make("call_function", operator.getitem, (self, number), {}) for number in range(self._count)])
+
+
 class _Tracer(fx.Tracer):
     """Layers of our own kind stay whole, whoever wrote them."""
 
-    def __init__(self, norms: set[int]) -> None:
+    def __init__(self, norms: set[int], inputs: int) -> None:
         super().__init__()
         self._norms = norms
+        self._inputs = inputs
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        several = node.op == "placeholder" and str(node.target).startswith("*")
+        return _Several(node, self, self._inputs) if several else super().proxy(node)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) in self._norms or super().is_leaf_module(m, module_qualified_name)
 
 
-def _pieces(module: nn.Module, prefix: str, norms: set[int]) -> Iterator[tuple[str, Piece | None, str]]:
+def _pieces(module: nn.Module, prefix: str, norms: set[int], inputs: int) -> Iterator[tuple[str, Piece | None, str]]:
     """The module as one piece, or its children's pieces; those without a BatchNorm are of no interest."""
     if not any(id(inner) in norms for inner in module.modules()):
         return
@@ -105,11 +125,11 @@ def _pieces(module: nn.Module, prefix: str, norms: set[int]) -> Iterator[tuple[s
         yield prefix, None, "it stands in a part that cannot be followed"
         return
     try:
-        graph = _Tracer(norms).trace(module)
+        graph = _Tracer(norms, inputs).trace(module)
     except Exception as error:  # anybody's forward code, on symbols: it may raise whatever it likes
         yield prefix, None, next(iter(str(error).splitlines()), "") or type(error).__name__
         for name, child in module.named_children():
-            yield from _pieces(child, f"{prefix}.{name}" if prefix else name, norms)
+            yield from _pieces(child, f"{prefix}.{name}" if prefix else name, norms, inputs)
         return
     yield prefix, (module, graph), ""
 

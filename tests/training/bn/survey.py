@@ -1,4 +1,4 @@
-"""How many of the forty faults are found, in each kind of network, and how many healthy networks are called ill.
+"""How many of the forty-five faults are found, in each kind of network, and how many healthy networks are called ill.
 
 python -m tests.training.bn.survey             all faults in all kinds, thirty healthy networks
 python -m tests.training.bn.survey --known     without the held-out faults: for work on thresholds

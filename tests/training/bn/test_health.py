@@ -28,7 +28,7 @@ def layer(**changes: Any) -> LayerFigures:
     healthy = LayerFigures(
         "bn", "BatchNorm1d", statistics(), gamma=np.ones(CHANNELS), beta=np.zeros(CHANNELS), eps=1e-5, momentum=0.1,
         count=100, clamped=True, closes_block=False, weight_norm=1.0,
-        seen=Seen(statistics(), values=1e6, sites=1, effective_per_row=1.0, unpadded=statistics()),
+        seen=Seen(statistics(), values=1e6, sites=1, effective_per_row=1.0, alikeness=1.0, unpadded=statistics()),
     )  # fmt: skip
     return replace(healthy, **changes)
 
@@ -88,6 +88,8 @@ NAN = float("nan")
         pytest.param({"weight_norm": 1e-4}, [("H14", "yellow")], id="weights too small"),
         pytest.param({"seen": seen(effective_per_row=0.4)}, [("H7", "yellow")], id="a batch worth 26"),
         pytest.param({"seen": seen(effective_per_row=0.1)}, [("H7", "red")], id="a batch worth 6"),
+        pytest.param({"seen": seen(alikeness=2.8)}, [], id="rows that chance may make alike"),
+        pytest.param({"seen": seen(alikeness=3.0)}, [("H7", "yellow")], id="rows that are alike"),
     ],
 )
 def test_what_a_layer_holds_is_told(changes: dict[str, Any], expected: list[tuple[str, str]]) -> None:

@@ -59,6 +59,30 @@ def test_a_row_is_worth_as_many_values_as_its_independent_positions() -> None:
     assert per_row(noise[..., :1].expand(-1, -1, 4)) == pytest.approx(1, rel=0.1)
 
 
+def test_rows_that_are_alike_are_told_by_how_many_stand_for_one() -> None:
+    noise = torch.randn(64 * 64, 64, 4, generator=torch.Generator().manual_seed(0))
+
+    def alikeness(values: torch.Tensor) -> float | None:
+        (layer,) = examine(nn.Sequential(nn.BatchNorm1d(64)), list(values.split(64))).examined.layers
+        assert layer.seen
+        return layer.seen.alikeness
+
+    assert alikeness(noise) == pytest.approx(1, rel=0.1)
+    assert alikeness(noise[..., :1].expand(-1, -1, 4)) == pytest.approx(1, rel=0.1)  # positions are no rows
+    assert alikeness(noise[:512].repeat_interleave(8, dim=0)) == pytest.approx(8, rel=0.1)
+
+
+def test_whether_rows_are_alike_is_not_told_where_a_layer_is_given_others() -> None:
+    model = nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(0, 1), nn.BatchNorm1d(1))  # each value as a row
+
+    diagnosis = examine(model, batches())
+
+    (layer,) = diagnosis.examined.layers
+    assert layer.seen
+    assert layer.seen.alikeness is None
+    assert [each.layers for each in diagnosis.not_made if "alike" in each.reason] == [("2",)]
+
+
 def test_too_few_batches_tell_nothing_of_their_scatter() -> None:
     (layer,) = examine(network(), batches(count=5)).examined.layers
 

@@ -46,6 +46,23 @@ class Noisy(nn.Module):
         return normal if self.before else functional.dropout(normal, 0.5, self.training)
 
 
+class Several(nn.Module):
+    """Takes any number of inputs, as a network behind a front does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(6, 3), nn.BatchNorm1d(3)
+
+    def forward(self, *columns: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.bn(self.linear(torch.cat([*columns], dim=1))))
+
+
+def test_a_network_of_any_number_of_inputs_is_followed() -> None:
+    read = read_structure(Several(), inputs=2)
+
+    assert (read.unread, read.places["bn"].fed_by, read.places["bn"].clamped) == ("", "linear", True)
+
+
 def test_a_layer_knows_what_feeds_it_and_what_follows() -> None:
     plain = read_structure(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU6())).places["1"]
     skip = read_structure(Skip()).places["bn"]
