@@ -93,7 +93,8 @@ class InputConfig(Schema):
     """One input, as a client sees it. `shape` includes the batch dimension, as -1, when the model is batchable.
 
     `description`, `minimum` and `maximum` tell a client (or a page) what values to send; they are not enforced.
-    `reshape`: the shape in the model file, where it is another (reshape.py).
+    `categories`: of an input that holds numbers of categories, what each number stands for, from 0 on. `reshape`: the
+    shape in the model file, where it is another (reshape.py).
     """
 
     name: str
@@ -103,6 +104,7 @@ class InputConfig(Schema):
     description: str = ""
     minimum: float | None = None
     maximum: float | None = None
+    categories: tuple[str, ...] = ()
 
 
 class OutputConfig(Schema):
@@ -120,12 +122,14 @@ class OutputConfig(Schema):
 class ModelConfig(Schema):
     """`config.json`. `max_batch_size` counts rows; 0 means the model is not batchable and runs one request at a time.
 
-    `inputs` and `outputs` empty: derived from the model file. `file_name` is where it comes from, for messages; of a
-    configuration that came with a load call, what to call that.
+    `notes`: what a client has to do before it sends inputs, because no model file can. `inputs` and `outputs` empty:
+    derived from the model file. `file_name` is where it comes from, for messages; of a configuration that came with a
+    load call, what to call that.
     """
 
     name: ModelName
     description: str = ""
+    notes: tuple[str, ...] = ()
     platform: Literal["onnx_onnxv1"] = "onnx_onnxv1"
     max_batch_size: int | None = Field(
         default=None, ge=0, le=LARGEST_INT32, description="rows; absent: derived from the model file"

@@ -1,7 +1,7 @@
 """The command `foldtrain`: the command line and exit codes; every command's work is imported when it runs.
 
-    foldtrain build RECIPE         from data to a published version                    (extra: training)
-    foldtrain train RECIPE --out D a run in a folder, which can be resumed at any step (extra: training)
+    foldtrain build SPEC           from data to a published version                    (extra: training)
+    foldtrain train SPEC --out DIR a run in a folder, which can be resumed at any step (extra: training)
     foldtrain resume DIR           on with it, to the same bits                        (extra: training)
     foldtrain crossq ENVIRONMENT   a policy, learned by CrossQ, as a published version (extra: rl)
     foldtrain export SPEC -o OUT   a torch network as a folded, verified ONNX file     (extra: training)
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeAlias
 
-from training.recipe import RECIPES, describe_settings, find_recipe
+from training.datasets import SOURCES
+from training.presets import PRESETS
+from training.recipe import RECIPES, describe_settings
+from training.recipe_sources import Asked, ask
 
 DONE, CHECKS_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
 
@@ -52,6 +56,8 @@ EXTRAS: Mapping[str, str] = {
     "sklearn": "training",
     "tqdm": "training",
     "ignite": "training",
+    "yaml": "training",
+    "tensorboard": "tensorboard",
     "onnx": "fold",
     "onnx_ir": "fold",
     "ml_dtypes": "fold",
@@ -89,18 +95,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(options: argparse.Namespace) -> int:
-    recipe = find_recipe(options.recipe, options.set)
+    asked = _asked(options)
+    if not asked.base:
+        _announce(f"read     {options.spec}")
     from training import pipeline
 
-    result = pipeline.build(recipe, options.repository, replace=options.replace, announce=_announce)
+    result = pipeline.build_asked(asked, options.repository, replace=options.replace, announce=_announce)
     return _tell(result)
 
 
 def train(options: argparse.Namespace) -> int:
-    recipe = find_recipe(options.recipe, options.set)
-    from training.train_run import start
+    asked = _asked(options)
+    _print(f"train: {options.spec} into {options.out}")  # before torch is imported, which takes seconds
+    from training.train_run import start_asked
 
-    return _tell(start(recipe, options.out, every_s=options.checkpoint_every_s))
+    return _tell(start_asked(asked, options.out, every_s=options.checkpoint_every_s, announce=_print))
+
+
+def _asked(options: argparse.Namespace) -> Asked:
+    return ask(
+        options.spec,
+        preset=options.preset,
+        overrides=options.set,
+        environment=os.environ,
+        finds_rate=options.find_lr,
+    )
 
 
 def resume(options: argparse.Namespace) -> int:
@@ -210,8 +229,13 @@ class _Result(Protocol):
 
 
 def _tell(result: _Result) -> int:
-    sys.stdout.write(f"{_harmless(result.as_text())}\n")
+    _print(result.as_text())
     return DONE
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{_harmless(text)}\n")
+    sys.stdout.flush()
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -263,13 +287,24 @@ def _add_build(commands: Commands) -> None:
 
 
 def _add_recipe(new: _Parser) -> None:
-    new.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(RECIPES)}")
+    new.add_argument(
+        "spec",
+        metavar="SPEC",
+        help=f"a recipe ({', '.join(RECIPES)}), a file.yaml with its keys, or data ({', '.join(SOURCES)})",
+    )
+    new.add_argument("--preset", metavar="NAME", help=f"network and how it is trained: {', '.join(PRESETS)}")
+    new.add_argument(
+        "--find-lr",
+        action="store_true",
+        help="find the learning rate by a trial on a copy, as does --set optimiser.learning_rate=auto",
+    )
     new.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a setting, as in optimiser.learning_rate=0.05",
+        help="override a setting, as in optimiser.learning_rate=0.05; FOLDTRAIN_OPTIMISER__LEARNING_RATE in the "
+        "environment does so, too",
     )
 
 
@@ -593,7 +628,7 @@ def _file(text: str, *endings: str) -> Path:
 
 
 def _announce(step: str) -> None:
-    sys.stderr.write(f"{step}\n")
+    sys.stderr.write(f"{_harmless(step)}\n")
 
 
 def _say(message: str, exit_code: int) -> int:

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from training.errors import UserError
 
 INDEX = "checkpoint.json"
-_MODULE, _OPTIMISER = "module.", "optimiser."
+_MODULE, _OPTIMISER, _EXTRA = "module.", "optimiser.", "extra."
 
 
 class CheckpointRefused(UserError):
@@ -35,18 +35,20 @@ class CheckpointRefused(UserError):
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """step: how many have been made. module, optimiser: their `state_dict()`. values: anything JSON holds; floats come
-    back bit for bit."""
+    back bit for bit. extra: tensors of whatever else there is."""
 
     step: int
     module: Mapping[str, torch.Tensor]
     optimiser: Mapping[str, Any]
     values: Mapping[str, Any]
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def save(folder: Path, snapshot: Snapshot) -> None:
     """In place of what `folder` held; it is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {_MODULE + name: tensor for name, tensor in snapshot.module.items()}
+    tensors |= {_EXTRA + name: tensor for name, tensor in snapshot.extra.items()}
     numbers: dict[str, Any] = {}
     for index, state in snapshot.optimiser["state"].items():
         for name, value in state.items():
@@ -89,9 +91,12 @@ def load(folder: Path) -> Snapshot:
             if key.startswith(_OPTIMISER):
                 number, _, name = key.removeprefix(_OPTIMISER).partition(".")
                 state.setdefault(int(number), {})[name] = value
-        module = {key.removeprefix(_MODULE): value for key, value in tensors.items() if key.startswith(_MODULE)}
+        module, extra = (
+            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            for prefix in (_MODULE, _EXTRA)
+        )
         optimiser = {"state": state, "param_groups": index["optimiser_groups"]}
-        return Snapshot(int(index["step"]), module, optimiser, index["values"])
+        return Snapshot(int(index["step"]), module, optimiser, index["values"], extra)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointRefused(f"{path}: cannot be read as a checkpoint: {error}") from error
 

@@ -32,10 +32,10 @@ from training.bn.population import Forward
 from training.command_files import CannotUseFile, check_places, read_samples, write_json, write_text
 from training.doctor_page import render
 from training.errors import UserError
+from training.evaluation import tensors
 from training.model_source import opened
 from training.reference.op import Array
 from training.run_folder import RECIPE
-from training.train import tensors
 from training.trained_run import open_run
 from training.weights_file import load_weights
 

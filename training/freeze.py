@@ -7,27 +7,30 @@ their accuracy with either is told. Knows no ONNX and no repository.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from training.bn.population import estimate
 from training.datasets.dataset import Dataset, Examples
+from training.evaluation import EVALUATION_ROWS, measure, tensors
 from training.recipe import Recipe
-from training.train import EVALUATION_ROWS, accuracy, logits, tensors, torch_set_up_for
+from training.train import torch_set_up_for
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """In eval mode, with one kind of statistics. train_loss: mean cross-entropy; accuracies are shares of 1."""
+    """In eval mode, with one kind of statistics. train_loss: mean cross-entropy; accuracies are shares of 1.
+    test_mean_iou: where each pixel has a class (evaluation.py)."""
 
     train_loss: float
     train_accuracy: float
     test_accuracy: float
+    test_mean_iou: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +65,20 @@ class FreezeReport:
 
 
 def freeze_statistics(module: nn.Module, recipe: Recipe, dataset: Dataset) -> FreezeReport:
-    """Leaves the better statistics in `module`, which is in eval mode and stays so. Raises CannotEstimate."""
-    with torch_set_up_for(recipe):
+    """Leaves the better statistics in `module`, which is in eval mode on the CPU, and stays so.
+
+    Where its weights are an average, no statistics but those measured are its own. Raises CannotEstimate.
+    """
+    with torch_set_up_for(recipe), _on(recipe.device, module):
         running = _scores(module, dataset)
         if recipe.statistics == "running":
             return FreezeReport("running", "the recipe asks for them", running)
         found = estimate(module, _batches(recipe, dataset.train), mode=recipe.statistics, forward=_forward)
         population = _scores(module, dataset)
         told = found.as_dict()
+        if recipe.optimiser.average is not None:
+            reason = "the running averages are those of other weights than these"
+            return FreezeReport("population", reason, running, population, told)
         if population.train_loss <= running.train_loss:
             reason = f"the training loss is {population.train_loss:.4g}, {running.train_loss:.4g} with running averages"
             return FreezeReport("population", reason, running, population, told)
@@ -85,9 +94,19 @@ def _batches(recipe: Recipe, examples: Examples) -> list[tuple[torch.Tensor, ...
 
 
 def _forward(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> object:
-    return module(*batch)
+    device = next(module.parameters()).device
+    return module(*(values.to(device) for values in batch))
+
+
+@contextmanager
+def _on(device: str, module: nn.Module) -> Iterator[None]:
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.cpu()
 
 
 def _scores(module: nn.Module, dataset: Dataset) -> Scores:
-    loss = functional.cross_entropy(logits(module, dataset.train), torch.from_numpy(dataset.train.labels))
-    return Scores(loss.item(), *(accuracy(module, part) for part in (dataset.train, dataset.test)))
+    seen, unseen = (measure(module, part) for part in (dataset.train, dataset.test))
+    return Scores(seen.loss, seen.accuracy, unseen.accuracy, unseen.mean_iou)

@@ -63,16 +63,22 @@ class Source:
 
 
 @contextmanager
-def opened(spec: str, *, torchvision_shim: bool = False) -> Iterator[Source]:
+def opened(
+    spec: str, *, torchvision_shim: bool = False, classes: int | None = None, channels: int | None = None
+) -> Iterator[Source]:
     """The module of `spec`. Its folders can be imported from for the block, for code that imports when it runs.
+
+    classes, channels: what a network of a zoo is to answer and take; None: as its weights do. torchvision's take 3.
 
     torchvision_shim: declare the operators that keep torchvision's wheel from importing beside another build of torch.
     Raises SourceRefused.
     """
     kind, _, rest = spec.partition(":")
-    openers: Mapping[str, Callable[[str, str, bool], Source]] = {"timm": _of_timm, "torchvision": _of_torchvision}
+    openers: Mapping[str, Callable[[str, str, bool, Mapping[str, int]], Source]]
+    openers = {"timm": _of_timm, "torchvision": _of_torchvision}
     if kind in openers and rest:
-        yield openers[kind](spec, rest, torchvision_shim)
+        sizes = {"num_classes": classes, "in_chans": channels if kind == "timm" else None}
+        yield openers[kind](spec, rest, torchvision_shim, {k: size for k, size in sizes.items() if size is not None})
         return
     where, _, factory = rest.rpartition(":")
     if kind not in ("py", "file") or not where or not factory:
@@ -189,18 +195,18 @@ def first_line(error: BaseException) -> str:
 # --- the zoos -----------------------------------------------------------------------------------------------------
 
 
-def _of_timm(spec: str, name: str, shim: bool) -> Source:
+def _of_timm(spec: str, name: str, shim: bool, sizes: Mapping[str, int]) -> Source:
     timm = _zoo(spec, "timm", shim)
     with _told_of(spec):
-        module: nn.Module = timm.create_model(name, pretrained=False, exportable=True)
+        module: nn.Module = timm.create_model(name, pretrained=False, exportable=True, **sizes)
     return _described(module.eval(), None)
 
 
-def _of_torchvision(spec: str, name: str, shim: bool) -> Source:
+def _of_torchvision(spec: str, name: str, shim: bool, sizes: Mapping[str, int]) -> Source:
     _zoo(spec, "torchvision", shim)
     with _told_of(spec):
         models = importlib.import_module("torchvision.models")
-        module: nn.Module = models.get_model(name, weights=None)
+        module: nn.Module = models.get_model(name, weights=None, **sizes)
         transforms = models.get_model_weights(name).DEFAULT.transforms()
     crop = tuple(getattr(transforms, "crop_size", ()))
     return Source(

@@ -17,16 +17,19 @@ import onnx_ir as ir
 from torch import nn
 
 from training import datasets, verify
-from training.datasets.dataset import Dataset
+from training.datasets.dataset import Dataset, InputDescription, Task
 from training.errors import UserError
+from training.evaluation import logits, tensors
 from training.export import export
 from training.fold import FoldReport, fold
 from training.fold.files import SOURCE_SHA256
 from training.freeze import FreezeReport, freeze_statistics
 from training.golden import make_golden
+from training.prepare import prepare
 from training.publish import LABELS_FILE, Draft, check_destination, config_for, publish
 from training.recipe import Recipe
-from training.train import TrainReport, logits, tensors, train
+from training.recipe_sources import Asked
+from training.train import TrainReport, train
 from training.verify_report import VerifyReport
 
 OUTPUT = "logits"
@@ -53,8 +56,8 @@ class BuildResult:
         """The summary for a terminal."""
         folded = self.fold.summary()
         accuracy = (
-            f"{self.freeze.scores.test_accuracy:.2%} of {self.train.n_test} held-out images "
-            f"(training images: {self.freeze.scores.train_accuracy:.2%}), trained in {self.train.seconds:.1f} s"
+            f"{self.freeze.scores.test_accuracy:.2%} of {self.train.n_test} held-out examples "
+            f"(training examples: {self.freeze.scores.train_accuracy:.2%}), trained in {self.train.seconds:.1f} s"
         )
         fold_line = (
             f"{folded['found']} BatchNormalization found, {folded['folded']} folded, {self.batchnorms_left} left; "
@@ -76,15 +79,18 @@ def build(
     *,
     replace: int | None = None,
     announce: Callable[[str], None] = lambda _: None,
+    dataset: Dataset | None = None,
 ) -> BuildResult:
     """Train, export, fold, verify and publish `recipe` as the next version of its name, or in place of `replace`.
 
+    dataset: the recipe's, where it has been read.
     `announce` is told of each step before it begins. Raises UserError or FoldError; nothing is published then.
     """
     check_destination(repository, recipe.name, replace)  # now, not after the training
 
-    announce(f"train    {recipe.name}: {recipe.architecture.family} on {recipe.data.source}, {recipe.epochs} epochs")
-    dataset = datasets.load(recipe.data.source, recipe.data.options())
+    announce(f"train    {recipe.name}: {recipe.architecture.title} on {recipe.data.source}, {recipe.epochs} epochs")
+    if dataset is None:
+        dataset = datasets.load(recipe.data.source, recipe.data.options())
     module, train_report = train(recipe, dataset)
 
     announce("freeze   BatchNorm's statistics, measured over the training data")
@@ -123,10 +129,22 @@ def build(
     return BuildResult(recipe, version.path, train_report, freeze_report, fold_report, verify_report, batchnorms_left)
 
 
+def build_asked(
+    asked: Asked,
+    repository: Path,
+    *,
+    replace: int | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> BuildResult:
+    """The same of what was said; `announce` is also told what was chosen. Raises UserError or FoldError."""
+    recipe, dataset = prepare(asked, announce)
+    return build(recipe, repository, replace=replace, announce=announce, dataset=dataset)
+
+
 def _require_accuracy(recipe: Recipe, report: FreezeReport, n_test: int) -> None:
     if report.scores.test_accuracy < recipe.minimum_test_accuracy:
         raise ChecksFailed(
-            f"recipe {recipe.name!r} reached {report.scores.test_accuracy:.2%} of {n_test} held-out images, but asks "
+            f"recipe {recipe.name!r} reached {report.scores.test_accuracy:.2%} of {n_test} held-out examples, but asks "
             f"for {recipe.minimum_test_accuracy:.2%}; nothing was published. Train longer, or publish it all the same "
             f"with --set minimum_test_accuracy={math.floor(100 * report.scores.test_accuracy) / 100:g}"
         )
@@ -161,23 +179,23 @@ def _require_same_answers(module: nn.Module, folded: ir.Model, dataset: Dataset)
     """The folded file in ONNX Runtime must choose torch's class for every held-out input, not just nearly every."""
     expected = logits(module, dataset.test).argmax(dim=1).numpy()
     answered = verify.run(folded, dict(dataset.test.inputs))[OUTPUT].argmax(axis=1)
-    differing = np.flatnonzero(answered != expected)
-    if differing.size:
-        first = differing[0]
+    differing = np.argwhere(answered != expected)
+    if len(differing):
+        first = tuple(differing[0])
+        of_pixels = "" if len(first) == 1 else f", pixel {list(map(int, first[1:]))}"
         raise ChecksFailed(
-            f"{differing.size} of {len(expected)} held-out inputs get another class than from torch; the first is "
-            f"number {first}: {dataset.classes[answered[first]]!r}, torch says {dataset.classes[expected[first]]!r}"
+            f"{len(differing)} of {expected.size} held-out inputs get another class than from torch; the first is "
+            f"number {first[0]}{of_pixels}: {dataset.classes[answered[first]]!r}, torch says "
+            f"{dataset.classes[expected[first]]!r}"
         )
 
 
 def _describe(folded: ir.Model, recipe: Recipe, dataset: Dataset) -> Any:
+    scores = "one score a class" if dataset.task is Task.CLASSIFY else "one score a class for each pixel"
     about: dict[str, dict[str, Any]] = {
-        **{
-            one.name: {"description": one.description, "minimum": one.minimum, "maximum": one.maximum}
-            for one in dataset.inputs
-        },
+        **{one.name: _of_input(one) for one in dataset.inputs},
         OUTPUT: {
-            "description": "one score a class, in the order of labels.txt; the largest wins",
+            "description": f"{scores}, in the order of labels.txt; the largest wins",
             "labels": LABELS_FILE,
         },
     }
@@ -187,4 +205,10 @@ def _describe(folded: ir.Model, recipe: Recipe, dataset: Dataset) -> Any:
         description=recipe.description,
         max_batch_size=recipe.max_batch_size,
         about=about,
+        notes=dataset.notes,
     )
+
+
+def _of_input(one: InputDescription) -> dict[str, Any]:
+    told: dict[str, Any] = {"description": one.description, "minimum": one.minimum, "maximum": one.maximum}
+    return told | ({"categories": one.categories} if one.categories else {})

@@ -155,9 +155,10 @@ def config_for(
     description: str,
     max_batch_size: int | None,
     about: Mapping[str, Mapping[str, Any]],
+    notes: Sequence[str] = (),
 ) -> ModelConfig:
     """The `config.json` of `model`: names, datatypes and shapes from its graph, and `about[tensor name]` for the rest
-    (description, minimum, maximum, labels). Raises PublishRefused for what the service could not serve.
+    (description, minimum, maximum, categories, labels). Raises PublishRefused for what the service could not serve.
 
     max_batch_size: None leaves it to the service, which probes whether rows are independent.
     """
@@ -167,9 +168,11 @@ def config_for(
     outputs = tuple(
         OutputConfig(**_tensor_fields(value), **about.get(str(value.name), {})) for value in model.graph.outputs
     )
-    batching: dict[str, Any] = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
+    optional: dict[str, Any] = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
+    if notes:
+        optional["notes"] = tuple(notes)
     try:
-        return ModelConfig(name=name, description=description, **batching, inputs=inputs, outputs=outputs)
+        return ModelConfig(name=name, description=description, **optional, inputs=inputs, outputs=outputs)
     except ValidationError as error:
         raise PublishRefused(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 

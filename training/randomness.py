@@ -11,8 +11,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-Purpose = Literal["weights", "order", "augmentation", "noise"]
-_NUMBERS: dict[Purpose, int] = {"weights": 0, "order": 1, "augmentation": 2, "noise": 3}
+Purpose = Literal["weights", "order", "augmentation", "noise", "held_out", "finder"]
+_NUMBERS: dict[Purpose, int] = {
+    "weights": 0, "order": 1, "augmentation": 2, "noise": 3, "held_out": 4, "finder": 5,
+}  # fmt: skip
 
 
 def seed_of(seed: int, purpose: Purpose, place: int = 0) -> int:

@@ -1,10 +1,11 @@
-"""A training run on disk, and how it is found again: `foldtrain train RECIPE --out DIR`, `foldtrain resume DIR`.
+"""A training run on disk, and how it is found again: `foldtrain train SPEC --out DIR`, `foldtrain resume DIR`.
 
     recipe.json          all settings, in full
     metrics.jsonl        a line an epoch
     checkpoint/          the last moment that was kept (checkpoint.py)
     model.safetensors    the weights, when the run has ended
     report.json          what was trained, and how good it is
+    curves.svg           the metrics as a picture
 
 Written so that a kill at any point leaves a run that can be resumed: lines of metrics that are newer than the
 checkpoint are cut off then. Knows no loop.
@@ -16,6 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,13 @@ from torch import nn
 
 from training import checkpoint
 from training.checkpoint import Snapshot
+from training.curves import curves_picture
 from training.datasets.dataset import Dataset
 from training.errors import UserError
 from training.recipe import Recipe
 
-RECIPE, METRICS, CHECKPOINT, MODEL, REPORT = (
-    "recipe.json", "metrics.jsonl", "checkpoint", "model.safetensors", "report.json",
+RECIPE, METRICS, CHECKPOINT, MODEL, REPORT, CURVES = (
+    "recipe.json", "metrics.jsonl", "checkpoint", "model.safetensors", "report.json", "curves.svg",
 )  # fmt: skip
 CHECKPOINT_EVERY_S = 30.0
 
@@ -50,16 +53,26 @@ class RunFolder:
         self._clock = clock
         self._saved_at_s = clock()
         self._data = ""
+        self.listener: Callable[[Mapping[str, Any]], object] = lambda _: None
+        """Is told each line of metrics, too."""
 
     # --- beginning and finding again ---
 
-    def begin(self, recipe: Recipe) -> None:
+    def check_free(self) -> None:
         """Raises RunRefused where something lies there already."""
         try:
-            if self.path.exists() and any(self.path.iterdir()):
-                raise RunRefused(
-                    f"{self.path}: is not empty; go on with it (foldtrain resume {self.path}), or name another folder"
-                )
+            taken = self.path.exists() and any(self.path.iterdir())
+        except OSError as error:
+            raise RunRefused(f"{self.path}: cannot be written: {error.strerror}") from error
+        if taken:
+            raise RunRefused(
+                f"{self.path}: is not empty; go on with it (foldtrain resume {self.path}), or name another folder"
+            )
+
+    def begin(self, recipe: Recipe) -> None:
+        """Raises RunRefused where something lies there already."""
+        self.check_free()
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / RECIPE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
         except OSError as error:
@@ -106,18 +119,25 @@ class RunFolder:
         path = self.path / METRICS
         size_bytes = path.stat().st_size if path.exists() else 0
         values = {**snapshot.values, "metrics_bytes": size_bytes, "data": self._data}
-        checkpoint.save(self.path / CHECKPOINT, Snapshot(snapshot.step, snapshot.module, snapshot.optimiser, values))
+        checkpoint.save(self.path / CHECKPOINT, replace(snapshot, values=values))
         self._saved_at_s = self._clock()
 
     def tell(self, line: Mapping[str, Any]) -> None:
         """One line of metrics."""
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.listener(line)
+
+    def metrics(self) -> list[Mapping[str, Any]]:
+        """The lines so far."""
+        path = self.path / METRICS
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
     # --- the end ---
 
     def finish(self, module: nn.Module, report: Mapping[str, Any]) -> None:
         """The weights, and what is known of them."""
+        checkpoint.write_whole(self.path / CURVES, curves_picture(self.metrics()).encode())
         checkpoint.write_whole(self.path / MODEL, checkpoint.packed(module.state_dict()))
         checkpoint.write_whole(self.path / REPORT, json.dumps(report, indent=1).encode() + b"\n")
 

@@ -11,7 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -21,19 +21,21 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from training import architectures
-from training.architectures.norms import Norms
+from training.averages import averaged
 from training.checkpoint import Snapshot
 from training.datasets.dataset import Dataset, Examples
 from training.engine import run_steps
 from training.errors import UserError
-from training.fronts import Network, build_front, features_of
+from training.evaluation import measure
+from training.networks import opened_network
+from training.optimiser import build_optimiser, learning_rate_factor
+from training.patience import Patience
 from training.randomness import generator, reseed
 from training.recipe import Recipe
 from training.run_folder import RunFolder
 
 TOOLS = ("torch", "numpy", "scikit-learn")
-EVALUATION_ROWS = 256
+_AVERAGE, _BEST = "average.", "best."
 
 
 class TrainingFailed(UserError):
@@ -45,7 +47,8 @@ class TrainReport:
     """What was trained, how, and how good it is. Accuracies are shares of 1, measured in eval mode.
 
     epochs, total_steps: that the recipe asks for; steps: that were made; seconds: since the start, or since it was
-    resumed. train_loss: the last whole epoch's mean, None before its end.
+    resumed. train_loss: the last whole epoch's mean, None before its end. best_epoch: whose weights these are, where
+    held-out examples decide; is_finished: nothing is left to do.
     """
 
     epochs: int
@@ -58,12 +61,10 @@ class TrainReport:
     n_train: int
     n_test: int
     parameters: int
+    is_finished: bool
+    best_epoch: int | None
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
-
-    @property
-    def is_finished(self) -> bool:
-        return self.steps == self.total_steps
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,6 +77,7 @@ def train(
     show_progress: bool | None = None,
     run: RunFolder | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[nn.Module, TrainReport]:
     """Train the recipe's network on `dataset.train`; returns it in eval mode, on the CPU.
 
@@ -83,46 +85,29 @@ def train(
     stopped; the bits are those of a run that never stopped. should_stop: asked behind each step.
     Raises TrainingFailed, and what RunFolder.last raises.
     """
-    started = time.monotonic()
-    with torch_set_up_for(recipe):
-        module = _new_module(recipe, dataset)
-        fit = _Fit(module, recipe, dataset, run)
-        fit.go(show_progress, should_stop)
-        module.eval()
-        train_accuracy, test_accuracy = (accuracy(module, part) for part in (dataset.train, dataset.test))
+    started, limit = clock(), recipe.stopping.time_limit_s or math.inf
+    with torch_set_up_for(recipe), opened_network(recipe, dataset) as module:
+        fit = Fit(module.to(recipe.device), recipe, dataset, run)
+        fit.go(show_progress, lambda: should_stop() or clock() - started >= limit)
+        trained = fit.result().eval()
+        found = [measure(trained, part) for part in (dataset.train, dataset.test)]
     report = TrainReport(
         epochs=recipe.epochs,
         steps=fit.steps,
         total_steps=fit.total,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(clock() - started, 3),
         train_loss=None if math.isnan(fit.loss) else fit.loss,
-        train_accuracy=train_accuracy,
-        test_accuracy=test_accuracy,
+        train_accuracy=found[0].accuracy,
+        test_accuracy=found[1].accuracy,
         n_train=len(dataset.train),
         n_test=len(dataset.test),
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=sum(parameter.numel() for parameter in trained.parameters()),
+        is_finished=fit.is_finished,
+        best_epoch=fit.best_epoch,
         settings=recipe.model_dump(mode="json"),
         versions={"python": platform.python_version()} | {tool: metadata.version(tool) for tool in TOOLS},
     )
-    return module, report
-
-
-def tensors(examples: Examples) -> list[torch.Tensor]:
-    """The inputs, in the order in which a network takes them."""
-    return [torch.from_numpy(values) for values in examples.inputs.values()]
-
-
-def logits(module: nn.Module, examples: Examples) -> torch.Tensor:
-    """The module's answers in eval mode for all rows, computed in pieces of bounded size."""
-    pieces = zip(*(values.split(EVALUATION_ROWS) for values in tensors(examples)), strict=True)
-    with torch.inference_mode():
-        return torch.cat([module(*piece) for piece in pieces])
-
-
-def accuracy(module: nn.Module, examples: Examples) -> float:
-    """Share of `examples` (of their pixels, where each has a label) whose highest logit is the label's, from 0 to 1."""
-    hits = logits(module, examples).argmax(dim=1) == torch.from_numpy(examples.labels)
-    return hits.double().mean().item()
+    return trained.cpu(), report
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -131,30 +116,6 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     So BatchNorm never meets a last batch of one row, whose variance is zero, and no example is dropped.
     """
     return max(1, rows // batch_size)
-
-
-def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Share of the peak rate at `step` of `steps`: a linear warm-up to 1, then half a cosine down to 0 (SGDR, arXiv
-    1608.03983, without restarts). The first step already moves, and no step stands still."""
-    warmup = min(int(warmup_fraction * steps), steps - 1)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on weights only. Told by module type, not by name or rank: a BatchNorm's gamma is also called `weight`.
-
-    L2 on gamma and beta changes what the network can say; L2 on a weight before BatchNorm sets its effective learning
-    rate (van Laarhoven, arXiv 1706.05350).
-    """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for owner in module.modules():
-        is_norm = isinstance(owner, nn.modules.batchnorm._NormBase)
-        for name, parameter in owner.named_parameters(recurse=False):
-            (spared if is_norm or name == "bias" else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
 def shifted(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:
@@ -170,44 +131,61 @@ def shifted(images: torch.Tensor, pixels: int, generator: torch.Generator) -> to
     return padded[torch.arange(rows)[:, None, None], :, y, x].permute(0, 3, 1, 2)
 
 
-def _new_module(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    architecture = recipe.architecture
-    norms = Norms(eps=architecture.eps, momentum=architecture.momentum)
-    body = architectures.build(
-        architecture.family, features_of(dataset), len(dataset.classes), norms=norms, widths=architecture.widths
-    )
-    return Network(build_front(dataset.front), body)
+def steps_of(recipe: Recipe, dataset: Dataset) -> int:
+    """In an epoch of such a run."""
+    examples, _ = _with_patience(recipe, dataset.train)
+    return steps_per_epoch(len(examples), recipe.batch_size * recipe.optimiser.accumulate)
 
 
-class _Fit:
-    """One run's loop. Everything in a step follows from its number and the seed; what carries over is in `snapshot`."""
+class Fit:
+    """One run's loop. Everything in a step follows from its number and the seed; what carries over is in a snapshot.
+
+    A step is one move of the optimiser, by the gradients of one batch or of several (`accumulate`).
+    """
 
     def __init__(self, module: nn.Module, recipe: Recipe, dataset: Dataset, run: RunFolder | None) -> None:
         self._module, self._recipe, self._dataset, self._run = module, recipe, dataset, run
-        examples = dataset.train
+        examples, self._patience = _with_patience(recipe, dataset.train)
         if len(examples) < 2:
             raise TrainingFailed(
                 f"{len(examples)} training example: BatchNorm needs at least two rows to have a variance"
             )
-        self._inputs, self._labels = tensors(examples), torch.from_numpy(examples.labels)
-        self._per_epoch = steps_per_epoch(len(examples), recipe.batch_size)
+        self._inputs = [torch.from_numpy(values) for values in examples.inputs.values()]
+        self._labels = torch.from_numpy(examples.labels)
+        self._per_epoch = steps_per_epoch(len(examples), recipe.batch_size * recipe.optimiser.accumulate)
         self.total = self._per_epoch * recipe.epochs
-        self._optimiser = torch.optim.SGD(
-            parameter_groups(module, recipe.optimiser.weight_decay),
-            lr=recipe.optimiser.learning_rate,
-            momentum=recipe.optimiser.momentum,
-            nesterov=True,
-        )
+        self._optimiser = build_optimiser(recipe.optimiser, module)
+        kept = recipe.optimiser.average
+        self._average = None if kept is None else averaged(module, kept)
         self._order: tuple[int, Sequence[torch.Tensor]] = (-1, ())
         self._losses: list[float] = []
+        self._accuracies: list[float] = []
         self.loss = math.nan
         """The last whole epoch's mean."""
         self.steps = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.steps == self.total or (self._patience is not None and self._patience.is_over)
+
+    @property
+    def best_epoch(self) -> int | None:
+        return None if self._patience is None else self._patience.best_epoch
+
+    def result(self) -> nn.Module:
+        """The network as it is to be used: the best epoch's, the average, or as the last step left it."""
+        if self._average is not None:
+            self._module.load_state_dict(self._average.module.state_dict())
+        if self._patience is not None and self._patience.best:
+            self._module.load_state_dict(dict(self._patience.best))
+        return self._module
 
     def go(self, show_progress: bool | None, should_stop: Callable[[], bool]) -> None:
         """From where the run is to its end, or to where `should_stop` says so."""
         if self._run is not None and (last := self._run.last(self._dataset)) is not None:
             self._restore(last)
+        if self.is_finished:
+            return
         self._module.train()
         with tqdm(total=self._recipe.epochs, desc="training", unit="epoch", disable=_hidden(show_progress)) as bar:
             bar.update(self.steps // self._per_epoch)
@@ -218,28 +196,51 @@ class _Fit:
                     self._end_epoch()
                     bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
                     bar.update()
-                stops = should_stop()
-                if self._run is not None and (stops or steps == self.total or self._run.is_due()):
+                stops = should_stop() or self.is_finished
+                if self._run is not None and (stops or self._run.is_due()):
                     self._run.keep(self._snapshot())
                 return not stops
 
-            run_steps(self._step, first=self.steps, total=self.total, goes_on=goes_on)
+            run_steps(self.step, first=self.steps, total=self.total, goes_on=goes_on)
 
-    def _step(self, step: int) -> None:
-        recipe = self._recipe
+    def step(self, step: int) -> None:
+        """The step of this number."""
+        recipe, settings = self._recipe, self._recipe.optimiser
         rows = self._rows(step)
         reseed(recipe.seed, "noise", step)
-        inputs = [values[rows] for values in self._inputs]
+        inputs, labels = [values[rows] for values in self._inputs], self._labels[rows]
         if recipe.data.shift_pixels:
             inputs[0] = shifted(inputs[0], recipe.data.shift_pixels, generator(recipe.seed, "augmentation", step))
-        factor = learning_rate_factor(step, self.total, recipe.optimiser.warmup_fraction)
+        factor = learning_rate_factor(step, self.total, settings.warmup_fraction)
         for group in self._optimiser.param_groups:
-            group["lr"] = recipe.optimiser.learning_rate * factor
-        loss = functional.cross_entropy(self._module(*inputs), self._labels[rows])
-        self._losses.append(_finite(loss.item(), step // self._per_epoch + 1, recipe))
+            group["lr"] = settings.learning_rate * factor
         self._optimiser.zero_grad()
-        loss.backward()
+        batches = max(1, min(settings.accumulate, len(rows) // recipe.batch_size))
+        pieces = [values.tensor_split(batches) for values in (*inputs, labels)]
+        found = [self._backward(piece, len(piece[-1]) / len(rows), step) for piece in zip(*pieces, strict=True)]
+        self._losses.append(math.fsum(loss for loss, _ in found))
+        self._accuracies.append(math.fsum(share for _, share in found))
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._module.parameters(), settings.clip_norm)
         self._optimiser.step()
+        if self._average is not None:
+            self._average.update_parameters(self._module)
+
+    def _backward(self, batch: Sequence[torch.Tensor], share: float, step: int) -> tuple[float, float]:
+        """Adds the gradients of one batch, which is so much of the step; its part of loss and accuracy."""
+        *inputs, labels = (values.to(self._recipe.device) for values in batch)
+        with self._precision():
+            scores = self._module(*inputs)
+            loss = functional.cross_entropy(scores, labels)
+        told = _finite(loss.item(), step // self._per_epoch + 1, self._recipe)
+        (loss if share == 1.0 else loss * share).backward()
+        hits = (scores.detach().argmax(dim=1) == labels).sum().item() / labels.numel()
+        return told * share, hits * share
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._recipe.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self._recipe.device, dtype=torch.bfloat16)
 
     def _rows(self, step: int) -> torch.Tensor:
         epoch, place = divmod(step, self._per_epoch)
@@ -249,22 +250,60 @@ class _Fit:
         return self._order[1][place]
 
     def _end_epoch(self) -> None:
-        self.loss = math.fsum(self._losses) / len(self._losses)
-        self._losses = []
+        epoch = self.steps // self._per_epoch
+        self.loss, accuracy = (math.fsum(values) / len(values) for values in (self._losses, self._accuracies))
+        self._losses, self._accuracies = [], []
+        line: dict[str, Any] = {
+            "epoch": epoch,
+            "steps": self.steps,
+            "train_loss": self.loss,
+            "train_accuracy": accuracy,
+        }
+        if self._patience is not None:
+            shown = self._module if self._average is None else self._average.module
+            line |= self._patience.judge(shown, epoch)
+            self._module.train()
         if self._run is not None:
-            self._run.tell({"epoch": self.steps // self._per_epoch, "steps": self.steps, "train_loss": self.loss})
+            self._run.tell(line)
 
     def _snapshot(self) -> Snapshot:
-        values = {"losses": self._losses, "loss": None if math.isnan(self.loss) else self.loss}
-        return Snapshot(self.steps, self._module.state_dict(), self._optimiser.state_dict(), values)
+        values: dict[str, Any] = {
+            "losses": self._losses,
+            "accuracies": self._accuracies,
+            "loss": None if math.isnan(self.loss) else self.loss,
+        }
+        extra: dict[str, torch.Tensor] = {}
+        if self._average is not None:
+            extra |= {_AVERAGE + name: value for name, value in self._average.state_dict().items()}
+        if self._patience is not None:
+            values["patience"] = self._patience.as_values()
+            extra |= {_BEST + name: value for name, value in self._patience.best.items()}
+        return Snapshot(self.steps, self._module.state_dict(), self._optimiser.state_dict(), values, extra)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self._module.load_state_dict(snapshot.module)
         self._optimiser.load_state_dict(dict(snapshot.optimiser))
+        if self._average is not None:
+            self._average.load_state_dict(_named(snapshot.extra, _AVERAGE))
+        if self._patience is not None:
+            self._patience.restore(snapshot.values["patience"], _named(snapshot.extra, _BEST))
         self.steps = snapshot.step
-        self._losses = list(snapshot.values["losses"])
+        self._losses, self._accuracies = list(snapshot.values["losses"]), list(snapshot.values["accuracies"])
         loss = snapshot.values["loss"]
         self.loss = math.nan if loss is None else loss
+
+
+def _named(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _with_patience(recipe: Recipe, examples: Examples) -> tuple[Examples, Patience | None]:
+    """What is trained on, and what judges it: of the training examples, too; the test decides nothing."""
+    if recipe.stopping.patience_epochs is None:
+        return examples, None
+    order = torch.randperm(len(examples), generator=generator(recipe.seed, "held_out")).numpy()
+    count = max(1, round(recipe.stopping.held_out * len(examples)))
+    return examples.at(order[count:]), Patience(examples.at(order[:count]), recipe.stopping.patience_epochs)
 
 
 def _hidden(show_progress: bool | None) -> bool | None:
@@ -287,7 +326,10 @@ def torch_set_up_for(recipe: Recipe) -> Iterator[None]:
 
     Flush-denormal: once a network fits its data, gradients turn subnormal, and a step can take twice as long. The mode
     belongs to a thread: torch's worker threads keep the one they were born with, which costs nothing but subnormals.
+    Raises TrainingFailed where the recipe's device is not there.
     """
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingFailed("device=cuda: torch finds no GPU here; train with --set device=cpu")
     threads, flushed = torch.get_num_threads(), _flushes_denormals()
     with torch.random.fork_rng(devices=[]):
         reseed(recipe.seed, "weights")

@@ -7,16 +7,20 @@ one ends at once, and the run is as of its last checkpoint.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from training import datasets
+from training.datasets.dataset import Dataset
 from training.freeze import FreezeReport, freeze_statistics
+from training.prepare import prepare
 from training.recipe import Recipe
-from training.run_folder import CHECKPOINT_EVERY_S, MODEL, RunFolder
+from training.recipe_sources import Asked
+from training.run_folder import CHECKPOINT_EVERY_S, CURVES, MODEL, RunFolder
+from training.tensorboard import writing
 from training.train import TrainReport, train
 
 
@@ -33,15 +37,17 @@ class RunResult:
         scores = self.freeze.scores
         loss = "none yet" if self.train.train_loss is None else f"{self.train.train_loss:.4f}"
         state = "trained" if self.train.is_finished else "stopped"
+        overlap = "" if scores.test_mean_iou is None else f", mean IoU {scores.test_mean_iou:.2%}"
         accuracy = (
             f"{scores.test_accuracy:.2%} of {self.train.n_test} held-out examples "
-            f"(training examples: {scores.train_accuracy:.2%})"
+            f"(training examples: {scores.train_accuracy:.2%}){overlap}"
         )
         lines = [
             f"{state}: {self.train.steps} of {self.train.total_steps} steps, training loss {loss}",
             f"accuracy: {accuracy}",
             f"frozen: {self.freeze.as_text()}",
             f"weights: {self.path / MODEL}",
+            f"curves: {self.path / CURVES}",
         ]
         return "\n".join(lines if self.train.is_finished else [*lines, f"go on: foldtrain resume {self.path}"])
 
@@ -50,18 +56,35 @@ def start(recipe: Recipe, folder: Path, *, every_s: float = CHECKPOINT_EVERY_S) 
     """Begins a run in a folder that is empty or not there. Raises RunRefused, TrainingFailed."""
     run = RunFolder(folder, every_s=every_s)
     run.begin(recipe)
-    return _to_its_end(run, recipe)
+    return _to_its_end(run, recipe, datasets.load(recipe.data.source, recipe.data.options()))
+
+
+def start_asked(
+    asked: Asked,
+    folder: Path,
+    *,
+    every_s: float = CHECKPOINT_EVERY_S,
+    announce: Callable[[str], None] = lambda _: None,
+) -> RunResult:
+    """The same of what was said; `announce` is told what was chosen. Raises UserError."""
+    run = RunFolder(folder, every_s=every_s)
+    run.check_free()
+    recipe, dataset = prepare(asked, announce)
+    run.begin(recipe)
+    return _to_its_end(run, recipe, dataset)
 
 
 def resume(folder: Path, *, every_s: float = CHECKPOINT_EVERY_S) -> RunResult:
     """Goes on from the last checkpoint. Raises RunRefused, CheckpointRefused, TrainingFailed."""
     run = RunFolder(folder, every_s=every_s)
-    return _to_its_end(run, run.recipe())
+    recipe = run.recipe()
+    return _to_its_end(run, recipe, datasets.load(recipe.data.source, recipe.data.options()))
 
 
-def _to_its_end(run: RunFolder, recipe: Recipe) -> RunResult:
-    dataset = datasets.load(recipe.data.source, recipe.data.options())
-    with _stopped_by_ctrl_c() as stop:
+def _to_its_end(run: RunFolder, recipe: Recipe, dataset: Dataset) -> RunResult:
+    with _stopped_by_ctrl_c() as stop, writing(run.path) if recipe.tensorboard else nullcontext() as listener:
+        if listener is not None:
+            run.listener = listener
         module, report = train(recipe, dataset, run=run, should_stop=stop.is_asked)
     freeze = freeze_statistics(module, recipe, dataset)
     told = {key: value for key, value in report.as_dict().items() if key != "seconds"}

@@ -17,9 +17,11 @@ from torch import nn
 from training import checkpoint, datasets
 from training.bn.facts import Facts, Group
 from training.datasets.dataset import Dataset
+from training.networks import opened_network
+from training.optimiser import parameter_groups
 from training.recipe import Recipe
 from training.run_folder import CHECKPOINT, MODEL, REPORT, RunFolder, RunRefused
-from training.train import _new_module, parameter_groups, steps_per_epoch, torch_set_up_for
+from training.train import steps_of, torch_set_up_for
 from training.weights_file import load_weights
 
 
@@ -39,7 +41,7 @@ class TrainedRun:
     @property
     def total_steps(self) -> int:
         """That the recipe asks for."""
-        return steps_per_epoch(len(self.dataset.train), self.recipe.batch_size) * self.recipe.epochs
+        return steps_of(self.recipe, self.dataset) * self.recipe.epochs
 
     def facts(self) -> Facts:
         """Of its training, as the doctor wants them told. No batch is smaller than the others: what remains of an epoch
@@ -51,7 +53,8 @@ class TrainedRun:
             for group in parameter_groups(self.module, recipe.optimiser.weight_decay)
         )
         return Facts(
-            steps=self.steps or None, accumulation=1, batch_rows=rows // steps_per_epoch(rows, recipe.batch_size),
+            steps=self.steps or None, accumulation=recipe.optimiser.accumulate,
+            batch_rows=rows // (steps_of(recipe, self.dataset) * recipe.optimiser.accumulate),
             rows=rows, drop_last=True, shuffle=True, learning_rate=recipe.optimiser.learning_rate, groups=groups,
             fullgraph=False, finished=self.report is not None,
         )  # fmt: skip
@@ -61,8 +64,8 @@ def open_run(folder: Path) -> TrainedRun:
     """Raises UserError: the folder is no run, has no weights yet, or what it holds does not fit together."""
     recipe = RunFolder(folder).recipe()
     dataset = datasets.load(recipe.data.source, recipe.data.options())
-    with torch_set_up_for(recipe):
-        module = _new_module(recipe, dataset)
+    with torch_set_up_for(recipe), opened_network(recipe, dataset) as module:
+        pass
     report, ended_at = _end(folder)
     kept = checkpoint.load(folder / CHECKPOINT) if (folder / CHECKPOINT / checkpoint.INDEX).exists() else None
     if report is not None and (kept is None or kept.step <= ended_at):

@@ -11,7 +11,8 @@ from torch import nn
 from training import datasets
 from training.datasets.dataset import Dataset
 from training.freeze import freeze_statistics
-from training.recipe import Recipe, find_recipe
+from training.recipe import Recipe
+from training.recipe_sources import find_recipe
 from training.train import train
 
 
@@ -21,7 +22,7 @@ def dataset() -> Dataset:
 
 
 def recipe(*overrides: str) -> Recipe:
-    return find_recipe("digits", ["epochs=1", "architecture.widths=[8,8,16,16,16,16]", *overrides])
+    return find_recipe("digits", ["epochs=1", "architecture.options.widths=[8,8,16,16,16,16]", *overrides])
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import pytest
 from service import repository as layout
 from training import datasets, pipeline, verify
 from training.pipeline import BuildResult, ChecksFailed, build
-from training.recipe import Recipe, find_recipe
+from training.recipe import Recipe
+from training.recipe_sources import find_recipe
 
 SAME_BYTES = ("golden.npz", "labels.txt", "model.onnx", "report.json")
 STEPS = ["train", "freeze", "export", "fold", "verify", "publish"]
@@ -21,7 +22,7 @@ STEPS = ["train", "freeze", "export", "fold", "verify", "publish"]
 
 def quick(*overrides: str) -> Recipe:
     """Three epochs of a narrow network: every step is real, the accuracy is not the point."""
-    narrow = ["epochs=3", "architecture.widths=[8,8,16,16,16,16]", "minimum_test_accuracy=0"]
+    narrow = ["epochs=3", "architecture.options.widths=[8,8,16,16,16,16]", "minimum_test_accuracy=0"]
     return find_recipe("digits", [*narrow, *overrides])
 
 
@@ -144,7 +145,7 @@ def test_clients_are_told_what_to_send(result) -> None:
 def test_the_summary_says_how_good_it_is_what_was_folded_and_how_to_serve_it(result) -> None:
     text = result.as_text()
 
-    assert f"{result.freeze.scores.test_accuracy:.2%} of 360 held-out images" in text
+    assert f"{result.freeze.scores.test_accuracy:.2%} of 360 held-out examples" in text
     assert "7 BatchNormalization found, 7 folded, 0 left" in text
     assert f"foldserve --model-repository {result.path.parents[1]}" in text
 

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from training.errors import UserError
-from training.recipe import RECIPES, Recipe, find_recipe
+from training.recipe import RECIPES, Recipe
+from training.recipe_sources import find_recipe
 
 
 def test_the_table_is_keyed_by_the_recipes_own_names() -> None:
@@ -38,7 +39,10 @@ def test_a_recipe_is_frozen_and_takes_no_unknown_field() -> None:
         pytest.param("epochs=3", lambda recipe: recipe.epochs, 3, id="integer"),
         pytest.param("optimiser.learning_rate=1e-2", lambda recipe: recipe.optimiser.learning_rate, 0.01, id="float"),
         pytest.param(
-            "architecture.widths=[1,2,3,4,5,6]", lambda r: r.architecture.widths, (1, 2, 3, 4, 5, 6), id="list"
+            "architecture.options.widths=[1,2,3,4,5,6]",
+            lambda r: r.architecture.options["widths"],
+            [1, 2, 3, 4, 5, 6],
+            id="list",
         ),
         pytest.param("name=2", lambda recipe: recipe.name, "2", id="text stays text"),
         pytest.param("description=a=b", lambda recipe: recipe.description, "a=b", id="only the first = separates"),
@@ -75,8 +79,8 @@ def test_overrides_apply_from_left_to_right_and_leave_the_shipped_recipe_alone()
         pytest.param("optimiser.learning_rate=1e300", ["less than or equal to"], id="beyond float32"),
         pytest.param("data.source=mnist", ["'mnist' is not a known data source", "digits"], id="unknown data"),
         pytest.param("architecture.family=vgg", ["not a known architecture family", "cnn6"], id="unknown family"),
-        pytest.param("architecture.widths=[1,", ["valid tuple"], id="broken list"),
-        pytest.param("architecture.widths=" + "[" * 100_000, ["valid tuple"], id="deep list"),
+        pytest.param("architecture.options.widths=[1,", ["begins like JSON, and is none"], id="broken list"),
+        pytest.param("architecture.options.widths=" + "[" * 100_000, ["begins like JSON, and is none"], id="deep list"),
     ],
 )
 def test_a_bad_override_is_refused_in_one_line_that_names_it(override, fragments) -> None:

@@ -19,12 +19,13 @@ from tests.end_to_end.running import COMMANDS, PATIENCE_S, clean_environment, ru
 from training import datasets
 from training.datasets.dataset import Dataset, Examples
 from training.errors import UserError
-from training.recipe import Recipe, find_recipe
+from training.recipe import Recipe
+from training.recipe_sources import find_recipe
 from training.run_folder import CHECKPOINT, METRICS, MODEL, REPORT, RunFolder, RunRefused
 from training.train import TrainReport, train
 from training.train_run import resume, start
 
-SETTINGS = ["epochs=2", "architecture.widths=[4,4,8,8,8,8]", "batch_size=128", "minimum_test_accuracy=0"]
+SETTINGS = ["epochs=2", "architecture.options.widths=[4,4,8,8,8,8]", "batch_size=128", "minimum_test_accuracy=0"]
 STEPS = 22
 TRIALS = 20
 

@@ -13,9 +13,12 @@ from torch import nn
 
 from training import datasets, train
 from training.datasets.dataset import Dataset
-from training.recipe import Recipe, find_recipe
+from training.evaluation import accuracy
+from training.optimiser import learning_rate_factor, parameter_groups
+from training.recipe import Recipe
+from training.recipe_sources import find_recipe
 
-QUICK = ["epochs=1", "architecture.widths=[4,4,8,8,16,16]", "optimiser.warmup_fraction=0"]
+QUICK = ["epochs=1", "architecture.options.widths=[4,4,8,8,16,16]", "optimiser.warmup_fraction=0"]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,8 @@ def test_training_learns_and_reports_what_it_did(digits) -> None:
     module, report = train.train(quick("epochs=3"), digits)
 
     assert not any(part.training for part in module.modules())
-    assert report.test_accuracy == train.accuracy(module, digits.test) > 0.8
-    assert report.train_accuracy == train.accuracy(module, digits.train) > 0.8
+    assert report.test_accuracy == accuracy(module, digits.test) > 0.8
+    assert report.train_accuracy == accuracy(module, digits.train) > 0.8
     assert (report.epochs, report.steps, report.n_train, report.n_test) == (3, 3 * 22, 1437, 360)
     assert report.settings["optimiser"]["learning_rate"] == 0.1
     assert report.versions["torch"] == torch.__version__
@@ -111,7 +114,7 @@ def test_batches_differ_by_one_row_at_most_and_lose_none(rows, batch_size) -> No
 
 @given(steps=st.integers(1, 3000), warmup=st.floats(0, 1, exclude_max=True))
 def test_the_rate_rises_to_its_peak_then_falls_and_never_stands_still(steps, warmup) -> None:
-    factors = [train.learning_rate_factor(step, steps, warmup) for step in range(steps + 1)]
+    factors = [learning_rate_factor(step, steps, warmup) for step in range(steps + 1)]
     peak = factors.index(max(factors))
 
     assert factors[peak] == 1.0
@@ -127,7 +130,7 @@ def test_decay_touches_weights_and_neither_gamma_nor_beta_nor_a_bias() -> None:
 
     network = nn.Sequential(nn.Conv2d(1, 3, 1), Odd(3), nn.Flatten(), nn.Linear(3, 2), nn.BatchNorm1d(2))
 
-    decayed, spared = train.parameter_groups(network, 0.5)
+    decayed, spared = parameter_groups(network, 0.5)
 
     assert decayed["weight_decay"] == 0.5
     assert spared["weight_decay"] == 0.0

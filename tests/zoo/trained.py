@@ -25,7 +25,7 @@ from tests.training.fold.architectures.preparing import BatchNorm, export_raw
 from tests.zoo import names
 from tests.zoo.trial import Trial, line_of, prepared, try_fold
 from training.bn.population import estimate
-from training.train import parameter_groups
+from training.optimiser import parameter_groups
 
 ROWS = 4
 BATCHES = 2

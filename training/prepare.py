@@ -1,0 +1,51 @@
+"""From what was said to what can be trained: the data are read, and everything nobody said is chosen and told.
+
+The work that `foldtrain train` and `foldtrain build` share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from training import datasets
+from training.datasets.dataset import Dataset
+from training.fronts import features_of
+from training.learning_rate import find_learning_rate
+from training.networks import opened_network
+from training.recipe import Recipe
+from training.recipe_defaults import Facts, complete
+from training.recipe_sources import Asked, merged
+from training.train import torch_set_up_for
+
+_FOUND = "found by a trial with rising rates on a copy"
+
+
+def prepare(asked: Asked, announce: Callable[[str], None] = lambda _: None) -> tuple[Recipe, Dataset]:
+    """`announce` is told each choice with its reason. Raises UserError."""
+    told = asked.data()
+    dataset = datasets.load(told.source, told.options())
+    recipe = complete(asked, _facts(dataset))
+    if asked.finds_rate:
+        with torch_set_up_for(recipe), opened_network(recipe, dataset) as network:
+            rate = find_learning_rate(network, recipe, dataset.train)
+        values = recipe.model_dump()
+        found = {"optimiser": {"learning_rate": rate}, "chosen": {"optimiser.learning_rate": _FOUND}}
+        recipe = Recipe.model_validate(merged([values, found]))
+    for key, reason in recipe.chosen.items():
+        announce(f"chosen: {key}={_value(recipe, key)} ({reason})")
+    return recipe, dataset
+
+
+def _facts(dataset: Dataset) -> Facts:
+    cuda = torch.cuda.is_available()
+    fast = cuda and torch.cuda.get_device_capability() >= (8, 0)  # from Ampere on there are units for it
+    return Facts(features_of(dataset).kind, dataset.task.value, len(dataset.train), cuda, fast)
+
+
+def _value(recipe: Recipe, key: str) -> object:
+    found: object = recipe
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
