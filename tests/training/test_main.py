@@ -156,7 +156,7 @@ def test_a_missing_extra_is_named(missing, arguments, extra, tmp_path) -> None:
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'training.typo'", name="training.typo")
 
     monkeypatch.setattr(command, "ask", broken)
