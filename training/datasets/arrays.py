@@ -77,8 +77,8 @@ def _numbered(thing: str, y: Array, classes: Sequence[str] | None) -> tuple[tupl
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(classes)))
     if wrong.size:
         raise UserError(
-            f"{thing}, row {wrong[0] + 1}: the label is {numbers[wrong[0]]}, expected 0 to {len(classes) - 1}, as there "
-            f"are {len(classes)} classes; correct it, or name them all"
+            f"{thing}, row {wrong[0] + 1}: the label is {numbers[wrong[0]]}, expected 0 to {len(classes) - 1}, one of "
+            f"{len(classes)} classes; correct it, or name them all"
         )
     return tuple(classes), numbers
 

@@ -97,7 +97,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a complex label": ({"x": ROWS, "y": Y * 1j}, ": y is complex128 [10], expected numbers of classes"),
     "a class too many": (
         {"x": ROWS, "y": changed(Y, 4, 2), "classes": np.array(["a", "b"])},
-        ", row 5: the label is 2, expected 0 to 1, as there are 2 classes",
+        ", row 5: the label is 2, expected 0 to 1, one of 2 classes",
     ),
     "classes that are numbers": (
         {"x": ROWS, "y": Y, "classes": Y},
