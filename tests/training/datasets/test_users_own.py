@@ -87,7 +87,7 @@ def test_a_dataset_is_taken_as_it_is(factory: str) -> None:
         ("py:h12_data:make", "py:h12_data:make: h12_data has no 'make'; it has Columns, Dataset, Examples, "),
         ("py:h12_data:single", "py:h12_data:single: 'single' gave ndarray, expected a Dataset or (x, y)"),
         ("py:h12_data:ragged", "py:h12_data:ragged: ValueError: setting an array element with a sequence"),
-        ("py:h12_data:torn", "py:h12_data:torn: ValueError: 2 rows of 'row' but 3 labels (h12_data.py, line 27)"),
+        ("py:h12_data:torn", "py:h12_data:torn: ValueError: 2 rows of 'row' but 3 labels (h12_data.py, line 26)"),
     ],
 )
 def test_what_goes_wrong_is_one_line(spec: str, told: str) -> None:
