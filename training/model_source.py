@@ -6,38 +6,29 @@
 
 A factory takes nothing and returns an nn.Module, or (module, example_inputs); a module stands for itself. Promises: the
 user's folders may hold a `training` or a `service` of their own, which are then theirs inside their code and ours
-outside of it; whatever their code raises becomes one line. Nothing is downloaded. Knows no ONNX.
+outside of it; whatever their code raises becomes one line (user_code.py). Nothing is downloaded. Knows no ONNX.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from training.errors import UserError
+from training.user_code import SourceRefused, first_line, importable, made_by, told_of
 
-OURS = ("training", "service")
-_PRIVATE = "_foldtrain_user"
 _MISSING_OPERATORS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
 """What torchvision's Python part registers more for, at import, than its compiled part brings."""
-
-
-class SourceRefused(UserError):
-    """The SPEC leads to no module. The line begins with the SPEC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +77,7 @@ def opened(
             f"{spec!r}: expected py:package.module:factory, file:path/model.py:factory, timm:NAME or torchvision:NAME"
         )
     folders = [Path.cwd()] if kind == "py" else [Path(where).resolve().parent, Path.cwd()]
-    with _importable(folders, first=False):  # torch, at work now, must not find the user's modules for its own
+    with importable(folders, first=False):  # torch, at work now, must not find the user's modules for its own
         yield _of_user(spec, where, factory, folders)
 
 
@@ -94,15 +85,7 @@ def opened(
 
 
 def _of_user(spec: str, where: str, factory: str, folders: Sequence[Path]) -> Source:
-    with _told_of(spec), _their_names(folders), _importable(folders, first=True):
-        module = _imported(spec, where)
-        if not hasattr(module, factory):
-            there = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
-            raise SourceRefused(f"{spec}: {where} has no {factory!r}; it has {', '.join(there) or 'nothing to call'}")
-        made = getattr(module, factory)
-        if not isinstance(made, nn.Module):
-            made = made() if callable(made) else made
-    examples = None
+    made, examples = made_by(spec, where, factory, folders, ready=nn.Module), None
     if isinstance(made, tuple) and len(made) == 2:
         made, examples = made
     if not isinstance(made, nn.Module):
@@ -112,99 +95,19 @@ def _of_user(spec: str, where: str, factory: str, folders: Sequence[Path]) -> So
     return _described(made, examples)
 
 
-def _imported(spec: str, where: str) -> ModuleType:
-    if spec.startswith("py:"):
-        try:
-            return importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-                raise  # found, and what it imports is not
-            raise SourceRefused(f"{spec}: there is no module {error.name!r} here or among what is installed") from error
-    path = Path(where)
-    if not path.is_file():
-        raise SourceRefused(f"{spec}: there is no file {where}")
-    name = f"{_PRIVATE}_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise SourceRefused(f"{spec}: {where} is no Python file")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and torch look classes up by the name of their module
-    found.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _importable(folders: Sequence[Path], *, first: bool) -> Iterator[None]:
-    added, before = [str(folder) for folder in folders], list(sys.path)
-    sys.path[:] = [*added, *before] if first else [*before, *added]
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-@contextmanager
-def _their_names(folders: Sequence[Path]) -> Iterator[None]:
-    """Where the user has a package of one of our names, that name is theirs inside the block.
-
-    Ours comes back afterwards, and theirs stays reachable under a private name.
-    """
-    names = {name for name in OURS if any(_holds_another(folder, name) for folder in folders)}
-    ours = _of_names(names)
-    for name in ours:
-        del sys.modules[name]
-    try:
-        yield
-    finally:
-        for name, module in _of_names(names).items():
-            sys.modules[f"{_PRIVATE}.{name}"] = sys.modules.pop(name)
-            assert module is sys.modules[f"{_PRIVATE}.{name}"]
-        sys.modules.update(ours)
-
-
-def _holds_another(folder: Path, name: str) -> bool:
-    """Does `folder` hold a module or package `name` that is not this very one (as the checkout does)?"""
-    own = Path(__file__).resolve().parent.parent / name
-    return (folder / f"{name}.py").is_file() or ((folder / name).is_dir() and (folder / name).resolve() != own)
-
-
-def _of_names(names: set[str]) -> dict[str, ModuleType]:
-    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in names}
-
-
-@contextmanager
-def _told_of(spec: str) -> Iterator[None]:
-    """Whatever foreign code raises is one line: what, and in which of its lines."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-        last = next((frame for frame in reversed(frames) if not frame.filename.startswith("<frozen")), None)
-        place = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
-        raise SourceRefused(f"{spec}: {type(error).__name__}: {first_line(error)}{place}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says; torch's run over pages."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:300]
-
-
 # --- the zoos -----------------------------------------------------------------------------------------------------
 
 
 def _of_timm(spec: str, name: str, shim: bool, sizes: Mapping[str, int]) -> Source:
     timm = _zoo(spec, "timm", shim)
-    with _told_of(spec):
+    with told_of(spec):
         module: nn.Module = timm.create_model(name, pretrained=False, exportable=True, **sizes)
     return _described(module.eval(), None)
 
 
 def _of_torchvision(spec: str, name: str, shim: bool, sizes: Mapping[str, int]) -> Source:
     _zoo(spec, "torchvision", shim)
-    with _told_of(spec):
+    with told_of(spec):
         models = importlib.import_module("torchvision.models")
         module: nn.Module = models.get_model(name, weights=None, **sizes)
         transforms = models.get_model_weights(name).DEFAULT.transforms()
@@ -247,7 +150,7 @@ def _zoo(spec: str, package: str, shim: bool) -> Any:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", package)]:
         del sys.modules[name]  # half imported
     _declare_missing_operators()
-    with _told_of(spec):
+    with told_of(spec):
         return importlib.import_module(package)
 
 

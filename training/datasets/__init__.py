@@ -6,6 +6,8 @@
     imagefolder:DIR             one folder of images a class
     masks:DIR                   images, and beside them the classes of their pixels
     text:DIR, text:FILE.jsonl   one folder of .txt files a class; a text and its label a line
+    npz:FILE                    arrays x and y
+    py:MODULE:FACTORY, file:FILE.py:FACTORY     what a user's own code makes
 
 Naming a source costs nothing: its file, and the library the data come from, are imported when it is loaded. Promises of
 them all: nothing in the data is ever executed; what cannot be learned from is one line that names it; equal options
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
 SOURCES: Mapping[str, str] = {
     "digits": "training.datasets.digits",
     "csv": "training.datasets.csv_file",
+    "file": "training.datasets.users_own",
     "imagefolder": "training.datasets.image_folder",
     "masks": "training.datasets.masks",
+    "npz": "training.datasets.npz_file",
+    "py": "training.datasets.users_own",
     "sklearn": "training.datasets.sklearn_tables",
     "text": "training.datasets.texts",
 }

@@ -44,8 +44,9 @@ def stratified(
     counts = np.bincount(labels, minlength=len(classes))
     rarest = int(counts.argmin())
     if counts[rarest] < 2:
+        found = "a single" if counts[rarest] else "no"
         raise UserError(
-            f"{thing}: class {classes[rarest]!r} has a single example, expected at least two of each, one to learn "
+            f"{thing}: class {classes[rarest]!r} has {found} example, expected at least two of each, one to learn "
             f"from and one to hold out; add examples of it, or leave it out"
         )
     held_out = math.ceil(options.test_fraction * len(labels))  # as scikit-learn rounds
