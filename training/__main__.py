@@ -6,6 +6,7 @@
     foldtrain crossq ENVIRONMENT   a policy, learned by CrossQ, as a published version (extra: rl)
     foldtrain export SPEC -o OUT   a torch network as a folded, verified ONNX file     (extra: training)
     foldtrain doctor CHECKPOINT    are its BatchNorm layers healthy? or: doctor RUN    (extra: training)
+    foldtrain recalibrate RUN      its statistics on data of a new domain, published   (extra: training)
     foldtrain fold IN -o OUT       a folded, verified copy of an ONNX file             (extra: fold; no torch)
     foldtrain verify A B           do two ONNX files agree, and by how much?           (extra: fold; no torch)
     foldtrain publish FILE         an ONNX file into the repository, golden samples    (extra: fold; no torch)
@@ -177,6 +178,15 @@ def doctor(options: argparse.Namespace) -> int:
     return DONE if result.diagnosis.healthy else CHECKS_FAILED
 
 
+def recalibrate(options: argparse.Namespace) -> int:
+    from training.recalibrate import recalibrate as measure_again
+
+    result = measure_again(
+        options.folder, options.data, options.repository, mode=options.mode, replace=options.replace, announce=_announce
+    )
+    return _tell(result)
+
+
 def fold(options: argparse.Namespace) -> int:
     from training.command_files import parse_input_shape
     from training.fold_file import fold_file
@@ -266,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_crossq(commands)
     _add_export(commands)
     _add_doctor(commands)
+    _add_recalibrate(commands)
     _add_fold(commands)
     _add_verify(commands)
     _add_publish(commands)
@@ -446,6 +457,29 @@ def _add_doctor(commands: Commands) -> None:
     new.add_argument("--html", type=_html_file, metavar="FILE.html", help="also write a page with pictures here")
     _add_shim(new)
     new.set_defaults(command=doctor)
+
+
+def _add_recalibrate(commands: Commands) -> None:
+    new = commands.add_parser(
+        "recalibrate",
+        help="a run's statistics measured again on data of a new domain, and published",
+        description="Measure the BatchNorm statistics of a run that has ended again on data of a new domain, which "
+        "need no labels; examine, export, fold, verify and publish the next version. The run's weights stay as they "
+        "are.",
+    )
+    new.add_argument("folder", type=Path, metavar="RUN", help="as given to train --out")
+    new.add_argument(
+        "--data",
+        required=True,
+        metavar="NEW",
+        help="a data source, as of train; or an .npz that holds the inputs by name, rows along axis 0",
+    )
+    new.add_argument("--repository", type=Path, default=Path("models"), metavar="DIR", help="default: %(default)s")
+    new.add_argument(
+        "--mode", choices=("sequential", "minibatch"), default="sequential", help="how; default: %(default)s"
+    )
+    new.add_argument("--replace", type=_version, metavar="VERSION", help="exchange this version instead of adding one")
+    new.set_defaults(command=recalibrate)
 
 
 def _add_fold(commands: Commands) -> None:

@@ -19,8 +19,9 @@ from training.bn.replacing import replace
 from training.datasets.dataset import Dataset, Task
 from training.errors import UserError
 from training.fronts import Network, build_front, features_of
-from training.model_source import first_line, opened
+from training.model_source import opened
 from training.recipe import Architecture, Recipe
+from training.user_code import first_line
 
 _OURS = ("front", "features", "outputs", "norms")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from torch import nn
 
 from training import datasets, verify
-from training.datasets.dataset import Dataset, InputDescription, Task
+from training.datasets.dataset import Dataset, Examples, InputDescription, Task
 from training.errors import UserError
 from training.evaluation import logits, tensors
 from training.export import export
@@ -97,6 +97,51 @@ def build(
     freeze_report = freeze_statistics(module, recipe, dataset)
     _require_accuracy(recipe, freeze_report, len(dataset.test))
 
+    delivered = deliver(
+        module,
+        recipe,
+        dataset,
+        repository,
+        {
+            # Without the time it took: on one machine, one recipe gives the same files, byte for byte.
+            "train": {key: value for key, value in train_report.as_dict().items() if key != "seconds"},
+            "freeze": freeze_report.as_dict(),
+        },
+        golden=dataset.test.sample(),
+        replace=replace,
+        announce=announce,
+    )
+    return BuildResult(
+        recipe, delivered.path, train_report, freeze_report, delivered.fold, delivered.verify, delivered.batchnorms_left
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What became of a network whose statistics are settled."""
+
+    path: Path
+    fold: FoldReport
+    verify: VerifyReport
+    batchnorms_left: int
+
+
+def deliver(
+    module: nn.Module,
+    recipe: Recipe,
+    dataset: Dataset,
+    repository: Path,
+    reports: Mapping[str, Any],
+    *,
+    golden: Examples,
+    replace: int | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> Delivered:
+    """Export, fold, verify against `dataset.test` and publish a network as it is; the second half of every path.
+
+    reports: what the first half has to tell. golden: a few inputs whose answers the service replays; their labels mean
+    nothing here. Raises UserError or FoldError; nothing is published then.
+    """
     announce("export   torch module to ONNX")
     examples = dataset.test.at(slice(2))
     source = export(module, dict(zip(examples.inputs, tensors(examples), strict=True)), [OUTPUT])
@@ -114,19 +159,17 @@ def build(
     draft = Draft(
         config=_describe(folded, recipe, dataset),
         model=folded,
-        golden=make_golden(source, folded, dataset.test.sample().inputs),
+        golden=make_golden(source, folded, golden.inputs),
         reports={
             "source": {"sha256": source_sha256},
-            # Without the time it took: on one machine, one recipe gives the same files, byte for byte.
-            "train": {key: value for key, value in train_report.as_dict().items() if key != "seconds"},
-            "freeze": freeze_report.as_dict(),
+            **reports,
             "fold": fold_report.as_dict(),
             "verify": verify_report.as_dict(),
         },
         labels=dataset.classes,
     )
     version = publish(repository, draft, replace=replace)
-    return BuildResult(recipe, version.path, train_report, freeze_report, fold_report, verify_report, batchnorms_left)
+    return Delivered(version.path, fold_report, verify_report, batchnorms_left)
 
 
 def build_asked(
