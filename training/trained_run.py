@@ -65,26 +65,28 @@ def open_run(folder: Path) -> TrainedRun:
     recipe = RunFolder(folder).recipe()
     dataset = datasets.load(recipe.data.source, recipe.data.options())
     with torch_set_up_for(recipe), opened_network(recipe, dataset) as module:
-        pass
+        weights, steps, report = _load(module, folder)
+    return TrainedRun(folder, recipe, dataset, module.eval(), weights, steps, report)
+
+
+def _load(module: nn.Module, folder: Path) -> tuple[Path, int, Mapping[str, Any] | None]:
+    """The newest weights; where they were, how many steps they have seen, and the report if they are the run's end."""
     report, ended_at = _end(folder)
     kept = checkpoint.load(folder / CHECKPOINT) if (folder / CHECKPOINT / checkpoint.INDEX).exists() else None
     if report is not None and (kept is None or kept.step <= ended_at):
-        weights, steps = folder / MODEL, ended_at
-        load_weights(module, weights)
-    elif kept is not None:
-        weights, steps, report = folder / CHECKPOINT, kept.step, None
-        try:
-            module.load_state_dict(kept.module)
-        except RuntimeError as error:
-            raise RunRefused(
-                f"{weights}: is not of the network that {folder}'s recipe describes; begin anew"
-            ) from error
-    else:
+        load_weights(module, folder / MODEL)
+        return folder / MODEL, ended_at, report
+    if kept is None:
         raise RunRefused(
             f"{folder}: holds neither {MODEL} nor a checkpoint: the run was stopped before its first; go on with it: "
             f"foldtrain resume {folder}"
         )
-    return TrainedRun(folder, recipe, dataset, module.eval(), weights, steps, report)
+    weights = folder / CHECKPOINT
+    try:
+        module.load_state_dict(kept.module)
+    except RuntimeError as error:
+        raise RunRefused(f"{weights}: is not of the network that {folder}'s recipe describes; begin anew") from error
+    return weights, kept.step, None
 
 
 def _end(folder: Path) -> tuple[Mapping[str, Any] | None, int]:
