@@ -1,7 +1,9 @@
 """Data sources by kind. One file a source; each has `load(where, options) -> Dataset`.
 
     digits, sklearn:digits      handwritten digits that ship inside scikit-learn
-    sklearn:NAME                its tables: breast_cancer, iris, wine
+    digit-scenes                pictures with several of them, and which class each pixel has
+    help-topics                 text of Python's own help
+    sklearn:NAME                scikit-learn's tables: breast_cancer, iris, wine
     csv:FILE                    a table; data.target names the column with the labels
     imagefolder:DIR             one folder of images a class
     masks:DIR                   images, and beside them the classes of their pixels
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 SOURCES: Mapping[str, str] = {
     "digits": "training.datasets.digits",
+    "digit-scenes": "training.datasets.digit_scenes",
+    "help-topics": "training.datasets.help_topics",
     "csv": "training.datasets.csv_file",
     "file": "training.datasets.users_own",
     "imagefolder": "training.datasets.image_folder",
@@ -37,7 +41,7 @@ SOURCES: Mapping[str, str] = {
     "sklearn": "training.datasets.sklearn_tables",
     "text": "training.datasets.texts",
 }
-SHIPPED = frozenset({"digits"})
+SHIPPED = frozenset({"digits", "digit-scenes", "help-topics"})
 """Complete by their kind alone: there is nothing to say about where they are."""
 
 
