@@ -4,8 +4,9 @@
     digit-scenes                pictures with several of them, and which class each pixel has
     help-topics                 text of Python's own help
     sklearn:NAME                scikit-learn's tables: breast_cancer, iris, wine
-    csv:FILE                    a table; data.target names the column with the labels
+    csv:FILE, parquet:FILE      a table; data.target names the column with the labels
     imagefolder:DIR             one folder of images a class
+    hfdisk:DIR                  what `datasets` of Hugging Face has saved
     masks:DIR                   images, and beside them the classes of their pixels
     text:DIR, text:FILE.jsonl   one folder of .txt files a class; a text and its label a line
     npz:FILE                    arrays x and y
@@ -35,8 +36,10 @@ SOURCES: Mapping[str, str] = {
     "csv": "training.datasets.csv_file",
     "file": "training.datasets.users_own",
     "imagefolder": "training.datasets.image_folder",
+    "hfdisk": "training.datasets.hf_disk",
     "masks": "training.datasets.masks",
     "npz": "training.datasets.npz_file",
+    "parquet": "training.datasets.parquet_file",
     "py": "training.datasets.users_own",
     "sklearn": "training.datasets.sklearn_tables",
     "text": "training.datasets.texts",
