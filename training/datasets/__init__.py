@@ -1,9 +1,12 @@
 """Data sources by kind. One file a source; each has `load(where, options) -> Dataset`.
 
     digits, sklearn:digits      handwritten digits that ship inside scikit-learn
-    sklearn:NAME                its tables: breast_cancer, iris, wine
-    csv:FILE                    a table; data.target names the column with the labels
+    digit-scenes                pictures with several of them, and which class each pixel has
+    help-topics                 text of Python's own help
+    sklearn:NAME                scikit-learn's tables: breast_cancer, iris, wine
+    csv:FILE, parquet:FILE      a table; data.target names the column with the labels
     imagefolder:DIR             one folder of images a class
+    hfdisk:DIR                  what `datasets` of Hugging Face has saved
     masks:DIR                   images, and beside them the classes of their pixels
     text:DIR, text:FILE.jsonl   one folder of .txt files a class; a text and its label a line
     npz:FILE                    arrays x and y
@@ -28,16 +31,20 @@ if TYPE_CHECKING:
 
 SOURCES: Mapping[str, str] = {
     "digits": "training.datasets.digits",
+    "digit-scenes": "training.datasets.digit_scenes",
+    "help-topics": "training.datasets.help_topics",
     "csv": "training.datasets.csv_file",
     "file": "training.datasets.users_own",
     "imagefolder": "training.datasets.image_folder",
+    "hfdisk": "training.datasets.hf_disk",
     "masks": "training.datasets.masks",
     "npz": "training.datasets.npz_file",
+    "parquet": "training.datasets.parquet_file",
     "py": "training.datasets.users_own",
     "sklearn": "training.datasets.sklearn_tables",
     "text": "training.datasets.texts",
 }
-SHIPPED = frozenset({"digits"})
+SHIPPED = frozenset({"digits", "digit-scenes", "help-topics"})
 """Complete by their kind alone: there is nothing to say about where they are."""
 
 

@@ -31,8 +31,15 @@ TAKEN = frozenset({"logits"})
 _NO_NAME = re.compile(r"[^\w.\-]+")
 
 
-def dataset_of(thing: str, columns: Mapping[str, Cells], options: Options) -> Dataset:
-    """`columns` are of one length; `options.target` names the one with the labels. Raises UserError."""
+def dataset_of(
+    thing: str,
+    columns: Mapping[str, Cells],
+    options: Options,
+    n_test: int | None = None,
+    notes: Sequence[str] = (),
+) -> Dataset:
+    """`columns` are of one length; `options.target` names the one with the labels. n_test: see `stratified`; notes: of
+    whoever read the table. Raises UserError."""
     target = _target(thing, columns, options)
     words = _labels(thing, target, columns[target])
     classes, labels = numbered(words)
@@ -41,8 +48,8 @@ def dataset_of(thing: str, columns: Mapping[str, Cells], options: Options) -> Da
             f"{thing}: column {target!r} holds {len(classes)} different values in {len(words)} rows, expected classes "
             f"that repeat; choose another data.target, or sort its values into a few classes"
         )
-    train, test = stratified(labels, classes, options, thing)
-    notes = []
+    train, test = stratified(labels, classes, options, thing, n_test)
+    notes = list(notes)
     numeric: dict[str, npt.NDArray[np.float32]] = {}
     categories: dict[str, Sequence[str]] = {}
     for name, cells in columns.items():

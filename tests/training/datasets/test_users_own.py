@@ -47,12 +47,13 @@ def torn():
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder with the code in it; what is imported from it is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
     (tmp_path / "h12").mkdir()
     for name in ("h12/__init__.py", "h12/data.py", "h12_data.py"):
         (tmp_path / name).write_text(CODE)
     yield tmp_path
-    for name in set(sys.modules) - before:
+    for name in [
+        name for name in sys.modules if name.startswith(("h12", "_foldtrain_user_h12", "_foldtrain_user_data"))
+    ]:
         del sys.modules[name]
 
 
