@@ -32,8 +32,9 @@ class Patience:
         """The module behind an epoch, as figures for the metrics; it is left in eval mode."""
         found = measure(module.eval(), self._examples)
         self._epoch = epoch
-        if found.loss < self._loss or self.best_epoch is None:
-            self._loss, self.best_epoch = found.loss, epoch
+        loss = found.loss if math.isfinite(found.loss) else math.inf
+        if loss < self._loss or self.best_epoch is None:
+            self._loss, self.best_epoch = loss, epoch
             self.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
         return {"held_out_loss": found.loss, "held_out_accuracy": found.accuracy}
 

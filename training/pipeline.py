@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from training import datasets, verify
@@ -144,7 +145,7 @@ def deliver(
     """
     announce("export   torch module to ONNX")
     examples = dataset.test.at(slice(2))
-    source = export(module, dict(zip(examples.inputs, tensors(examples), strict=True)), [OUTPUT])
+    source = export(_as_served(module, dataset), dict(zip(examples.inputs, tensors(examples), strict=True)), [OUTPUT])
     source_sha256 = _mark_with_hash(source)
 
     announce("fold     BatchNorm into the weights before it")
@@ -193,6 +194,22 @@ def _require_accuracy(recipe: Recipe, report: FreezeReport, n_test: int) -> None
         )
 
 
+class _ClassesLast(nn.Module):
+    """Scores of pixels with the classes along the last axis, which is where labels.txt has its labels."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.network(*inputs)
+        return scores.movedim(1, -1)
+
+
+def _as_served(module: nn.Module, dataset: Dataset) -> nn.Module:
+    return module if dataset.task is Task.CLASSIFY else _ClassesLast(module).eval()
+
+
 def _mark_with_hash(source: ir.Model) -> str:
     """The hash of the unfolded graph, also left where `fold` finds it and writes it into the folded file."""
     source_sha256 = hashlib.sha256(ir.to_proto(source).SerializeToString()).hexdigest()
@@ -221,7 +238,7 @@ def _samples(source: ir.Model, dataset: Dataset) -> list[Any]:
 def _require_same_answers(module: nn.Module, folded: ir.Model, dataset: Dataset) -> None:
     """The folded file in ONNX Runtime must choose torch's class for every held-out input, not just nearly every."""
     expected = logits(module, dataset.test).argmax(dim=1).numpy()
-    answered = verify.run(folded, dict(dataset.test.inputs))[OUTPUT].argmax(axis=1)
+    answered = verify.run(folded, dict(dataset.test.inputs))[OUTPUT].argmax(axis=-1)
     differing = np.argwhere(answered != expected)
     if len(differing):
         first = tuple(differing[0])

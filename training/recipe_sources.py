@@ -31,7 +31,7 @@ AUTO = "auto"
 _NOT_SETTABLE = "chosen"
 _LONGEST = 80
 _STAND_INS: Mapping[str, Any] = {
-    "name": "", "description": "", "architecture": {"family": "cnn6"}, "optimiser": {"learning_rate": 1.0},
+    "name": "", "description": "", "data": {}, "architecture": {"family": "cnn6"}, "optimiser": {"learning_rate": 1.0},
     "epochs": 1, "batch_size": 2,
 }  # fmt: skip
 """For what is chosen from the data, so that everything else can be checked before they are read."""

@@ -34,7 +34,7 @@ def run(*arguments: str | Path, code: str = "", cwd: Path | None = None) -> subp
     return subprocess.run([*start, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
 
 
-COMMANDS = ("build", "doctor", "export", "fold", "verify", "publish")
+COMMANDS = ("build", "train", "doctor", "export", "fold", "verify", "publish")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
@@ -69,6 +69,11 @@ def test_build_help_lists_every_key_of_set_with_its_value(capsys) -> None:
         pytest.param(["build", "unicorns"], "unknown recipe 'unicorns'; known are digits", id="unknown recipe"),
         pytest.param(
             ["build", "digits", "--set", "epoch=3"], "unknown key 'epoch'; known here are name,", id="unknown key"
+        ),
+        pytest.param(["train", "my.yaml", "--out", "r"], "my.yaml: cannot be read: No such file", id="no such recipe"),
+        pytest.param(["train", "digits"], "required: --out", id="no place for a run"),
+        pytest.param(
+            ["train", "digits", "--out", "r", "--preset", "x"], "--preset x: 'x' is not a known preset", id="no preset"
         ),
         pytest.param(["build", "digits", "--set", "epochs=x"], "valid integer", id="bad value"),
         pytest.param(["build", "digits", "--replace", "0"], "'0' is not a version: a positive integer", id="version 0"),
@@ -137,6 +142,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, told, tmp_path) -> Non
     [
         pytest.param("torch", ["build", "digits"], "training", id="build without torch"),
         pytest.param("sklearn", ["build", "digits"], "training", id="build without scikit-learn"),
+        pytest.param("yaml", ["train", "my.yaml", "--out", "r"], "training", id="train from YAML without its reader"),
         pytest.param("onnx_ir", ["fold", "in.onnx", "-o", "out.onnx"], "fold", id="fold without onnx-ir"),
         pytest.param("onnx_ir", ["verify", "a.onnx", "b.onnx"], "fold", id="verify without onnx-ir"),
         pytest.param("onnx", ["publish", "a.onnx", "--name", "a"], "fold", id="publish without onnx"),
@@ -153,6 +159,37 @@ def test_a_missing_extra_is_named(missing, arguments, extra, tmp_path) -> None:
         f"foldtrain: error: this needs {missing}, which is not installed: pip install 'foldserve[{extra}]'"
     )
     assert "Traceback" not in ran.stderr
+
+
+def test_a_missing_tensorboard_is_named_and_what_was_said_stays_for_another_try(capsys, monkeypatch, tmp_path) -> None:
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard")
+    settings = ["--set", "tensorboard=true", "--set", "epochs=1"]
+
+    assert command.main(["train", "digits", "--out", str(tmp_path / "r"), *settings]) == 2
+
+    assert capsys.readouterr().err == (
+        "foldtrain: error: this needs tensorboard, which is not installed: pip install 'foldserve[tensorboard]'\n"
+    )
+
+
+def test_training_tells_its_choices_and_leaves_a_run_that_needs_nothing_else(capsys, tmp_path) -> None:
+    (tmp_path / "my.yaml").write_text("data: {source: digits}\narchitecture: {options: {widths: [4, 4, 4, 4, 4, 4]}}\n")
+    run, settings = tmp_path / "run", ["--set", "epochs=1", "--set", "batch_size=256"]
+
+    assert command.main(["train", str(tmp_path / "my.yaml"), "--out", str(run), "--find-lr", *settings]) == 0
+    told = capsys.readouterr().out.splitlines()
+    (tmp_path / "my.yaml").unlink()
+    assert command.main(["resume", str(run)]) == 0
+
+    assert told[0] == f"train: {tmp_path / 'my.yaml'} into {run}"
+    recipe = json.loads((run / "recipe.json").read_text())
+    rate = recipe["optimiser"]["learning_rate"]
+    assert f"chosen: optimiser.learning_rate={rate} (found by a trial with rising rates on a copy)" in told
+    assert {line.split()[1].partition("=")[0] for line in told if line.startswith("chosen: ")} == {*recipe["chosen"]}
+    assert "epochs" not in recipe["chosen"]
+    assert (run / "curves.svg").read_text().startswith("<svg ")
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import random
 import signal
@@ -19,9 +20,9 @@ from tests.end_to_end.running import COMMANDS, PATIENCE_S, clean_environment, ru
 from training import datasets
 from training.datasets.dataset import Dataset, Examples
 from training.errors import UserError
-from training.recipe import Recipe
+from training.recipe import Recipe, Stopping
 from training.recipe_sources import find_recipe
-from training.run_folder import CHECKPOINT, METRICS, MODEL, REPORT, RunFolder, RunRefused
+from training.run_folder import CHECKPOINT, CURVES, METRICS, MODEL, REPORT, RunFolder, RunRefused
 from training.train import TrainReport, train
 from training.train_run import resume, start
 
@@ -41,7 +42,7 @@ def dataset() -> Dataset:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (MODEL, METRICS, REPORT)}
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (MODEL, METRICS, REPORT, CURVES)}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,56 @@ def test_a_run_that_was_killed_at_any_step_ends_in_the_same_bits(
 
     assert report.is_finished
     assert (metrics, report) == unbroken[1:]
+    assert all(torch.equal(value, unbroken[0][name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ["optimiser.average=0.9"],
+        ["optimiser.accumulate=2", "optimiser.clip_norm=1"],
+        ["stopping.patience_epochs=1", "optimiser.learning_rate=0.3", "epochs=4", "optimiser.average=0.5"],
+        ["optimiser.kind=adamw", "optimiser.learning_rate=0.01"],
+    ],
+    ids=["averages", "accumulation", "patience", "adamw"],
+)
+def test_whatever_a_step_carries_over_is_in_the_checkpoint(setting: list[str], few: Dataset, tmp_path: Path):
+    settings = find_recipe("digits", [*SETTINGS, "batch_size=16", *setting])
+    for name in ("whole", "broken"):
+        RunFolder(tmp_path / name).begin(settings)
+    steps, now = 0, 0.0
+
+    def dies() -> bool:
+        nonlocal steps, now
+        steps, now = steps + 1, now + 1.0
+        if steps == 8:
+            raise Killed
+        return False
+
+    with contextlib.suppress(Killed):
+        run = RunFolder(tmp_path / "broken", every_s=6.0, clock=lambda: now)
+        train(settings, few, run=run, should_stop=dies)
+    ends = [outcome(settings, few, RunFolder(tmp_path / name)) for name in ("whole", "broken")]
+
+    assert ends[0][1:] == ends[1][1:]
+    assert all(torch.equal(value, ends[0][0][name]) for name, value in ends[1][0].items())
+
+
+def test_a_time_limit_stops_behind_a_step_and_the_run_can_be_gone_on_with(
+    small: Recipe, few: Dataset, unbroken: tuple[dict[str, torch.Tensor], bytes, TrainReport], tmp_path: Path
+):
+    limited = small.model_copy(update={"stopping": Stopping(time_limit_s=10.0)})
+    folder, now, steps = tmp_path / "run", itertools.count(), []
+    RunFolder(folder).begin(limited)
+    while not steps or steps[-1] < STEPS:
+        report = train(limited, few, run=RunFolder(folder), clock=lambda: float(next(now)))[1]
+        steps.append(report.steps)
+        assert report.is_finished == (report.steps == STEPS)
+
+    weights, metrics, _ = outcome(limited, few, RunFolder(folder))
+
+    assert steps == [10, 20, 22]
+    assert metrics == unbroken[1]
     assert all(torch.equal(value, unbroken[0][name]) for name, value in weights.items())
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from training import datasets, train
 from training.datasets.dataset import Dataset
 from training.evaluation import accuracy
-from training.optimiser import learning_rate_factor, parameter_groups
 from training.recipe import Recipe
 from training.recipe_sources import find_recipe
 
@@ -112,32 +111,6 @@ def test_batches_differ_by_one_row_at_most_and_lose_none(rows, batch_size) -> No
     assert max(sizes) < 2 * batch_size
 
 
-@given(steps=st.integers(1, 3000), warmup=st.floats(0, 1, exclude_max=True))
-def test_the_rate_rises_to_its_peak_then_falls_and_never_stands_still(steps, warmup) -> None:
-    factors = [learning_rate_factor(step, steps, warmup) for step in range(steps + 1)]
-    peak = factors.index(max(factors))
-
-    assert factors[peak] == 1.0
-    assert factors[: peak + 1] == sorted(factors[: peak + 1])
-    assert factors[peak:] == sorted(factors[peak:], reverse=True)
-    assert min(factors[:-1]) > 0
-    assert factors[-1] == pytest.approx(0, abs=1e-12)
-
-
-def test_decay_touches_weights_and_neither_gamma_nor_beta_nor_a_bias() -> None:
-    class Odd(nn.BatchNorm2d):
-        """A subclass, as timm has them: the module's type tells, not its exact class."""
-
-    network = nn.Sequential(nn.Conv2d(1, 3, 1), Odd(3), nn.Flatten(), nn.Linear(3, 2), nn.BatchNorm1d(2))
-
-    decayed, spared = parameter_groups(network, 0.5)
-
-    assert decayed["weight_decay"] == 0.5
-    assert spared["weight_decay"] == 0.0
-    assert [parameter.shape for parameter in decayed["params"]] == [(3, 1, 1, 1), (2, 3)]
-    assert len(spared["params"]) == 6
-
-
 def test_shifted_images_are_the_images_moved_with_zeros_moving_in() -> None:
     image = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
     padded = torch.nn.functional.pad(image, (1, 1, 1, 1))[0, 0]
@@ -164,3 +137,66 @@ def test_the_progress_bar_is_drawn_only_where_someone_sees_it(digits, capsys, sh
     written = capsys.readouterr()
     assert ("training" in written.err) is drawn
     assert written.out == ""
+
+
+LINEAR = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+@pytest.fixture
+def linear(tmp_path) -> str:
+    """Without normalisation, so that what a batch is changes nothing but rounding."""
+    (tmp_path / "nets.py").write_text(LINEAR)
+    return f"architecture.model=file:{tmp_path}/nets.py:make"
+
+
+def linear_weights(dataset: Dataset, *overrides: str) -> torch.Tensor:
+    settings = ["epochs=1", "data.shift_pixels=0", "optimiser.warmup_fraction=0", *overrides]
+    module, _ = train.train(find_recipe("digits", settings), dataset)
+    return module.get_parameter("body.1.weight").detach()
+
+
+def test_gradients_of_several_batches_make_the_step_of_one_large_batch(digits, linear) -> None:
+    few = first(digits, 70)
+
+    large = linear_weights(few, linear, "batch_size=32")
+    added_up = linear_weights(few, linear, "batch_size=8", "optimiser.accumulate=4")
+    small = linear_weights(few, linear, "batch_size=8")
+
+    torch.testing.assert_close(added_up, large, rtol=1e-4, atol=1e-6)
+    assert (small - large).abs().max() > 0.01
+
+
+def test_a_long_gradient_is_cut_to_what_the_recipe_allows(digits, linear) -> None:
+    few, settings = first(digits, 16), [linear, "batch_size=16", "optimiser.weight_decay=0"]
+
+    start = linear_weights(few, *settings, "optimiser.learning_rate=1e-30")
+    moved = linear_weights(few, *settings, "optimiser.learning_rate=1", "optimiser.clip_norm=0.001") - start
+
+    assert 0 < moved.norm() <= 0.001 * 1.9 + 1e-6, "Nesterov's first step is 1 + momentum times the gradient"
+
+
+def test_training_ends_when_held_out_examples_gain_nothing(digits, linear) -> None:
+    """At this rate nothing moves: the second epoch is no better than the first."""
+    settings = [linear, "optimiser.learning_rate=1e-30", "epochs=9", "stopping.patience_epochs=1"]
+
+    _, report = train.train(find_recipe("digits", settings), first(digits, 200))
+
+    assert (report.steps, report.total_steps, report.best_epoch) == (4, 18, 1)
+    assert report.is_finished
+
+
+def test_half_of_the_bits_are_enough_to_learn(digits) -> None:
+    _, report = train.train(quick("epochs=2", "precision=bfloat16"), digits)
+
+    assert report.test_accuracy > 0.6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told(digits) -> None:
+    with pytest.raises(train.TrainingFailed, match="device=cuda: torch finds no GPU here; train with --set device=cpu"):
+        train.train(quick("device=cuda"), digits)
