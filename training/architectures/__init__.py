@@ -17,7 +17,21 @@ if TYPE_CHECKING:
     from training.features import Features
 
 FAMILIES: Mapping[str, str] = {
+    "centernet": "training.architectures.centernet",
     "cnn6": "training.architectures.cnn6",
+    "densenet": "training.architectures.densenet",
+    "inception": "training.architectures.inception",
+    "mlp": "training.architectures.mlp",
+    "mobilenet": "training.architectures.mobilenet",
+    "repvgg": "training.architectures.repvgg",
+    "resnet": "training.architectures.resnet",
+    "shufflenet": "training.architectures.shufflenet",
+    "tabresnet": "training.architectures.tabresnet",
+    "tcn": "training.architectures.tcn",
+    "textcnn": "training.architectures.textcnn",
+    "unet": "training.architectures.unet",
+    "vdcnn": "training.architectures.vdcnn",
+    "video3d": "training.architectures.video3d",
 }
 
 

@@ -113,8 +113,10 @@ def estimate(
     batches: anything that can be iterated. What can be iterated only once is kept, where several passes need it.
     forward: how a batch is run; without it, a tensor goes in as the only argument, a mapping as keywords, and of a
     tuple or list the first element.
-    weights: see `Weights`; for padding, or rows that count more. noise: dropout and other noise stays as the modules'
-    modes have it; without it everything but the layers that are measured runs in eval mode.
+    weights: see `Weights`; for padding, or rows that count more. Without it, what a MaskedBatchNorm has been told is
+    padding does not count.
+    noise: dropout and other noise stays as the modules' modes have it; without it everything but the layers that are
+    measured runs in eval mode.
     keep_frozen: layers in eval mode inside a network in training mode are left alone.
     most_passes: of `sequential`; without it, one more than there are layers.
     Under torch.distributed every process brings batches of its own, and all write the same: one all-reduce a pass.
@@ -241,7 +243,11 @@ class _Listener:
     def hook(self, layer: NormLayer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def heard(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             values = arguments[0] if arguments else next(iter(keywords.values()))
-            weights = self._weights(self._batch, layer.name, values.shape) if self._weights else None
+            weights = (
+                self._weights(self._batch, layer.name, values.shape)
+                if self._weights
+                else getattr(module, "mask", None)  # a MaskedBatchNorm's own, that its network has set
+            )
             found = Moments.of(values, _fitting(weights, values, layer))
             if layer.name in self._seen.moments:
                 self._seen.moments[layer.name].merge(found)

@@ -47,6 +47,22 @@ def test_eps_and_momentum_reach_every_batchnorm() -> None:
     assert [(norm.eps, norm.momentum) for norm in norms] == [(0.5, 0.25)] * 7
 
 
+def test_in_the_other_order_the_first_and_the_last_layer_are_bare() -> None:
+    network = build(norms=Norms(bn_order="pre"))
+    leaves = [type(part).__name__ for part in network.modules() if not list(part.children())]
+
+    assert leaves == ["Conv2d", *["BatchNorm2d", "ReLU", "Conv2d"] * 5, "BatchNorm2d", "ReLU", "Linear"]
+    assert network.head.linear.bias is not None
+
+
+def test_without_normalisation_every_layer_has_a_bias() -> None:
+    network = build(norms=Norms(norm="none"))
+    leaves = [type(part).__name__ for part in network.modules() if not list(part.children())]
+
+    assert leaves == ["Conv2d", "ReLU"] * 6 + ["Linear"]
+    assert all(part.bias is not None for part in network.modules() if isinstance(part, nn.Conv2d | nn.Linear))
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
