@@ -57,7 +57,10 @@ def load(source: str, options: Options = DEFAULT) -> Dataset:
         expected = kind if kind in SHIPPED else f"{kind}:WHERE"
         raise UserError(f"data source {source!r}: expected {expected}")
     module = importlib.import_module(SOURCES[kind])
-    dataset: Dataset = module.load(where, options)
+    try:
+        dataset: Dataset = module.load(where, options)
+    except OSError as error:  # a folder that may not be read, a disk that fails
+        raise UserError(f"data source {source!r}: {error}; expected to be able to read all of it") from error
     return dataset
 
 
