@@ -54,7 +54,7 @@ def _library(where: str) -> Any:
             return library
     except ImportError:
         pass
-    raise UserError(f"hfdisk:{where}: this needs datasets, which is not installed: pip install datasets")
+    raise UserError(f"hfdisk:{where}: this needs datasets, which is not installed: pip install 'foldserve[hfdisk]'")
 
 
 def _parts(where: str, library: Any) -> list[Any]:

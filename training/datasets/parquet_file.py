@@ -24,7 +24,9 @@ def load(where: str, options: Options) -> Dataset:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UserError(f"parquet:{where}: this needs pyarrow, which is not installed: pip install pyarrow") from error
+        raise UserError(
+            f"parquet:{where}: this needs pyarrow, which is not installed: pip install 'foldserve[parquet]'"
+        ) from error
     path = Path(where)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "not there"

@@ -38,6 +38,9 @@ def stratified(
 ) -> tuple[Rows, Rows]:
     """Which rows are trained on and which are held out, every class with the same share in both. n_test: the data come
     split, and these many rows at the end are the test. Raises UserError."""
+    unnamed = next((name for name in classes if name.splitlines() != [name] or not name.strip()), None)
+    if unnamed is not None:  # labels.txt has a line for each
+        raise UserError(f"{thing}: {unnamed!r} names a class, expected one line of text; rename it")
     if n_test is not None:
         return _as_given(labels, classes, thing, n_test)
     require_classes(labels, classes, thing)

@@ -37,7 +37,7 @@ def load(saved: Any, folder: Path, options: Options = DEFAULT) -> Dataset:
 
 def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"hfdisk:saved: this needs datasets, .* pip install datasets"):
+    with pytest.raises(UserError, match=r"hfdisk:saved: this needs datasets, .* pip install 'foldserve\[hfdisk\]'"):
         datasets.load("hfdisk:saved")
 
 

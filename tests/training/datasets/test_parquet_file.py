@@ -28,7 +28,9 @@ def load(folder: Path, target: str = "kind", **columns: Any) -> Dataset:
 def test_without_pyarrow_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"parquet:t.parquet: this needs pyarrow, .* pip install pyarrow"):
+    with pytest.raises(
+        UserError, match=r"parquet:t.parquet: this needs pyarrow, .* pip install 'foldserve\[parquet\]'"
+    ):
         datasets.load("parquet:t.parquet", Options(target="kind"))
 
 

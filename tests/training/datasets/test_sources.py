@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +72,21 @@ def test_equal_seeds_give_equal_splits_and_both_parts_hold_every_row_once() -> N
     assert np.array_equal(first[1], again[1])
     assert not np.array_equal(first[1], other[1])
     assert sorted(np.concatenate(first).tolist()) == list(range(100))
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(UserError, match=r"data source 'imagefolder:.*Permission denied.*; expected to be able to read"):
+        datasets.load(f"imagefolder:{tmp_path}")
+
+
+def test_a_class_is_named_by_one_line() -> None:
+    for name in ("a\nb", "", " "):
+        with pytest.raises(UserError, match=r"x: '.*' names a class, expected one line of text"):
+            stratified(np.arange(10) % 2, ["a", name], DEFAULT, "x")
 
 
 @pytest.mark.parametrize(
