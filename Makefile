@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test test-clients test-zoo test-exporters test-load test-doctor soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-schedule bench-serve
+.PHONY: serve test test-clients test-zoo test-exporters test-load test-doctor soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-schedule bench-serve bench-train
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
@@ -59,6 +59,9 @@ bench-schedule: .venv/test.stamp  ## throughput without tuning, next to every st
 
 bench-serve: .venv/test.stamp $(BENCH)/serve-rivals.stamp  ## what the server costs, next to other servers and to none
 	$(BIN)/python -m tests.benchmarks.bench_serve --rivals $(BENCH)/serve-rivals $(ARGS)
+
+bench-train: .venv/test.stamp  ## what our loop costs a step beyond a bare one: half a minute
+	$(BIN)/python -m tests.benchmarks.bench_train
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

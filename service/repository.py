@@ -129,7 +129,6 @@ class ModelConfig(Schema):
 
     name: ModelName
     description: str = ""
-    notes: tuple[str, ...] = ()
     platform: Literal["onnx_onnxv1"] = "onnx_onnxv1"
     max_batch_size: int | None = Field(
         default=None, ge=0, le=LARGEST_INT32, description="rows; absent: derived from the model file"
@@ -139,6 +138,7 @@ class ModelConfig(Schema):
     scheduler: SchedulerConfig = SchedulerConfig()
     version_policy: VersionPolicy = VersionPolicy()
     traffic: TrafficConfig = TrafficConfig()
+    notes: tuple[str, ...] = ()
     default_model_filename: PlainFileName = MODEL_FILE
 
     _file_name: str = PrivateAttr(default=CONFIG_FILE)

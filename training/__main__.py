@@ -26,12 +26,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 from training.datasets import SOURCES
 from training.presets import PRESETS
 from training.recipe import RECIPES, describe_settings
-from training.recipe_sources import Asked, ask
+
+if TYPE_CHECKING:
+    from training.recipe_sources import Asked
 
 DONE, CHECKS_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
 
@@ -114,6 +116,8 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _asked(options: argparse.Namespace) -> Asked:
+    from training.recipe_sources import ask
+
     return ask(
         options.spec,
         preset=options.preset,

@@ -41,7 +41,8 @@ def prepare(asked: Asked, announce: Callable[[str], None] = lambda _: None) -> t
 def _facts(dataset: Dataset) -> Facts:
     cuda = torch.cuda.is_available()
     fast = cuda and torch.cuda.get_device_capability() >= (8, 0)  # from Ampere on there are units for it
-    return Facts(features_of(dataset).kind, dataset.task.value, len(dataset.train), cuda, fast)
+    features = features_of(dataset)
+    return Facts(features.kind, dataset.task.value, len(dataset.train), cuda, fast, features.shape)
 
 
 def _value(recipe: Recipe, key: str) -> object:

@@ -29,5 +29,12 @@ def generator(seed: int, purpose: Purpose, place: int = 0) -> torch.Generator:
 
 
 def reseed(seed: int, purpose: Purpose, place: int = 0) -> None:
-    """torch's global generator, which dropout and new modules draw from."""
-    torch.manual_seed(seed_of(seed, purpose, place) >> 1)
+    """torch's global generators, which dropout and new modules draw from.
+
+    Not by torch.manual_seed: for each kind of device that has not been used yet it keeps a stack trace, at every step,
+    which costs more than a small network's step is to cost in all, and stays in memory.
+    """
+    number = seed_of(seed, purpose, place) >> 1
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)

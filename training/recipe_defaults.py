@@ -19,6 +19,7 @@ from training.recipe_sources import Asked, preset_values
 FEWEST_STEPS = 600
 """Of a whole run: with fewer of them a small set is not learned, however often it is seen."""
 MOST_EPOCHS = 300
+LARGEST_SMALL_IMAGE = 16
 BATCHES_AN_EPOCH = 8
 SMALLEST_BATCH = 16
 """Below it BatchNorm's statistics are noise: bn/health.py asks for 32 values, and most layers see several a row."""
@@ -35,13 +36,14 @@ _KINDS = {"image": "images", "clip": "clips", "row": "rows of numbers", "tokens"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """kind, task: see `Features` and `Task`. rows: to train on. bfloat16: the GPU gains by it."""
+    """kind, shape, task: see `Features` and `Task`. rows: to train on. bfloat16: the GPU gains by it."""
 
     kind: Literal["image", "clip", "row", "tokens"]
     task: str
     rows: int
     cuda: bool = False
     bfloat16: bool = False
+    shape: tuple[int, ...] = ()
 
 
 def complete(asked: Asked, facts: Facts) -> Recipe:
@@ -107,8 +109,17 @@ def _of_network(asked: Asked, facts: Facts) -> tuple[Mapping[str, Any], str]:
         return _FOREIGN, _FOREIGN_REASON
     if not (fitting := _names(facts)):
         raise RecipeError(f"{asked.data().source}: {_fitting(facts)}; name a network: --set architecture.model=SPEC")
-    name = fitting[0]
+    name = next((name for name in _wishes(facts) if name in fitting), fitting[0])
     return preset_values(name, PRESETS[name]), f"preset {name}, for {_KINDS[facts.kind]}: {PRESETS[name].reason}"
+
+
+def _wishes(facts: Facts) -> tuple[str, ...]:
+    """Presets to look for before the first that fits."""
+    if facts.kind == "row":
+        return ("mlp-in",)  # columns as clients send them are of all sizes
+    if facts.kind == "image" and max(facts.shape[1:], default=0) > LARGEST_SMALL_IMAGE:
+        return ("resnet8",)  # averages over whatever size is left, where cnn6 has a weight for each pixel
+    return ()
 
 
 def _names(facts: Facts) -> list[str]:

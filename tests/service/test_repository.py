@@ -23,6 +23,7 @@ from service.repository import (
     read_config,
     read_report,
     strays,
+    to_json,
     versions,
 )
 from tests.service.handmade import LINEAR, load_version, publish, save_model
@@ -274,3 +275,18 @@ def test_a_batch_size_that_the_file_does_not_set_is_not_told_as_if_it_did(
     pbtxt: str, told: str, tmp_path: Path
 ) -> None:
     assert read_config(model_folder(tmp_path, pbtxt)).told_batch_size == told
+
+
+def test_what_numbers_stand_for_and_what_no_graph_can_do_are_told(tmp_path: Path) -> None:
+    written = {
+        "name": "m",
+        "notes": ["send the city as its number"],
+        "inputs": [{"name": "city", "datatype": "INT64", "shape": [-1, 1], "categories": ["Paris", "Rome"]}],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(written))
+
+    config = read_config(tmp_path, name="m", stands_alone=True)
+
+    assert config.notes == ("send the city as its number",)
+    assert config.inputs[0].categories == ("Paris", "Rome")
+    assert json.loads(to_json(config)) == written

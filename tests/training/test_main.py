@@ -196,7 +196,7 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'training.typo'", name="training.typo")
 
-    monkeypatch.setattr(command, "ask", broken)
+    monkeypatch.setattr("training.recipe_sources.ask", broken)
     with pytest.raises(ModuleNotFoundError, match=r"training\.typo"):
         command.main(["build", "digits"])
 

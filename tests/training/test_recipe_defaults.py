@@ -14,7 +14,9 @@ PLENTY = Facts("image", "classify", rows=100_000)
 FEW = Facts("image", "classify", rows=120)
 PRESETS = {
     "rows": Preset("mlp", "row", optimiser="adamw", learning_rate=1e-3, reason="columns are few"),
+    "mlp-in": Preset("mlp", "row", reason="columns as they come"),
     "cnn6": Preset("cnn6", "image", options={"widths": (8,) * 6}, epochs=10, reason="pixels are many"),
+    "resnet8": Preset("resnet", "image", reason="any size"),
 }
 
 
@@ -37,6 +39,16 @@ def test_the_kind_of_the_data_chooses_the_preset_and_it_the_rest() -> None:
     )  # fmt: skip
     assert recipe.chosen["epochs"] == "preset cnn6, for images: pixels are many"
     assert recipe.minimum_test_accuracy == 0.0
+
+
+def test_some_data_are_better_served_by_another_than_the_first_that_fits() -> None:
+    def preset(facts: Facts) -> str:
+        layer, _ = recipe_defaults._of_network(ask("digits:all"), facts)
+        return str(layer["architecture"]["preset"])
+
+    assert preset(Facts("row", "classify", 999)) == "mlp-in"
+    assert preset(Facts("image", "classify", 999, shape=(3, 16, 16))) == "cnn6"
+    assert preset(Facts("image", "classify", 999, shape=(3, 48, 32))) == "resnet8"
 
 
 def test_every_choice_has_a_reason_and_nothing_that_was_said_has_one() -> None:
