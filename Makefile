@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test test-clients test-zoo test-exporters test-load test-doctor soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-schedule bench-serve bench-train
+.PHONY: serve test test-clients test-zoo test-exporters test-load test-doctor soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-remedies bench-schedule bench-serve bench-train
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
@@ -53,6 +53,9 @@ bench-large: .venv/test.stamp  ## seconds and memory for weights of 1 GB, and of
 
 bench-fold: $(BENCH)/zoo.stamp $(BENCH)/fold-rivals.stamp  ## what folding removes and saves, next to other tools
 	$(BENCH)/zoo/bin/python -m tests.benchmarks.bench_fold --rivals $(BENCH)/fold-rivals $(ARGS)
+
+bench-remedies: .venv/test.stamp  ## what batches of two cost, and what each remedy brings back: three minutes
+	$(BIN)/python -m tests.benchmarks.bench_remedies $(ARGS)
 
 bench-schedule: .venv/test.stamp  ## throughput without tuning, next to every static batching of a grid: half an hour
 	$(BIN)/python -m tests.benchmarks.bench_schedule $(ARGS)
