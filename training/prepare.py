@@ -43,7 +43,9 @@ def _facts(dataset: Dataset) -> Facts:
     cuda = torch.cuda.is_available()
     fast = cuda and torch.cuda.get_device_capability() >= (8, 0)  # from Ampere on there are units for it
     features = features_of(dataset)
-    return Facts(features.kind, dataset.task.value, len(dataset.train), cuda, fast, features.shape)
+    return Facts(
+        features.kind, dataset.task.value, len(dataset.train), cuda, fast, features.shape, dataset.classes
+    )  # fmt: skip
 
 
 def _value(recipe: Recipe, key: str) -> object:
