@@ -23,7 +23,7 @@ _FOUND = "found by a trial with rising rates on a copy"
 
 
 def prepare(asked: Asked, announce: Callable[[str], None] = lambda _: None) -> tuple[Recipe, Dataset]:
-    """`announce` is told each choice with its reason. Raises UserError."""
+    """`announce` is told the choices, a line for each reason. Raises UserError."""
     told = asked.data()
     dataset = datasets.load(told.source, told.options())
     recipe = complete(asked, _facts(dataset))
@@ -33,8 +33,9 @@ def prepare(asked: Asked, announce: Callable[[str], None] = lambda _: None) -> t
         values = recipe.model_dump()
         found = {"optimiser": {"learning_rate": rate}, "chosen": {"optimiser.learning_rate": _FOUND}}
         recipe = Recipe.model_validate(merged([values, found]))
-    for key, reason in recipe.chosen.items():
-        announce(f"chosen: {key}={_value(recipe, key)} ({reason})")
+    for reason in dict.fromkeys(recipe.chosen.values()):
+        keys = [key for key, why in recipe.chosen.items() if why == reason]
+        announce(f"chosen: {', '.join(f'{key}={_value(recipe, key)}' for key in keys)} ({reason})")
     return recipe, dataset
 
 
@@ -42,7 +43,9 @@ def _facts(dataset: Dataset) -> Facts:
     cuda = torch.cuda.is_available()
     fast = cuda and torch.cuda.get_device_capability() >= (8, 0)  # from Ampere on there are units for it
     features = features_of(dataset)
-    return Facts(features.kind, dataset.task.value, len(dataset.train), cuda, fast, features.shape)
+    return Facts(
+        features.kind, dataset.task.value, len(dataset.train), cuda, fast, features.shape, dataset.classes
+    )  # fmt: skip
 
 
 def _value(recipe: Recipe, key: str) -> object:

@@ -20,6 +20,7 @@ FEWEST_STEPS = 600
 """Of a whole run: with fewer of them a small set is not learned, however often it is seen."""
 MOST_EPOCHS = 300
 LARGEST_SMALL_IMAGE = 16
+MOST_NAMED = 10
 BATCHES_AN_EPOCH = 8
 SMALLEST_BATCH = 16
 """Below it BatchNorm's statistics are noise: bn/health.py asks for 32 values, and most layers see several a row."""
@@ -44,6 +45,7 @@ class Facts:
     cuda: bool = False
     bfloat16: bool = False
     shape: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def complete(asked: Asked, facts: Facts) -> Recipe:
@@ -67,7 +69,7 @@ def _choices(asked: Asked, facts: Facts) -> Iterator[tuple[str, Any, str]]:
     """(key, value, why); without a reason where the key says it all."""
     source = asked.data().source
     yield "name", _name(source), "after the data"
-    yield "description", f"{facts.task} {source}", "after the data"
+    yield "description", _description(_name(source), facts), "after the data"
     values, reason = _of_network(asked, facts)
     for key, value in values.get("architecture", {}).items():
         yield f"architecture.{key}", value, reason if key in ("preset", "family") else ""
@@ -166,6 +168,12 @@ def _epochs(usual: int, rows: int, batch_size: int) -> tuple[int, str]:
         return usual, ""
     epochs = min(MOST_EPOCHS, -(-FEWEST_STEPS // steps))
     return epochs, f"{rows} rows are {steps} steps an epoch, and {FEWEST_STEPS} steps are wanted"
+
+
+def _description(name: str, facts: Facts) -> str:
+    """For clients: so without the path to the data."""
+    among = ", ".join(facts.classes) if len(facts.classes) <= MOST_NAMED else f"{len(facts.classes)} classes"
+    return f"{name}: which of {among} is {'each pixel' if facts.task == 'segment' else 'it'}?"
 
 
 def _name(source: str) -> str:

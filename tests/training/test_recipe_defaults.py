@@ -120,5 +120,16 @@ def test_a_model_is_named_after_its_data(source: str, name: str) -> None:
     assert complete(ask(source), PLENTY).name == name
 
 
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [(("no", "yes"), "churn: which of no, yes is it?"), (("a",) * 11, "churn: which of 11 classes is it?")],
+    ids=["few", "many"],
+)
+def test_a_description_is_for_clients_and_names_no_path(classes: tuple[str, ...], told: str) -> None:
+    facts = Facts("image", "classify", 999, classes=classes)
+
+    assert complete(ask("digits:secret/churn.csv"), facts).description == told
+
+
 def test_a_shipped_recipe_is_complete() -> None:
     assert complete(ask("digits"), FEW).chosen == {}
