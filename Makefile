@@ -54,7 +54,7 @@ bench-large: .venv/test.stamp  ## seconds and memory for weights of 1 GB, and of
 bench-fold: $(BENCH)/zoo.stamp $(BENCH)/fold-rivals.stamp  ## what folding removes and saves, next to other tools
 	$(BENCH)/zoo/bin/python -m tests.benchmarks.bench_fold --rivals $(BENCH)/fold-rivals $(ARGS)
 
-bench-remedies: .venv/test.stamp  ## what batches of two cost, and what each remedy brings back: three minutes
+bench-remedies: .venv/test.stamp  ## what batches of two cost, and what each remedy brings back: two minutes
 	$(BIN)/python -m tests.benchmarks.bench_remedies $(ARGS)
 
 bench-schedule: .venv/test.stamp  ## throughput without tuning, next to every static batching of a grid: half an hour
