@@ -27,7 +27,7 @@ soak: .venv/test.stamp  ## an hour of mixed load with kills, restarts, reloads a
 fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: half an hour on 2 cores
 	$(BIN)/python -m tests.training.fold.fuzz $(ARGS)
 
-test-zoo: $(BENCH)/zoo.stamp  ## fold all of torchvision's networks and sixty of timm's: about an hour
+test-zoo: $(BENCH)/zoo.stamp  ## fold all of torchvision's networks, sixty of timm's, every preset with every flag: about an hour
 	$(BENCH)/zoo/bin/python -m tests.zoo $(ARGS)
 
 test-exporters: $(BENCH)/exporters.stamp  ## fold what Keras and Flax export: ten minutes
