@@ -27,7 +27,7 @@ soak: .venv/test.stamp  ## an hour of mixed load with kills, restarts, reloads a
 fuzz: .venv/test.stamp  ## fold a hundred thousand random graphs: half an hour on 2 cores
 	$(BIN)/python -m tests.training.fold.fuzz $(ARGS)
 
-test-zoo: $(BENCH)/zoo.stamp  ## train a step of 80 networks, fold all of torchvision's and sixty of timm's: about an hour and a half
+test-zoo: $(BENCH)/zoo.stamp  ## a step of training for 80 networks and for every preset and flag, the fold of all of torchvision's: two hours
 	$(BENCH)/zoo/bin/python -m tests.zoo.trained && $(BENCH)/zoo/bin/python -m tests.zoo $(ARGS)
 
 test-exporters: $(BENCH)/exporters.stamp  ## fold what Keras and Flax export: ten minutes

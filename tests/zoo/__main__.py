@@ -1,4 +1,5 @@
-"""Folds the networks of torchvision and timm and prints what became of their BatchNorms: `make test-zoo`.
+"""Folds the networks of torchvision and timm, and our own presets, and prints what became of their BatchNorms: `make
+test-zoo`.
 
 Fails where one of torchvision's keeps a BatchNorm, where folding raises, or where a folded network is less accurate.
 Run by the interpreter of an environment with the training extra and `requirements.txt`.
@@ -15,10 +16,10 @@ from importlib import metadata
 from multiprocessing import get_context
 
 from tests.benchmarks.machine import heading
-from tests.zoo import names
+from tests.zoo import names, presets
 from tests.zoo.trial import FORMS, Trial, attempt
 
-ZOOS = {"torchvision": names.torchvision, "timm": names.timm}
+ZOOS = {"torchvision": names.torchvision, "timm": names.timm, "preset": presets.specs}
 COLUMNS = ("found", "folded", "clamped", "reduced", "kept", "branches_merged", "nodes_before", "nodes_after")
 
 
@@ -44,7 +45,10 @@ def main() -> int:
 def attempts(specs: Sequence[str], forms: Sequence[str], jobs: int) -> Iterator[Trial]:
     """A fresh process for each network gives its memory back."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = {pool.submit(attempt, spec, forms): spec for spec in specs}
+        futures = [
+            pool.submit(presets.attempt, spec) if spec.startswith(presets.PREFIX) else pool.submit(attempt, spec, forms)
+            for spec in specs
+        ]
         for future in as_completed(futures):
             yield from future.result()
 

@@ -23,7 +23,7 @@ from torch import nn
 from tests.benchmarks.machine import heading
 from tests.training.fold.architectures.preparing import BatchNorm, export_raw
 from tests.zoo import names
-from tests.zoo.trial import Trial, line_of, prepared, try_fold
+from tests.zoo.trial import Trial, one_line, prepared, try_fold
 from training.bn.population import estimate
 from training.optimiser import parameter_groups
 
@@ -68,7 +68,7 @@ def attempt(spec: str) -> Trial:
             return Trial(spec, FORM, failure="has no BatchNorm")
         graph = export_raw(module, shape)
     except Exception as error:
-        return Trial(spec, FORM, failure=line_of(error))
+        return Trial(spec, FORM, failure=one_line(error))
     x = np.random.default_rng(1).normal(size=(ROWS, *shape)).astype(np.float32)
     with torch.no_grad():
         wanted = module.double()(torch.from_numpy(x).double()).numpy()

@@ -56,7 +56,7 @@ def attempt(spec: str, forms: Sequence[str] = tuple(FORMS)) -> list[Trial]:
     try:
         module, shape = settled(spec)
     except Exception as error:
-        return [Trial(spec, "raw", failure=f"not built: {line_of(error)}")]
+        return [Trial(spec, "raw", failure=f"not built: {one_line(error)}")]
     if not any(isinstance(part, BatchNorm) for part in module.modules()):
         forms = forms[:1]
     rows = 16 if np.prod(shape[1:]) <= SMALL_PIXELS else 2  # rounding differs from row to row tenfold where it grows
@@ -66,7 +66,7 @@ def attempt(spec: str, forms: Sequence[str] = tuple(FORMS)) -> list[Trial]:
         try:
             exports[form] = FORMS[form](module, shape)
         except Exception as error:
-            exports[form] = Trial(spec, form, failure=f"not exported: {line_of(error)}")
+            exports[form] = Trial(spec, form, failure=f"not exported: {one_line(error)}")
     with torch.no_grad():
         wanted = module.double()(torch.from_numpy(x).double()).numpy()
     del module
@@ -110,13 +110,13 @@ def try_fold(spec: str, form: str, model: ir.Model, x: np.ndarray, wanted: np.nd
         seconds = time.perf_counter() - begin
         before, after = (_error(run(graph, {"x": x})["y"], wanted) for graph in (model, folded))
     except Exception as error:
-        return Trial(spec, form, failure=line_of(error), ours=True)
+        return Trial(spec, form, failure=one_line(error), ours=True)
     ratio = after / max(before, FLOOR)
     failure = f"error {after:.2g}, original's {before:.2g}" if not ratio <= WORSE else ""
-    return Trial(spec, form, report.summary(), seconds, ratio, _reasons(report), failure, bool(failure))
+    return Trial(spec, form, report.summary(), seconds, ratio, reasons_left(report), failure, bool(failure))
 
 
-def _reasons(report: FoldReport) -> tuple[tuple[str, int], ...]:
+def reasons_left(report: FoldReport) -> tuple[tuple[str, int], ...]:
     """Why BatchNorms are left, names of nodes and tensors taken out, the most frequent first."""
     left = (outcome.reason for outcome in report.batchnorms if outcome.verdict is not Verdict.FOLDED)
     return tuple(Counter(re.sub(r"'[^']*'", "'...'", reason) for reason in left).most_common(3))
@@ -127,6 +127,6 @@ def _error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.mean((found - wanted) ** 2)) / np.abs(wanted).max())
 
 
-def line_of(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160] if text else ''}"
