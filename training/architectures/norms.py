@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """norm: bn, none, frozen, renorm, sync, ghost:K, gn:G or ln. eps, momentum: torch's; momentum None averages all
-    batches alike. affine: gamma and beta are learned; bn_bias: beta is. conv_bias: of layers that a normalisation
-    follows, which would subtract it again; others always have one. bn_order: post (layer, norm, activation) or pre
-    (norm, activation, layer), where a family knows both.
+    """norm: bn, none, frozen, renorm, sync, ghost:K, gn:G (or as many groups below G as divide the channels) or ln.
+    eps, momentum: torch's; momentum None averages all batches alike. affine: gamma and beta are learned; bn_bias: beta
+    is. conv_bias: of layers that a normalisation follows, which would subtract it again; others always have one.
+    bn_order: post (layer, norm, activation) or pre (norm, activation, layer), where a family knows both.
     """
 
     norm: str = "bn"
