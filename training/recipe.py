@@ -205,6 +205,42 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
                 batch_size=64,
                 minimum_test_accuracy=0.98,
             ),
+            Recipe(
+                name="breast-cancer",
+                description="Thirty measurements of cell nuclei: is the tumour malignant or benign?",
+                data=Data(source="sklearn:breast_cancer"),
+                architecture=Architecture(
+                    preset="mlp-in", family="mlp", options={"normalise_inputs": True, "widths": [64, 64]}
+                ),
+                optimiser=Optimiser(kind="adamw", learning_rate=3e-3, weight_decay=1e-4),
+                epochs=60,
+                batch_size=56,
+                minimum_test_accuracy=0.94,
+            ),
+            Recipe(
+                name="help-topics",
+                description="A passage of Python's own help, 512 bytes at most: which of eleven topics is it from?",
+                data=Data(source="help-topics"),
+                architecture=Architecture(
+                    preset="textcnn",
+                    family="textcnn",
+                    options={"width": 16, "channels": 64, "windows": [5, 7, 9], "dropout": 0.3},
+                ),
+                optimiser=Optimiser(kind="adamw", learning_rate=3e-3, weight_decay=1e-4),
+                epochs=16,
+                batch_size=64,
+                minimum_test_accuracy=0.7,
+            ),
+            Recipe(
+                name="digit-scenes",
+                description="Scenes of handwritten digits, 48x48 grey pixels: which pixels belong to which digit?",
+                data=Data(source="digit-scenes"),
+                architecture=Architecture(preset="unet", family="unet", options={"widths": [12, 24, 48]}),
+                optimiser=Optimiser(kind="adamw", learning_rate=5e-3, weight_decay=1e-4),
+                epochs=20,
+                batch_size=16,
+                minimum_test_accuracy=0.94,
+            ),
         )
     }
 )
