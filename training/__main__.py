@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 from training.datasets import SOURCES
 from training.presets import PRESETS
-from training.recipe import RECIPES, describe_settings
+from training.recipe import RECIPES, REMEDIES, describe_settings
 
 if TYPE_CHECKING:
     from training.recipe_sources import Asked
@@ -121,7 +121,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     return ask(
         options.spec,
         preset=options.preset,
-        overrides=options.set,
+        overrides=[*([f"remedy={options.remedy}"] if options.remedy else []), *options.set],
         environment=os.environ,
         finds_rate=options.find_lr,
     )
@@ -313,6 +313,7 @@ def _add_recipe(new: _Parser) -> None:
         action="store_true",
         help="find the learning rate by a trial on a copy, as does --set optimiser.learning_rate=auto",
     )
+    new.add_argument("--remedy", metavar="KIND", help=f"of small batches: auto, {', '.join(REMEDIES)}")
     new.add_argument(
         "--set",
         action="append",

@@ -22,6 +22,7 @@ from training.errors import UserError
 from training.presets import PRESETS
 
 MAXIMUM = 1e30  # absurd, and still a float32
+REMEDIES = ("none", "precise", "frozen:SHARE", "renorm", "sync", "ghost:ROWS")
 MODEL_KINDS = ("timm", "torchvision", "py", "file")
 
 
@@ -52,6 +53,12 @@ def _is_model(spec: str) -> str:
             f"{spec!r}: expected timm:NAME, torchvision:NAME, py:package.module:factory or file:model.py:factory"
         )
     return spec
+
+
+def _is_remedy(remedy: str) -> str:
+    if remedy != "auto" and remedy.partition(":")[0] not in {form.partition(":")[0] for form in REMEDIES}:
+        raise ValueError(f"{remedy!r} is not a known remedy; known are auto, {', '.join(REMEDIES)}")
+    return remedy
 
 
 class _Settings(BaseModel):
@@ -171,6 +178,9 @@ class Recipe(_Settings):
         description="what is frozen: population statistics, by passes in eval form or one over batches, or the running "
         "averages",
     )
+    remedy: Annotated[str, AfterValidator(_is_remedy)] = Field(
+        default="none", description="of small batches: " + ", ".join(("auto", *REMEDIES))
+    )
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the forward pass while it trains (bfloat16: torch.autocast)"
@@ -187,6 +197,11 @@ class Recipe(_Settings):
             raise ValueError(
                 "optimiser.average needs statistics of its own: the running ones are those of other weights; "
                 "set statistics to sequential or minibatch"
+            )
+        if self.optimiser.average is not None and self.remedy.startswith(("frozen", "auto")):
+            raise ValueError(
+                f"optimiser.average and remedy={self.remedy} exclude each other: frozen statistics are those of the "
+                f"weights at that step, not of an average; leave one of them out"
             )
         return self
 

@@ -30,10 +30,11 @@ from training.bn.population import Forward, estimate
 from training.bn.replacing import replace
 from training.bn.variants import BatchRenorm
 from training.errors import UserError
+from training.recipe import REMEDIES, Recipe
 
 Kind = Literal["none", "precise", "frozen", "renorm", "sync", "ghost"]
 KINDS: tuple[Kind, ...] = ("none", "precise", "frozen", "renorm", "sync", "ghost")
-FORMS = ("auto", "none", "precise", "frozen:SHARE", "renorm", "sync", "ghost:ROWS")
+FORMS = ("auto", *REMEDIES)
 
 ENOUGH_VALUES, FEW_VALUES = 32.0, 8.0
 """Free values a channel in a batch, as the doctor's check of the effective batch size has them: their mean is then 0.18
@@ -111,6 +112,11 @@ def choose_remedy(batch_rows: int, *, values_per_row: float = 1.0, processes: in
     if values >= FEW_VALUES:
         return Remedy("precise", reason=f"{said}: enough to learn by, too few to serve by")
     return Remedy("frozen", EARLY, f"{said}: too few to learn by")
+
+
+def remedy_of(recipe: Recipe) -> Remedy:
+    """What the recipe asks for, `auto` decided. Raises UserError."""
+    return choose_remedy(recipe.batch_size) if recipe.remedy == "auto" else parse_remedy(recipe.remedy)
 
 
 def apply(module: nn.Module, remedy: Remedy, *, batch_rows: int, total_steps: int) -> nn.Module:

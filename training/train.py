@@ -21,17 +21,19 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from training import remedies
 from training.averages import averaged
 from training.checkpoint import Snapshot
 from training.datasets.dataset import Dataset, Examples
 from training.engine import run_steps
 from training.errors import UserError
-from training.evaluation import measure
+from training.evaluation import EVALUATION_ROWS, measure
 from training.networks import opened_network
 from training.optimiser import build_optimiser, learning_rate_factor
 from training.patience import Patience
 from training.randomness import generator, reseed
 from training.recipe import Recipe
+from training.remedies import remedy_of
 from training.run_folder import RunFolder
 
 TOOLS = ("torch", "numpy", "scikit-learn")
@@ -154,6 +156,8 @@ class Fit:
         self._labels = torch.from_numpy(examples.labels)
         self._per_epoch = steps_per_epoch(len(examples), recipe.batch_size * recipe.optimiser.accumulate)
         self.total = self._per_epoch * recipe.epochs
+        self._remedy = remedy_of(recipe)
+        remedies.apply(module, self._remedy, batch_rows=recipe.batch_size, total_steps=self.total)
         self._optimiser = build_optimiser(recipe.optimiser, module)
         kept = recipe.optimiser.average
         self._average = None if kept is None else averaged(module, kept)
@@ -186,7 +190,7 @@ class Fit:
             self._restore(last)
         if self.is_finished:
             return
-        self._module.train()
+        self._learn_on()
         with tqdm(total=self._recipe.epochs, desc="training", unit="epoch", disable=_hidden(show_progress)) as bar:
             bar.update(self.steps // self._per_epoch)
 
@@ -203,9 +207,24 @@ class Fit:
 
             run_steps(self.step, first=self.steps, total=self.total, goes_on=goes_on)
 
+    def _learn_on(self) -> None:
+        self._module.train()
+        if self._remedy.is_frozen(self.steps, self.total):
+            remedies.hold(self._module)
+
+    def _freeze(self) -> None:
+        """The statistics of all that is trained on, without augmentation, from now on."""
+        pieces = zip(*(values.split(EVALUATION_ROWS) for values in self._inputs), strict=True)
+        remedies.freeze(self._module, list(pieces), self._answer)
+
+    def _answer(self, module: nn.Module, batch: Sequence[torch.Tensor]) -> object:
+        return module(*(values.to(self._recipe.device) for values in batch))
+
     def step(self, step: int) -> None:
         """The step of this number."""
         recipe, settings = self._recipe, self._recipe.optimiser
+        if step == self._remedy.freezes_at(self.total):
+            self._freeze()
         rows = self._rows(step)
         reseed(recipe.seed, "noise", step)
         inputs, labels = [values[rows] for values in self._inputs], self._labels[rows]
@@ -262,7 +281,7 @@ class Fit:
         if self._patience is not None:
             shown = self._module if self._average is None else self._average.module
             line |= self._patience.judge(shown, epoch)
-            self._module.train()
+            self._learn_on()
         if self._run is not None:
             self._run.tell(line)
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from training import checkpoint, datasets
+from training import checkpoint, datasets, remedies
 from training.bn.facts import Facts, Group
 from training.datasets.dataset import Dataset
 from training.networks import opened_network
 from training.optimiser import parameter_groups
 from training.recipe import Recipe
+from training.remedies import remedy_of
 from training.run_folder import CHECKPOINT, MODEL, REPORT, RunFolder, RunRefused
 from training.train import steps_of, torch_set_up_for
 from training.weights_file import load_weights
@@ -65,6 +66,7 @@ def open_run(folder: Path) -> TrainedRun:
     recipe = RunFolder(folder).recipe()
     dataset = datasets.load(recipe.data.source, recipe.data.options())
     with torch_set_up_for(recipe), opened_network(recipe, dataset) as module:
+        remedies.apply(module, remedy_of(recipe), batch_rows=recipe.batch_size, total_steps=1)
         weights, steps, report = _load(module, folder)
     return TrainedRun(folder, recipe, dataset, module.eval(), weights, steps, report)
 
