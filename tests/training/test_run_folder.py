@@ -122,8 +122,10 @@ def test_a_run_that_was_killed_at_any_step_ends_in_the_same_bits(
         ["optimiser.accumulate=2", "optimiser.clip_norm=1"],
         ["stopping.patience_epochs=1", "optimiser.learning_rate=0.3", "epochs=4", "optimiser.average=0.5"],
         ["optimiser.kind=adamw", "optimiser.learning_rate=0.01"],
+        ["remedy=frozen:0.8", "optimiser.learning_rate=0.01"],
+        ["remedy=renorm"],
     ],
-    ids=["averages", "accumulation", "patience", "adamw"],
+    ids=["averages", "accumulation", "patience", "adamw", "frozen-statistics", "renorm"],
 )
 def test_whatever_a_step_carries_over_is_in_the_checkpoint(setting: list[str], few: Dataset, tmp_path: Path):
     settings = find_recipe("digits", [*SETTINGS, "batch_size=16", *setting])

@@ -13,6 +13,7 @@ from torch import nn
 
 from training import datasets, train
 from training.datasets.dataset import Dataset
+from training.errors import UserError
 from training.evaluation import accuracy
 from training.recipe import Recipe
 from training.recipe_sources import find_recipe
@@ -200,3 +201,20 @@ def test_half_of_the_bits_are_enough_to_learn(digits) -> None:
 def test_a_gpu_that_is_not_there_is_told(digits) -> None:
     with pytest.raises(train.TrainingFailed, match="device=cuda: torch finds no GPU here; train with --set device=cpu"):
         train.train(quick("device=cuda"), digits)
+
+
+def test_statistics_that_a_remedy_freezes_are_measured_once_and_stay(digits) -> None:
+    recipe = quick("remedy=frozen:0.5")
+    module, report = train.train(recipe, first(digits, 176))
+    tracked = {part.num_batches_tracked.item() for part in module.modules() if hasattr(part, "num_batches_tracked")}
+    assert tracked == {report.steps - report.steps // 2}
+
+
+def test_auto_has_no_remedy_for_a_batch_that_needs_none(digits) -> None:
+    plain, auto = (train.train(quick(f"remedy={remedy}"), first(digits, 176))[0] for remedy in ("none", "auto"))
+    assert weights(plain) == weights(auto)
+
+
+def test_an_average_of_weights_and_frozen_statistics_exclude_each_other() -> None:
+    with pytest.raises(UserError, match=r"optimiser.average and remedy=auto exclude each other"):
+        quick("remedy=auto", "optimiser.average=0.9")
