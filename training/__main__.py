@@ -40,6 +40,7 @@ DONE, CHECKS_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
 ERRORS = (
     ("training.verify_report", "VerificationFailed", CHECKS_FAILED),
     ("training.pipeline", "ChecksFailed", CHECKS_FAILED),
+    ("training.health_check", "Unhealthy", CHECKS_FAILED),
     ("training.half_precision", "HalfDiffers", CHECKS_FAILED),
     ("training.export_file", "AnswersDiffer", CHECKS_FAILED),
     ("training.errors", "UserError", BAD_INPUT),

@@ -33,17 +33,12 @@ from training.command_files import CannotUseFile, check_places, read_samples, wr
 from training.doctor_page import render
 from training.errors import UserError
 from training.evaluation import tensors
+from training.health_check import BATCH_ROWS, MOST_ROWS
 from training.model_source import opened
 from training.reference.op import Array
 from training.run_folder import RECIPE
 from training.trained_run import open_run
 from training.weights_file import load_weights
-
-BATCH_ROWS = 64
-"""Of the examination, whatever the training's: enough that layers normalise well, few enough that batches are many."""
-
-MOST_ROWS = 4096
-"""Of a run's own data: drift of a tenth of a standard deviation is seen in a tenth of them."""
 
 LABELS, MASK = "labels", "mask"
 """Names in the data with a meaning of their own; every other array is an input."""

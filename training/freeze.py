@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.bn.layers import norm_layers
 from training.bn.population import estimate
 from training.datasets.dataset import Dataset, Examples
 from training.evaluation import EVALUATION_ROWS, measure, tensors
@@ -73,6 +74,8 @@ def freeze_statistics(module: nn.Module, recipe: Recipe, dataset: Dataset) -> Fr
         running = _scores(module, dataset)
         if recipe.statistics == "running":
             return FreezeReport("running", "the recipe asks for them", running)
+        if not norm_layers(module):
+            return FreezeReport("running", "there is no BatchNorm layer", running)
         found = estimate(module, _batches(recipe, dataset.train), mode=recipe.statistics, forward=_forward)
         population = _scores(module, dataset)
         told = found.as_dict()

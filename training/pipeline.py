@@ -26,6 +26,7 @@ from training.fold import FoldReport, fold
 from training.fold.files import SOURCE_SHA256
 from training.freeze import FreezeReport, freeze_statistics
 from training.golden import make_golden
+from training.health_check import examine_trained, health_of, require_health
 from training.prepare import prepare
 from training.publish import LABELS_FILE, Draft, check_destination, config_for, publish
 from training.recipe import Recipe
@@ -98,6 +99,11 @@ def build(
     freeze_report = freeze_statistics(module, recipe, dataset)
     _require_accuracy(recipe, freeze_report, len(dataset.test))
 
+    announce("doctor   what BatchNorm's statistics are worth")
+    diagnosis = examine_trained(module, recipe, dataset, steps=train_report.steps)
+    if recipe.doctor == "refuse":
+        require_health(diagnosis, f"recipe {recipe.name!r}", "; or publish it all the same with --set doctor=report")
+
     delivered = deliver(
         module,
         recipe,
@@ -107,6 +113,7 @@ def build(
             # Without the time it took: on one machine, one recipe gives the same files, byte for byte.
             "train": {key: value for key, value in train_report.as_dict().items() if key != "seconds"},
             "freeze": freeze_report.as_dict(),
+            "doctor": health_of(diagnosis),
         },
         golden=dataset.test.sample(),
         replace=replace,

@@ -18,28 +18,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import nn
 
 from training import datasets
 from training.bn.diagnosis import Diagnosis, examine
-from training.bn.findings import CHECKS, SEVERITIES
+from training.bn.findings import SEVERITIES
 from training.bn.population import Estimate, estimate
 from training.command_files import CannotUseFile, read_samples
 from training.datasets import SOURCES
 from training.datasets.dataset import Columns, Dataset, Examples
 from training.errors import UserError
-from training.evaluation import EVALUATION_ROWS, accuracy, tensors
-from training.pipeline import ChecksFailed, Delivered, deliver
+from training.evaluation import EVALUATION_ROWS, accuracy
+from training.health_check import BATCH_ROWS, batches_of, health_of, require_health, run_on
+from training.pipeline import Delivered, deliver
 from training.publish import check_destination
 from training.reference.op import Array
 from training.train import torch_set_up_for
 from training.trained_run import TrainedRun, open_run
 
 Mode = Literal["sequential", "minibatch"]
-
-BATCH_ROWS = 64
-"""Of the examinations, and of mode `minibatch`."""
 
 GOLDEN_ROWS = 4
 FEWEST_ROWS = 32
@@ -121,9 +117,9 @@ def recalibrate(
         before, scores_before = _examined(run, new), _accuracies(run, new, has_labels=has_labels)
 
         announce(f"measure  BatchNorm's statistics over these rows, {mode}")
-        found = estimate(run.module, _batches(new, _rows_of(mode)), mode=mode, forward=_forward)
+        found = estimate(run.module, batches_of(new, _rows_of(mode)), mode=mode, forward=run_on)
         after, scores_after = _examined(run, new), _accuracies(run, new, has_labels=has_labels)
-    _require_health(after, data)
+    require_health(after, f"with statistics of {data}")
 
     accuracies = Accuracies(
         (scores_before[0], scores_after[0]), (scores_before[1], scores_after[1]) if has_labels else None
@@ -213,7 +209,7 @@ def _spelled(shape: Sequence[object]) -> str:
 
 def _examined(run: TrainedRun, new: Examples) -> Diagnosis:
     return examine(
-        run.module, _batches(new, BATCH_ROWS), facts=run.facts(), forward=_forward, inputs=len(run.dataset.inputs)
+        run.module, batches_of(new, BATCH_ROWS), facts=run.facts(), forward=run_on, inputs=len(run.dataset.inputs)
     )
 
 
@@ -225,26 +221,6 @@ def _accuracies(run: TrainedRun, new: Examples, *, has_labels: bool) -> tuple[fl
 def _rows_of(mode: Mode) -> int:
     """Of a batch. In sequential mode it decides nothing."""
     return EVALUATION_ROWS if mode == "sequential" else BATCH_ROWS
-
-
-def _batches(examples: Examples, rows: int) -> list[tuple[torch.Tensor, ...]]:
-    """A last row alone has no variance: it joins the batch before."""
-    edges = list(range(rows, len(examples) - 1, rows))
-    return list(zip(*(values.tensor_split(edges) for values in tensors(examples)), strict=True))
-
-
-def _forward(module: nn.Module, batch: tuple[torch.Tensor, ...]) -> object:
-    return module(*batch)
-
-
-def _require_health(after: Diagnosis, data: str) -> None:
-    if red := after.of("red"):
-        first = red[0]
-        where = f"{first.layer}: " if first.layer else ""
-        raise ChecksFailed(
-            f"with statistics of {data}, {len(red)} findings are red; nothing was published. The first is "
-            f"{first.check} {CHECKS[first.check]}: {where}{first.found}; expected {first.expected}; {first.fix}"
-        )
 
 
 # --- what is told -------------------------------------------------------------------------------------------------
@@ -259,17 +235,12 @@ def _report(
         "data": Path(data).name if data.lower().endswith(".npz") else data,
         "rows": rows,
         "estimate": found.as_dict(),
-        "health": {"before": _health(before), "after": _health(after)},
+        "health": {"before": health_of(before), "after": health_of(after)},
         "accuracy": {
             "held_out": {"before": own[0], "after": own[1]},
             "new": {"before": domain[0], "after": domain[1]} if domain else None,
         },
     }
-
-
-def _health(diagnosis: Diagnosis) -> dict[str, Any]:
-    told = diagnosis.as_dict()
-    return {key: told[key] for key in ("healthy", "counts", "findings")}
 
 
 def _counts(diagnosis: Diagnosis) -> str:

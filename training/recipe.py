@@ -185,6 +185,9 @@ class Recipe(_Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the forward pass while it trains (bfloat16: torch.autocast)"
     )
+    doctor: Literal["refuse", "report"] = Field(
+        default="refuse", description="where a finding about BatchNorm is red: publish nothing, or publish and report"
+    )
     tensorboard: bool = Field(default=False, description="also write the metrics as TensorBoard reads them")
     minimum_test_accuracy: float = Field(default=0.0, ge=0, le=1, description="below it nothing is published")
     batchnorms_left: int = Field(default=0, ge=0, description="more of them in the folded graph: nothing is published")

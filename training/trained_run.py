@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from training import checkpoint, datasets, remedies
-from training.bn.facts import Facts, Group
+from training.bn.facts import Facts
 from training.datasets.dataset import Dataset
+from training.health_check import facts_of
 from training.networks import opened_network
-from training.optimiser import parameter_groups
 from training.recipe import Recipe
 from training.remedies import remedy_of
 from training.run_folder import CHECKPOINT, MODEL, REPORT, RunFolder, RunRefused
@@ -45,20 +45,8 @@ class TrainedRun:
         return steps_of(self.recipe, self.dataset) * self.recipe.epochs
 
     def facts(self) -> Facts:
-        """Of its training, as the doctor wants them told. No batch is smaller than the others: what remains of an epoch
-        is spread over its batches."""
-        recipe, rows = self.recipe, len(self.dataset.train)
-        names = {parameter: name for name, parameter in self.module.named_parameters()}
-        groups = tuple(
-            Group(parameters=tuple(names[one] for one in group["params"]), weight_decay=group["weight_decay"])
-            for group in parameter_groups(self.module, recipe.optimiser.weight_decay)
-        )
-        return Facts(
-            steps=self.steps or None, accumulation=recipe.optimiser.accumulate,
-            batch_rows=rows // (steps_of(recipe, self.dataset) * recipe.optimiser.accumulate),
-            rows=rows, drop_last=True, shuffle=True, learning_rate=recipe.optimiser.learning_rate, groups=groups,
-            fullgraph=False, finished=self.report is not None,
-        )  # fmt: skip
+        """Of its training."""
+        return facts_of(self.module, self.recipe, self.dataset, steps=self.steps, finished=self.report is not None)
 
 
 def open_run(folder: Path) -> TrainedRun:

@@ -12,12 +12,13 @@ import pytest
 
 from service import repository as layout
 from training import datasets, pipeline, verify
+from training.health_check import Unhealthy
 from training.pipeline import BuildResult, ChecksFailed, build
 from training.recipe import Recipe
 from training.recipe_sources import find_recipe
 
 SAME_BYTES = ("golden.npz", "labels.txt", "model.onnx", "report.json")
-STEPS = ["train", "freeze", "export", "fold", "verify", "publish"]
+STEPS = ["train", "freeze", "doctor", "export", "fold", "verify", "publish"]
 
 
 def quick(*overrides: str) -> Recipe:
@@ -105,13 +106,14 @@ def test_one_bit_in_the_largest_weight_or_bias_of_any_layer_breaks_the_golden_sa
 def test_the_report_tells_the_whole_story(result) -> None:
     report = json.loads((result.path / layout.REPORT_FILE).read_text())
 
-    assert set(report) == {"files", "golden", "versions", "source", "train", "freeze", "fold", "verify"}
+    assert set(report) == {"files", "golden", "versions", "source", "train", "freeze", "doctor", "fold", "verify"}
     assert report["train"]["test_accuracy"] == result.train.test_accuracy
     assert report["freeze"] == json.loads(json.dumps(result.freeze.as_dict()))
     measured, averaged = (report["freeze"][kind]["train_loss"] for kind in ("population", "running"))
     assert report["freeze"]["kept"] == ("population" if measured <= averaged else "running")
     assert [layer["verdict"] for layer in report["freeze"]["estimate"]["layers"]] == ["estimated"] * 7
     assert report["train"]["settings"] == json.loads(result.recipe.model_dump_json())
+    assert report["doctor"]["healthy"] is True
     assert report["fold"]["summary"]["folded"] == 7
     assert report["verify"]["passed"] is True
     assert report["verify"]["outputs_compared"] >= 1000
@@ -171,6 +173,18 @@ def test_the_offered_override_is_enough_to_publish_it_all_the_same(tmp_path) -> 
     offered = str(caught.value).rpartition("--set ")[2]
 
     assert build(quick("epochs=1", offered), tmp_path).path == tmp_path / "digits" / "1"
+
+
+def test_statistics_that_are_worth_nothing_are_not_published_unless_that_is_asked_for(tmp_path) -> None:
+    ill = ["epochs=1", "statistics=running", "architecture.momentum=0.001", "minimum_test_accuracy=0"]
+    with pytest.raises(Unhealthy, match=r"recipe 'digits': \d+ findings are red; nothing was published") as caught:
+        build(quick(*ill), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    offered = str(caught.value).rpartition("--set ")[2]
+
+    path = build(quick(*ill, offered), tmp_path).path
+
+    assert json.loads((path / layout.REPORT_FILE).read_text())["doctor"]["healthy"] is False
 
 
 def with_wrong_bias(model: ir.Model) -> ir.Model:
