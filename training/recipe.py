@@ -258,6 +258,7 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
                 epochs=20,
                 batch_size=16,
                 minimum_test_accuracy=0.94,
+                max_batch_size=16,
             ),
         )
     }
