@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def kept_from_children(*numbers: signal.Signals) -> Iterator[None]:
-    """For whoever is started within; what comes to us meanwhile is handled behind it."""
+    """For whoever is started within; what comes to us meanwhile is handled behind it at the latest."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -111,7 +112,7 @@ def test_a_model_that_can_be_loaded_in_one_worker_only_is_loaded_in_none(tmp_pat
     save_version(tmp_path, "m", DOUBLE)
     with two_workers(tmp_path) as service:
         asking, told, let_go = slow_load(service, tmp_path)
-        let_go()  # what one reads of a pipe, the other does not
+        let_go(2)  # what one reads of a pipe, the other does not
         asking.join(PATIENCE_S)
         assert told[0].status == 400
         assert service.log().count("model m version 2 READY") == 1
@@ -217,7 +218,7 @@ def test_a_canary_of_a_load_call_that_one_worker_cannot_load_is_in_none(tmp_path
     parameters = {"version_policy": {"all": True}, "traffic": {"canary": {"version": 2, "weight": 0.5}}}
     with two_workers(tmp_path) as service:
         asking, told, let_go = slow_load(service, tmp_path, parameters)
-        let_go()  # what one reads of a pipe, the other does not
+        let_go(2)  # what one reads of a pipe, the other does not
         asking.join(PATIENCE_S)
         assert told[0].status == 400
         assert told_of_traffic(service) == [None] * 20
@@ -257,7 +258,7 @@ def test_a_worker_killed_in_the_middle_of_a_load_undoes_it_everywhere(tmp_path: 
         victim = min(before, key=lambda pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) - before[pid])
         os.kill(victim, signal.SIGKILL)
         service.wait_until(lambda: "was killed by SIGKILL" in service.log(), "told of the death")
-        let_go()
+        let_go(1)
         asking.join(PATIENCE_S)
         assert told[0].status == 503
         assert "a worker process ended meanwhile, so nothing was changed" in told[0].json()["error"]
@@ -269,9 +270,9 @@ def test_a_worker_killed_in_the_middle_of_a_load_undoes_it_everywhere(tmp_path: 
 
 def slow_load(
     service: Foldserve, repository: Path, parameters: dict[str, Any] | None = None
-) -> tuple[threading.Thread, list[Answer], Callable[[], None]]:
-    """A load of a second version that has begun in both workers, and goes on when the last is called: then one of them
-    reads a report that says that all is well."""
+) -> tuple[threading.Thread, list[Answer], Callable[[int], None]]:
+    """A load of a second version that has begun in both workers, and goes on when the last is called with how many of
+    them are there: then one reads a report that says that all is well."""
     report = save_version(repository, "m", TRIPLE, version=2) / "report.json"
     os.mkfifo(report)  # opening it waits for a writer
     told: list[Answer] = []
@@ -280,10 +281,16 @@ def slow_load(
     loading = re.compile(r"asked to load version (1, )?2")
     service.wait_until(lambda: len(loading.findall(service.log())) == 2, "loading in both workers")
 
-    def let_go() -> None:
+    def reads(pid: int) -> bool:
+        with contextlib.suppress(OSError):  # it has ended
+            return any(file.readlink() == report for file in Path(f"/proc/{pid}/fd").iterdir())
+        return False
+
+    def let_go(readers: int) -> None:
         model = (report.parent / "model.onnx").read_bytes()
         record = {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}
         with report.open("w") as pipe:
+            service.wait_until(lambda: sum(map(reads, workers_of(service))) == readers, "reading")
             report.unlink()
             pipe.write(json.dumps({"files": {"model.onnx": record}}))
 

@@ -24,13 +24,13 @@ def test_a_child_does_not_see_them_from_its_first_instruction_on() -> None:
     assert child.returncode == 0
 
 
-def test_what_comes_to_us_meanwhile_is_handled_behind_it() -> None:
+def test_what_comes_to_us_meanwhile_is_not_lost() -> None:
+    """Where there are other threads, one of them may take it at once."""
     seen: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda number, _: seen.append(number))
     try:
         with kept_from_children(signal.SIGHUP), kept_from_children(signal.SIGHUP):
             os.kill(os.getpid(), signal.SIGHUP)
-            assert seen == []
         assert seen == [signal.SIGHUP]
     finally:
         signal.signal(signal.SIGHUP, before)

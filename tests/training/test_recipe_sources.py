@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from training.presets import PRESETS
 from training.recipe import RECIPES, RecipeError
 from training.recipe_sources import Asked, ask, merged
 
@@ -86,12 +87,12 @@ def test_auto_asks_for_a_rate_to_be_found() -> None:
 @pytest.mark.parametrize(
     ("spec", "environment", "told"),
     [
-        ("unicorns", {}, "unknown recipe 'unicorns'; known are digits; else name a file.yaml, or data"),
+        ("unicorns", {}, f"unknown recipe 'unicorns'; known are {', '.join(RECIPES)}; else name a file.yaml, or data"),
         ("absent.yaml", {}, "absent.yaml: cannot be read: No such file or directory"),
         ("digits", {"FOLDTRAIN_EPOCH": "3"}, "FOLDTRAIN_EPOCH: unknown key 'epoch'; known here are name,"),
         ("digits", {"FOLDTRAIN_EPOCHS": "x"}, "FOLDTRAIN_EPOCHS: Input should be a valid integer"),
         ("digits", {"FOLDTRAIN_CHOSEN": "x"}, "FOLDTRAIN_CHOSEN: unknown key 'chosen'"),
-        ("digits", {"FOLDTRAIN_ARCHITECTURE__PRESET": "x"}, "'x' is not a known preset; known are cnn6"),
+        ("digits", {"FOLDTRAIN_ARCHITECTURE__PRESET": "x"}, f"not a known preset; known are {', '.join(PRESETS)}"),
         ("digits", {"FOLDTRAIN_ARCHITECTURE__MODEL": "resnet"}, "'resnet': expected timm:NAME"),
         ("digits", {"FOLDTRAIN_STATISTICS": "running", "FOLDTRAIN_OPTIMISER__AVERAGE": "0.9"}, "statistics of its own"),
     ],
