@@ -43,14 +43,14 @@ def test_infer_example_works_when_pasted(service: Foldserve) -> None:
     assert examples, "the infer route shows no example request"
     name = next(one for one in operation["parameters"] if one["in"] == "path")
     suggested = name.get("example", name["schema"].get("example", DIGITS))
-    for example in examples:
-        answer = service.post(path.replace("{" + name["name"] + "}", suggested), example)
+    assert suggested in examples, "the model that the page suggests has no example"
+    for model, example in examples.items():
+        answer = service.post(path.replace("{" + name["name"] + "}", model), example)
         assert answer.status == 200, answer.body
         assert answer.json()["outputs"]
 
 
-def request_examples(operation: dict[str, Any]) -> list[Any]:
-    """Every JSON request body that the page offers, in the three places where OpenAPI lets one stand."""
+def request_examples(operation: dict[str, Any]) -> dict[str, Any]:
+    """Every JSON request body that the page offers, by the model that it is for."""
     media = operation["requestBody"]["content"]["application/json"]
-    named = [one["value"] for one in media.get("examples", {}).values()]
-    return named + [place["example"] for place in (media, media.get("schema", {})) if "example" in place]
+    return {model: one["value"] for model, one in media["examples"].items()}

@@ -39,6 +39,17 @@ def workers_of(service: Foldserve) -> list[int]:
     return children(service.process.pid)
 
 
+def readers_of(pipe: Path, service: Foldserve) -> int:
+    """How many workers have it open."""
+
+    def reads(pid: int) -> bool:
+        with contextlib.suppress(OSError):  # it has ended
+            return any(file.readlink() == pipe for file in Path(f"/proc/{pid}/fd").iterdir())
+        return False
+
+    return sum(map(reads, workers_of(service)))
+
+
 def answers(service: Foldserve, connections: int = CONNECTIONS) -> Counter[Any]:
     """What as many fresh connections are told: the first number, or status and the beginning of the error."""
 
@@ -128,6 +139,7 @@ def test_readiness_waits_for_every_worker_and_liveness_for_none(tmp_path: Path) 
         service.wait_until(lambda: service.log().count("computing on") == 2, "loading in both workers")
         assert {service.get("/v2/health/ready").status for _ in range(20)} == {503}
         with report.open("w") as pipe:
+            service.wait_until(lambda: readers_of(report, service) == 2, "reading")
             report.unlink()
             pipe.write("{}")
         service.wait_until(lambda: "UNAVAILABLE" in service.log(), "told that one could not read it")
@@ -281,16 +293,11 @@ def slow_load(
     loading = re.compile(r"asked to load version (1, )?2")
     service.wait_until(lambda: len(loading.findall(service.log())) == 2, "loading in both workers")
 
-    def reads(pid: int) -> bool:
-        with contextlib.suppress(OSError):  # it has ended
-            return any(file.readlink() == report for file in Path(f"/proc/{pid}/fd").iterdir())
-        return False
-
     def let_go(readers: int) -> None:
         model = (report.parent / "model.onnx").read_bytes()
         record = {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}
         with report.open("w") as pipe:
-            service.wait_until(lambda: sum(map(reads, workers_of(service))) == readers, "reading")
+            service.wait_until(lambda: readers_of(report, service) == readers, "reading")
             report.unlink()
             pipe.write(json.dumps({"files": {"model.onnx": record}}))
 

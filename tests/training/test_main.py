@@ -250,7 +250,7 @@ def test_build_says_where_the_version_is_and_puts_progress_on_stderr(capsys, tmp
     told = capsys.readouterr()
     assert code == 0
     assert told.out.startswith(f"published {tmp_path / 'r' / 'digits' / '1'}\n")
-    steps = ["train", "freeze", "export", "fold", "verify", "publish"]
+    steps = ["train", "freeze", "doctor", "export", "fold", "verify", "publish"]
     assert [line.split()[0] for line in told.err.splitlines()] == steps
 
 
