@@ -33,7 +33,7 @@ from training.command_files import CannotUseFile, check_places, read_samples, wr
 from training.doctor_page import render
 from training.errors import UserError
 from training.evaluation import tensors
-from training.health_check import BATCH_ROWS, MOST_ROWS
+from training.health_check import MOST_ROWS, edges
 from training.model_source import opened
 from training.reference.op import Array
 from training.run_folder import RECIPE
@@ -231,9 +231,8 @@ class _Batches:
         labels: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
     ) -> _Batches:
-        """The rows `order`, in batches. A last row alone has no variance: it joins the batch before."""
-        edges = list(range(BATCH_ROWS, len(order) - 1, BATCH_ROWS))
-        pieces = [torch.from_numpy(piece) for piece in np.split(order, edges)]
+        """The rows `order`, in batches."""
+        pieces = [torch.from_numpy(piece) for piece in np.split(order, edges(len(order)))]
         inputs = [{name: values[piece] for name, values in held.items()} for piece in pieces]
         return cls(
             inputs,

@@ -57,7 +57,7 @@ def examine_trained(module: nn.Module, recipe: Recipe, dataset: Dataset, *, step
     some = dataset.train.at(rows)
     with torch_set_up_for(recipe):
         return examine(
-            module, batches_of(some, BATCH_ROWS), labels=torch.from_numpy(some.labels).tensor_split(edges(some)),
+            module, batches_of(some, BATCH_ROWS), labels=torch.from_numpy(some.labels).tensor_split(edges(len(some))),
             facts=facts_of(module, recipe, dataset, steps=steps, finished=True), forward=run_on,
             inputs=len(dataset.inputs),
         )  # fmt: skip
@@ -65,12 +65,12 @@ def examine_trained(module: nn.Module, recipe: Recipe, dataset: Dataset, *, step
 
 def batches_of(examples: Examples, rows: int) -> list[tuple[torch.Tensor, ...]]:
     """The inputs, cut."""
-    return list(zip(*(values.tensor_split(edges(examples, rows)) for values in tensors(examples)), strict=True))
+    return list(zip(*(values.tensor_split(edges(len(examples), rows)) for values in tensors(examples)), strict=True))
 
 
-def edges(examples: Examples, rows: int = BATCH_ROWS) -> list[int]:
+def edges(count: int, rows: int = BATCH_ROWS) -> list[int]:
     """Where batches begin, but the first. A last row alone has no variance: it joins the batch before."""
-    return list(range(rows, len(examples) - 1, rows))
+    return list(range(rows, count - 1, rows))
 
 
 def run_on(module: nn.Module, batch: Sequence[torch.Tensor]) -> Any:

@@ -25,6 +25,7 @@ from training.export import export
 from training.fold import FoldReport, fold
 from training.golden import make_golden
 from training.publish import Draft, check_destination, config_for, publish
+from training.user_code import first_line
 from training.verify_report import VerifyReport
 
 OBSERVATION, ACTION = "observation", "action"
@@ -161,7 +162,7 @@ def learn(wishes: CrossQ) -> tuple[Any, Policy]:
     try:
         environment = gymnasium.make(wishes.environment)
     except gymnasium.error.Error as error:
-        raise ReinforcementFailed(f"{wishes.environment}: {_first_line(error)}") from error
+        raise ReinforcementFailed(f"{wishes.environment}: {first_line(error)}") from error
     _refuse_unless_box(wishes.environment, environment)
     threads = torch.get_num_threads()
     torch.set_num_threads(wishes.threads)
@@ -228,7 +229,3 @@ def _describe(folded: Any, wishes: CrossQ, name: str, environment: Any) -> Any:
         folded, name=name, description=f"A policy for {wishes.environment}, learned by CrossQ", max_batch_size=64,
         about=about,
     )  # fmt: skip
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

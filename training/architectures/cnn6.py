@@ -28,7 +28,7 @@ def build(features: Features, outputs: int, *, norms: Norms, widths: Sequence[in
     expect("cnn6", features, "image")
     if len(widths) != len(STRIDES):
         raise UserError(
-            f"cnn6 has {len(STRIDES)} convolutions; architecture.widths names {len(widths)}: {list(widths)}"
+            f"cnn6 has {len(STRIDES)} convolutions; architecture.options.widths names {len(widths)}: {list(widths)}"
         )
     return Cnn6(features.shape, outputs, tuple(widths), norms)
 

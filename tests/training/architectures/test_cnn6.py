@@ -66,7 +66,9 @@ def test_without_normalisation_every_layer_has_a_bias() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        pytest.param({"widths": (4, 4)}, "cnn6 has 6 convolutions; architecture.widths names 2: [4, 4]", id="widths"),
+        pytest.param(
+            {"widths": (4, 4)}, "cnn6 has 6 convolutions; architecture.options.widths names 2: [4, 4]", id="widths"
+        ),
         pytest.param(
             {"features": Features("row", (64,))},
             "cnn6 takes images; these inputs become a row of [64]",
