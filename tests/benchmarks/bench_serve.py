@@ -5,6 +5,9 @@ model, and ended, one after the other, in an order that moves on by one each rou
 on the same cores. All give ONNX Runtime the same options: as many threads as cores for the image network, one for the
 small one, no spinning; foldserve runs without any flag. Prints one table (serve_table.py says what its targets are) and
 fails where one is missed. What each rival is told, and why, is in serve_rivals/.
+
+Whether the chosen number of processes is worth less than one process is a question of a few percent: both servers are
+started anew five times, and asked in turns of half a second. Not known: a client on a machine of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tests.benchmarks import load
 from tests.benchmarks.machine import heading
+from tests.benchmarks.pairing import OPENINGS, Ratio, Times, ratio
 from tests.benchmarks.serve_contenders import (
     Contender,
     ContenderFailed,
@@ -34,6 +40,7 @@ from tests.benchmarks.serve_contenders import (
 from tests.benchmarks.serve_table import (
     DEADLINE_MS,
     IN_PROCESS,
+    NOT_BELOW_ONE_PROCESS,
     ONE_PROCESS,
     OURS,
     OVERLOAD,
@@ -53,6 +60,7 @@ THREADS = {"mlp": 1, "image": CORES}
 POOL = 512
 """Connections of the open loop: more than any server holds at the capacity of the large model within its deadline."""
 GIVE_UP_MS = 3 * DEADLINE_MS
+PAIRED_S = 0.4
 QUIET = 0.5  # load average above which other work disturbs
 
 
@@ -65,13 +73,15 @@ class Pace:
     image_s: float
     open_s: float
     in_process_s: float
+    pairs: int
+    """Of each opening and workload."""
 
     def seconds(self, workload: Workload) -> float:
         return self.mlp_s if workload.model == "mlp" else self.image_s
 
 
-QUICK = Pace(rounds=3, mlp_s=0.8, image_s=2.0, open_s=3.0, in_process_s=0.4)
-WHOLE = Pace(rounds=5, mlp_s=2.0, image_s=5.0, open_s=8.0, in_process_s=0.8)
+QUICK = Pace(rounds=3, mlp_s=0.8, image_s=2.0, open_s=3.0, in_process_s=0.4, pairs=12)
+WHOLE = Pace(rounds=5, mlp_s=2.0, image_s=5.0, open_s=8.0, in_process_s=0.8, pairs=24)
 
 
 def main() -> int:
@@ -100,10 +110,11 @@ def main() -> int:
         rounds = arguments.rounds or pace.rounds
         for number in range(rounds):
             bench.round(number, chosen, contenders)
+        paired = bench.paired([each for each in NOT_BELOW_ONE_PROCESS if each in chosen and ONE_PROCESS in contenders])
     names = [name for name in contenders if any((workload, name) in bench.found for workload in chosen)]
-    print(table(bench.found, names))
+    print(table(bench.found, paired, names))
     print(f"\n{LEGEND}\nMedians of {rounds} rounds, {(time.monotonic() - begin) / 60:.0f} minutes.")
-    missed = [verdict for verdict in verdicts(bench.found) if not verdict.is_met]
+    missed = [verdict for verdict in verdicts(bench.found, paired) if not verdict.is_met]
     print("\n".join(f"MISSED {verdict.workload.title}: {verdict}" for verdict in missed) or "All targets are met.")
     return 1 if missed else 0
 
@@ -112,7 +123,8 @@ LEGEND = f"""
 Right answers a second, median latency and 99th percentile. In-process: rows a second of session.run at its best plan
 and batch (up to as many rows as there are clients), median of one run of one row. {OVERLOAD} x capacity: an open loop
 with random arrivals at {OVERLOAD} times the contender's own rate of (c) with 8 clients in the same round; answers count
-within {DEADLINE_MS:.0f} ms, and latencies from the time a request was due."""
+within {DEADLINE_MS:.0f} ms, and latencies from the time a request was due. ÷ {ONE_PROCESS}: median of pairs within a
+second, and its bounds (each holds with a probability of 95 %)."""
 
 
 def everybody(environment: Path, against: str | None) -> dict[str, Contender | None]:
@@ -151,6 +163,34 @@ class Bench:
                 elif self._served[model].is_small or not contender.only_small:
                     self._with_server(contender, model, workloads)
 
+    def paired(self, workloads: Sequence[Workload]) -> dict[Workload, Ratio]:
+        """How many times the rate of one process ours is."""
+        rng = np.random.default_rng(0)
+        seconds: dict[tuple[Workload, str], Times] = {}
+        for _ in range(OPENINGS if workloads else 0):
+            for place, turns in self._opening(workloads, rng).items():
+                seconds.setdefault(place, []).append(np.array(turns))
+        return {each: ratio(seconds[each, ONE_PROCESS], seconds[each, OURS], rng) for each in workloads}
+
+    def _opening(
+        self, workloads: Sequence[Workload], rng: np.random.Generator
+    ) -> dict[tuple[Workload, str], list[float]]:
+        """Seconds an answer in each turn, of servers that are started for it. Raises what one of them raises."""
+        ours_as_chosen, one_process = ours(), ours(ONE_PROCESS, "--workers", "1")
+        served = self._served[workloads[0].model]
+        found: dict[tuple[Workload, str], list[float]] = {}
+        with (
+            running(ours_as_chosen, served, THREADS[served.name]) as chosen_port,
+            running(one_process, served, THREADS[served.name]) as one_port,
+        ):
+            contenders = ((ours_as_chosen, chosen_port), (one_process, one_port))
+            for workload in workloads:
+                for _ in range(self._pace.pairs):
+                    for contender, port in rng.permutation(np.array(contenders, dtype=object)):
+                        per_s = self._closed(contender, served, port, workload, PAIRED_S).per_s
+                        found.setdefault((workload, contender.name), []).append(1 / per_s)
+        return found
+
     def _with_server(self, contender: Contender, model: str, workloads: Sequence[Workload]) -> None:
         served = self._served[model]
         workloads = [each for each in workloads if contender.takes(each.form, each.clients)]
@@ -172,8 +212,10 @@ class Bench:
         except (load.LoadFailed, ContenderFailed) as error:
             return str(error)
 
-    def _closed(self, contender: Contender, served: Served, port: int, workload: Workload) -> Figures:
-        seconds = self._pace.seconds(workload)
+    def _closed(
+        self, contender: Contender, served: Served, port: int, workload: Workload, seconds: float | None = None
+    ) -> Figures:
+        seconds = seconds or self._pace.seconds(workload)
         found = load.run(
             self._program,
             port,
