@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := .venv-bench
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: serve test test-clients test-zoo test-exporters test-load test-doctor soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-remedies bench-schedule bench-serve bench-train
+.PHONY: serve test test-clients test-extras test-zoo test-exporters test-load test-doctor soak fuzz lint models bench-start bench-bn bench-build bench-fold bench-large bench-remedies bench-schedule bench-serve bench-train
 
 serve: .venv/serve.stamp  ## serve models/ at http://127.0.0.1:8000
 	$(BIN)/foldserve $(ARGS)
@@ -14,6 +14,9 @@ test: .venv/test.stamp  ## every test
 
 test-clients: $(BENCH)/kserve.stamp .venv/test.stamp  ## KServe's client, whose packages do not go with ours
 	$(BIN)/python -m pytest tests/contract/test_kserve_client.py $(ARGS)
+
+test-extras: $(BENCH)/extras.stamp  ## what needs packages of the extras: parquet files, Hugging Face's, TensorBoard's
+	$(BENCH)/extras/bin/python -m pytest tests/training/datasets tests/training/test_tensorboard.py $(ARGS)
 
 test-load: .venv/test.stamp  ## a hundred thousand requests of all kinds: a minute or two
 	$(BIN)/python -m tests.load.mixed $(ARGS)
@@ -78,6 +81,9 @@ bench-train: .venv/test.stamp  ## what our loop costs a step beyond a bare one: 
 # One environment an extra (serve: none), so that a figure is measured with nothing installed that is not needed.
 $(BENCH)/%.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(BENCH)/$* && $(BENCH)/$*/bin/$(INSTALL) '.$(if $(filter-out serve,$*),[$*])' && touch $@
+
+$(BENCH)/extras.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(BENCH)/extras && $(BENCH)/extras/bin/$(INSTALL) '.[test,parquet,hfdisk,tensorboard]' && touch $@
 
 $(BENCH)/zoo.stamp: pyproject.toml constraints.txt tests/zoo/requirements.txt
 	$(PYTHON) -m venv --clear $(BENCH)/zoo && $(BENCH)/zoo/bin/$(INSTALL) '.[training]' -r tests/zoo/requirements.txt && touch $@
