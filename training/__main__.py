@@ -61,6 +61,7 @@ EXTRAS: Mapping[str, str] = {
     "tqdm": "training",
     "ignite": "training",
     "yaml": "training",
+    "PIL": "training",
     "tensorboard": "tensorboard",
     "onnx": "fold",
     "onnx_ir": "fold",

@@ -58,6 +58,7 @@ def test_what_normalises_by_the_batch_is_folded_away(preset, flag) -> None:
     served = serve(*tiny(preset, NORMS[flag]))
 
     assert served.exported >= served.found > 0
+    assert len(served.report.batchnorms) == served.exported
     if preset == "densenet-mini":  # each layer sees channels of others through a BatchNorm of its own
         kept = [outcome for outcome in served.report.batchnorms if outcome.verdict is not Verdict.FOLDED]
         assert [(outcome.verdict, outcome.reason) for outcome in kept] == [(Verdict.KEPT, "slower on ort-cpu")] * 3

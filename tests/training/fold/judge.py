@@ -19,18 +19,23 @@ class Judged:
     report: FoldReport
 
 
+def batchnorms(model: ir.Model) -> int:
+    return sum(node.op_type == "BatchNormalization" and not node.domain for node in model.graph.all_nodes())
+
+
 def interface(model: ir.Model) -> list[tuple[str, str, str]]:
     return [(v.name or "", str(v.type), str(v.shape)) for v in (*model.graph.inputs, *model.graph.outputs)]
 
 
 def judge(model: ir.Model, profile: Profile, seed: int = 0, widen: bool = False) -> Judged:
     """Fold and raise AssertionError unless: the model is untouched, the function, the inputs and the outputs are the
-    same, a graph in which nothing folds is byte-identical, and folding the result again, with or without `widen` where
-    it was given, changes nothing."""
+    same, every BatchNormalization is told of, a graph in which nothing folds is byte-identical, and folding the result
+    again, with or without `widen` where it was given, changes nothing."""
     before = serialized(model)
     folded, report = fold(model, profile, widen)
     assert serialized(model) == before, "the source was changed"
     assert interface(model) == interface(folded), "inputs or outputs changed"
+    assert report.summary()["found"] == batchnorms(model), "a BatchNormalization is not told of"
     if not report.changed:
         assert serialized(folded) == before, "nothing was folded, but the graph differs"
         return Judged(folded, report)

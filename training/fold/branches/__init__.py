@@ -76,10 +76,12 @@ def merge_branches(model: ir.Model, known: Facts) -> tuple[Merged, ...]:
 class _Record:
     gone: tuple[Source, ...] = ()
     branches: int = 1
+    still_read: tuple[Source, ...] = ()
+    """By others, for all that was known then: those others may go as well, once all is done."""
 
     def with_part(self, part: _Record) -> _Record:
         """One of the branches was a result itself."""
-        return _Record(self.gone + part.gone, self.branches + part.branches - 1)
+        return _Record(self.gone + part.gone, self.branches + part.branches - 1, self.still_read + part.still_read)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,8 @@ class _Merging:
 
     def records(self) -> Iterator[Merged]:
         for node, record in self.done.items():
-            yield Merged(node, record.gone, record.branches)
+            gone_since = tuple(source for source in record.still_read if source.node.graph is None)
+            yield Merged(node, tuple(dict.fromkeys(record.gone + gone_since)), record.branches)
 
     def _note(self, changes: list[Change]) -> bool:
         """Sweep up, and write down who is gone; a result that has become part of another counts with that one."""
@@ -122,6 +125,8 @@ class _Merging:
                 if self._is_gone(source, change):
                     before = self.done.pop(source.node, None)
                     record = record.with_part(before or self._alone(source))
+                elif source.node not in self.done:
+                    record = record.with_part(_Record(still_read=(source,)))
             self.done[change.node] = record
         return bool(changes)
 

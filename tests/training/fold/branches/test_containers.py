@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.training.fold.branches.support import assert_same, batchnorm, facts, merge
-from tests.training.fold.models import Array, build, constant, op_types, reload, rng_of
+from tests.training.fold.models import Array, build, constant, mild_statistics, op_types, reload, rng_of
 from training.fold.branches import merge_branches
 from training.reference import evaluate
 
@@ -118,6 +118,27 @@ def test_constant_nodes_and_old_files_without_free_initializers() -> None:
     assert not model.graph.initializers
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     assert_same(original, reload(model))
+
+
+def test_what_only_the_making_of_a_bias_still_reads_is_gone_and_told_of() -> None:
+    """As torch exports a convolution without bias unoptimised: a zero of the type of whatever goes in."""
+    rng = rng_of(7)
+    model = build(
+        f"""{HEAD} {{
+            [first] a = Conv (x, k1)
+            [bn] n = BatchNormalization (a, g, b, m, v)
+            none = CastLike (zero, n)
+            four = Constant <value = int64[1] {{4}}> ()
+            bias = Expand (none, four)
+            [second] y = Conv (n, k2, bias)
+        }}""",
+        k1=rng.normal(size=(4, 4, 1, 1)),
+        k2=rng.normal(size=(4, 4, 1, 1)),
+        zero=np.array(0.0),
+        **mild_statistics(rng, 4),
+    )
+    (record,) = merge(model)
+    assert (record.node, record.replaced, record.batchnorms) == ("second", ("second", "first"), ("bn",))
 
 
 def test_parameters_made_from_the_branch_itself() -> None:
