@@ -16,7 +16,7 @@ from torch import nn
 from training import architectures
 from training.architectures.norms import Norms
 from training.bn.replacing import replace
-from training.datasets.dataset import Dataset, Task
+from training.datasets.dataset import Dataset, Pixels, Task
 from training.errors import UserError
 from training.fronts import Network, build_front, features_of
 from training.model_source import opened
@@ -30,6 +30,7 @@ _OURS = ("front", "features", "outputs", "norms")
 def opened_network(recipe: Recipe, dataset: Dataset) -> Iterator[Network]:
     """The network; inside the block a user's own code may import what it lies beside. Raises UserError."""
     architecture, outputs = recipe.architecture, len(dataset.classes)
+    _check_augmentation(recipe, dataset)
     if architecture.model is None:
         yield Network(build_front(dataset.front), _of_family(architecture, dataset, outputs))
         return
@@ -41,6 +42,25 @@ def opened_network(recipe: Recipe, dataset: Dataset) -> Iterator[Network]:
         network = Network(build_front(dataset.front), body)
         _check_answers(network, architecture.model, dataset, outputs)
         yield network
+
+
+def _check_augmentation(recipe: Recipe, dataset: Dataset) -> None:
+    """What is moved are the last two axes of an image, and no labels with it. Raises UserError."""
+    front = dataset.front
+    if not recipe.data.shift_pixels:
+        return
+    found = None
+    if not isinstance(front, Pixels):
+        found = f"rows of {type(front).__name__.lower()}"
+    elif front.channels_last:
+        found = "images with their channels last"
+    elif dataset.task is not Task.CLASSIFY:
+        found = "a class a pixel, which would have to move, too"
+    if found is not None:
+        raise UserError(
+            f"data.shift_pixels={recipe.data.shift_pixels}: {recipe.data.source} gives {found}, expected images "
+            f"[rows, channels, height, width] with one class each; leave it at 0"
+        )
 
 
 def _of_family(architecture: Architecture, dataset: Dataset, outputs: int) -> nn.Module:
@@ -74,10 +94,12 @@ def _check_answers(network: Network, spec: str, dataset: Dataset, outputs: int) 
         expected += dataset.train.labels.shape[1:]
     network.eval()
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # what a lazy layer makes now is trained later
             answer = network(*inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # anybody's code raises what it likes
         raise UserError(f"{spec}: cannot take these inputs: {first_line(error)}") from error
     found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
     if found != expected:
         raise UserError(f"{spec}: gives {found} for {expected[0]} rows, expected scores of shape {expected}")
+    if not any(parameter.requires_grad for parameter in network.body.parameters()):
+        raise UserError(f"{spec}: none of its parameters has requires_grad, expected one to learn; set it on some")

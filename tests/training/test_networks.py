@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import torch
 
 from service import repository as layout
 from training import datasets
-from training.datasets.dataset import Dataset, Examples, InputDescription, Pixels, Task
+from training.datasets.dataset import Columns, Dataset, Examples, InputDescription, Pixels, Task
 from training.errors import UserError
 from training.networks import opened_network
 from training.pipeline import build
 from training.recipe import Recipe
 from training.recipe_sources import find_recipe
+from training.train import train
 
 NETS = """
 import torch
@@ -34,6 +36,19 @@ class Two(nn.Module):
 
 def two():
     return Two()
+
+class Raises(nn.Module):
+    def forward(self, x):
+        raise KeyError("layer")
+
+def raises():
+    return Raises()
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d(), nn.LazyLinear(10))
+
+def held():
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10)).requires_grad_(False)
 """
 
 
@@ -78,12 +93,37 @@ def test_a_model_of_torchvisions_answers_with_our_classes(digits: Dataset) -> No
         ("segment", r"segment: gives \(2, 2, 8, 8\) for 2 rows, expected scores of shape \(2, 10\)"),
         ("two", r"two: gives tuple for 2 rows, expected scores"),
         ("three", r"has no 'three'; it has"),
+        ("raises", r"raises: cannot take these inputs: 'layer'"),
+        ("held", r"held: none of its parameters has requires_grad, expected one to learn"),
     ],
 )
 def test_a_model_that_does_not_fit_is_told_before_it_is_trained(
     digits: Dataset, nets: str, factory: str, told: str
 ) -> None:
     with pytest.raises(UserError, match=told), opened_network(recipe(f"{nets}:{factory}"), digits):
+        pass
+
+
+def test_a_layer_that_learns_its_size_from_its_inputs_is_trained(digits: Dataset, nets: str) -> None:
+    module, report = train(recipe(f"{nets}:lazy", "epochs=1"), digits)
+    assert report.is_finished
+    assert module.state_dict()["body.1.running_mean"].abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"front": Pixels((0.0,), (16.0,), channels_last=True)}, "images with their channels last"),
+        ({"front": Columns((0.0,))}, "rows of columns"),
+        ({"task": Task.SEGMENT}, "a class a pixel"),
+    ],
+)
+def test_what_the_augmentation_would_spoil_is_refused(digits: Dataset, change: dict[str, Any], told: str) -> None:
+    """It moves the last two axes: of bytes as a decoder gives them these are columns and colours, of a mask none."""
+    with (
+        pytest.raises(UserError, match=rf"^data\.shift_pixels=1: digits gives {told}.*; leave it at 0$"),
+        opened_network(find_recipe("digits"), dataclasses.replace(digits, **change)),
+    ):
         pass
 
 
