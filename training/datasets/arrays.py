@@ -19,6 +19,8 @@ from training.datasets.splitting import Rows, stratified
 from training.errors import UserError
 
 Array = npt.NDArray[np.generic]
+_MOST_EXACT = 2.0**53
+"""From here on a float no longer tells whole numbers apart."""
 
 
 def dataset_of(
@@ -32,16 +34,19 @@ def dataset_of(
 ) -> Dataset:
     """held_out: x and y of the test, where the split is given. classes: what 0, 1, 2, ... in y stand for; without it
     the numbers in y are the names of the classes. Raises UserError."""
+    _check_rows(thing, ("x", x), ("y", y))
     n_test = None
     if held_out is not None:
-        n_test = len(held_out[1])
-        if held_out[0].shape[1:] != x.shape[1:] or held_out[0].dtype != x.dtype or held_out[1].ndim != y.ndim:
+        n_test = len(_check_rows(thing, ("x_test", held_out[0]), ("y_test", held_out[1])))
+        if held_out[0].shape[1:] != x.shape[1:] or held_out[0].dtype != x.dtype:
             raise UserError(
                 f"{thing}: x_test is {_shown(held_out[0])}, expected {_shown(x)} as x has, but for the rows; make it so"
             )
+        if not n_test:
+            raise UserError(f"{thing}: x_test has no rows, expected what is held out; add some, or leave it out")
+        if (held_out[1].dtype.kind == "U") != (y.dtype.kind == "U"):
+            raise UserError(f"{thing}: y_test is {_shown(held_out[1])}, but y {_shown(y)}, expected one kind of labels")
         x, y = np.concatenate([x, held_out[0]]), np.concatenate([y, held_out[1]])
-    if x.ndim == 0 or len(x) != len(y) or y.ndim != 1:
-        raise UserError(f"{thing}: x is {_shown(x)} and y {_shown(y)}, expected as many labels as rows; make them so")
     names, labels = _numbered(thing, y, classes)
     train, test = stratified(labels, names, options, thing, n_test)
     about, front, values, notes = _described(thing, x, train)
@@ -57,9 +62,20 @@ def dataset_of(
     )
 
 
+def _check_rows(thing: str, inputs: tuple[str, Array], labels: tuple[str, Array]) -> Array:
+    """The labels, of which there is one a row."""
+    (name, x), (of, y) = inputs, labels
+    if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):
+        raise UserError(
+            f"{thing}: {name} is {_shown(x)} and {of} {_shown(y)}, expected as many labels as rows; make them so"
+        )
+    return y
+
+
 def _numbered(thing: str, y: Array, classes: Sequence[str] | None) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     if y.dtype.kind == "f":
-        wrong = np.flatnonzero(~(np.isfinite(y) & (np.mod(y, 1) == 0)))
+        with np.errstate(invalid="ignore"):  # of what is infinite
+            wrong = np.flatnonzero(~((np.abs(y) < _MOST_EXACT) & (np.mod(y, 1) == 0)))
         if wrong.size:
             raise UserError(
                 f"{thing}, row {wrong[0] + 1}: the label is {y[wrong[0]]}, expected the number of a class; correct it, "
@@ -73,14 +89,13 @@ def _numbered(thing: str, y: Array, classes: Sequence[str] | None) -> tuple[tupl
         return tuple(str(name) for name in found.tolist()), labels.astype(np.int64)
     if y.dtype.kind == "U":
         raise UserError(f"{thing}: y is {_shown(y)} beside classes, expected numbers of classes; leave one of them out")
-    numbers = y.astype(np.int64)
-    wrong = np.flatnonzero((numbers < 0) | (numbers >= len(classes)))
+    wrong = np.flatnonzero(np.less(y, 0) | np.greater_equal(y, len(classes)))
     if wrong.size:
         raise UserError(
-            f"{thing}, row {wrong[0] + 1}: the label is {numbers[wrong[0]]}, expected 0 to {len(classes) - 1}, one of "
+            f"{thing}, row {wrong[0] + 1}: the label is {y[wrong[0]]}, expected 0 to {len(classes) - 1}, one of "
             f"{len(classes)} classes; correct it, or name them all"
         )
-    return tuple(classes), numbers
+    return tuple(classes), y.astype(np.int64)
 
 
 def _described(

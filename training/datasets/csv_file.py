@@ -41,11 +41,22 @@ def _columns(path: Path) -> dict[str, list[str]]:
         raise UserError(f"{path}: {error.strerror}, expected a csv file") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: byte {error.start} of a piece of it is no UTF-8, expected a csv file in UTF-8; save it as such"
+            f"{path}: {_first_odd_byte(path)} is no UTF-8, expected a csv file in UTF-8; save it as such"
         ) from error
     except csv.Error as error:
         raise UserError(f"{path}: {error}, expected a csv file; correct it") from error
     return dict(zip(header, columns, strict=True))
+
+
+def _first_odd_byte(path: Path) -> str:
+    """Lines are counted from 1 at the head of the file: rows are what its reader, who has not come so far, makes."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"byte {error.start} of line {number}"
+    return "a piece of it"
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
@@ -59,10 +70,17 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     return header
 
 
+def _next(path: Path, reader: Iterator[list[str]], row: int) -> list[str] | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        raise UserError(f"{path}, row {row}: {error}, expected a row of a csv file; correct it") from error
+
+
 def _in_pieces(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[list[list[str]]]:
     piece: list[list[str]] = []
     number = 0
-    for cells in reader:
+    while (cells := _next(path, reader, number + 1)) is not None:
         if not cells:  # an empty line
             continue
         number += 1

@@ -41,6 +41,9 @@ def stratified(
     unnamed = next((name for name in classes if name.splitlines() != [name] or not name.strip()), None)
     if unnamed is not None:  # labels.txt has a line for each
         raise UserError(f"{thing}: {unnamed!r} names a class, expected one line of text; rename it")
+    if len(set(classes)) < len(classes):
+        twice = next(name for number, name in enumerate(classes) if name in classes[:number])
+        raise UserError(f"{thing}: {twice!r} names two classes, expected a name for each; rename one")
     if n_test is not None:
         return _as_given(labels, classes, thing, n_test)
     require_classes(labels, classes, thing)

@@ -23,6 +23,7 @@ from training.errors import UserError
 LONGEST = 1024
 """What is chosen from the data at most; data.length may say more."""
 STEP = 16
+MOST_BYTES = 8 << 30
 
 
 def load(where: str, options: Options) -> Dataset:
@@ -46,6 +47,11 @@ def dataset_of(
     classes, numbers = numbered(labels)
     train, test = stratified(numbers, classes, options, thing, n_test)
     length = options.length or _usual_length([len(texts[row]) for row in train])
+    if (needed := len(texts) * length) > MOST_BYTES:
+        raise UserError(
+            f"{thing}: {len(texts)} texts of {length} bytes: {needed / 2**30:.3g} GiB, expected at most "
+            f"{MOST_BYTES / 2**30:.3g}; choose a smaller data.length"
+        )
     everything = Examples({"text": as_rows(texts, length)}, numbers)
     return Dataset(
         inputs=(
@@ -118,7 +124,11 @@ def _example(thing: str, line: bytes) -> tuple[bytes, str]:
         raise UserError(f"{thing}: the text is {json.dumps(text)[:40]}, {expected}")
     if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
         raise UserError(f"{thing}: the label is {json.dumps(label)}, {expected}")
+    return _whole(thing, "text", text, expected), _whole(thing, "label", str(label), expected).decode()
+
+
+def _whole(thing: str, name: str, text: str, expected: str) -> bytes:
     try:
-        return text.encode(), str(label)
+        return text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{thing}: the text holds half a character ({error.reason}), {expected}") from error
+        raise UserError(f"{thing}: the {name} holds half a character ({error.reason}), {expected}") from error

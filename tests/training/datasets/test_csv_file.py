@@ -156,7 +156,7 @@ BAD = {
         "logits,kind\n" + "\n".join(f"{row * row},{'ab'[row % 2]}" for row in range(10)),
         "t.csv: column 'logits' cannot name an input: it has the name of an output",
     ),
-    "a cell without end": ("x,kind\n" + "1" * 200_000, "t.csv: field larger than field limit"),
+    "a cell without end": ("x,kind\n" + "1" * 200_000, "t.csv, row 1: field larger than field limit"),
 }
 
 
@@ -182,3 +182,14 @@ def test_what_is_no_csv_file_is_one_line(tmp_path: Path) -> None:
     for name, told in {"none.csv": "No such file", "": "Is a directory", "latin.csv": "byte 2 .* is no UTF-8"}.items():
         with pytest.raises(UserError, match=rf"{name}: {told}.*, expected a csv file"):
             datasets.load(f"csv:{tmp_path / name}", Options(target="kind"))
+
+
+def test_where_a_file_stops_being_csv_or_utf_8_is_told(tmp_path: Path) -> None:
+    good = flowers().encode()
+    (tmp_path / "t.csv").write_bytes(good + "1,2,größe,,,a\n".encode("latin-1"))
+    with pytest.raises(UserError, match=rf"t.csv: byte 6 of line {ROWS + 2} is no UTF-8, expected a csv file in UTF-8"):
+        datasets.load(f"csv:{tmp_path}/t.csv", Options(target="kind"))
+
+    (tmp_path / "t.csv").write_bytes(good + b"1,2," + b"x" * 200_000 + b",,,a\n")
+    with pytest.raises(UserError, match=rf"t.csv, row {ROWS + 1}: field larger than field limit"):
+        datasets.load(f"csv:{tmp_path}/t.csv", Options(target="kind"))

@@ -143,6 +143,31 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"x": ROWS, "y": np.array(["a", "b"])[Y], "classes": np.array(["a", "b"])},
         ": y is <U1 [10] beside classes, expected numbers of classes; leave one of them out",
     ),
+    "a single label": ({"x": ROWS, "y": np.int64(1)}, ": x is float64 [10, 3] and y int64 [], expected as many"),
+    "a test of one number": (
+        {"x": ROWS, "y": Y, "x_test": np.float64(1), "y_test": np.int64(1)},
+        ": x_test is float64 [] and y_test int64 [], expected as many labels as rows",
+    ),
+    "a test without rows": (
+        {"x": ROWS, "y": Y, "x_test": ROWS[:0], "y_test": Y[:0]},
+        ": x_test has no rows, expected what is held out",
+    ),
+    "a test of other labels": (
+        {"x": ROWS, "y": Y, "x_test": ROWS, "y_test": np.array(["0", "1"])[Y]},
+        ": y_test is <U1 [10], but y int64 [10], expected one kind of labels",
+    ),
+    "a label beyond all numbers": (
+        {"x": ROWS, "y": changed(Y, 3, 1e30)},
+        ", row 4: the label is 1e+30, expected the number of a class",
+    ),
+    "a label beyond int64": (
+        {"x": ROWS, "y": np.array([2**64 - 1, *Y[1:]], dtype=np.uint64), "classes": np.array(["a", "b"])},
+        ", row 1: the label is 18446744073709551615, expected 0 to 1",
+    ),
+    "a name for two classes": (
+        {"x": ROWS, "y": Y, "classes": np.array(["a", "a"])},
+        ": 'a' names two classes, expected a name for each",
+    ),
     "an object": (
         {"x": np.array([print] * 10), "y": Y},
         ": unreadable, expected arrays of numbers by np.savez (Object arr",

@@ -98,6 +98,7 @@ BAD_LINES = {
     "an empty text": ('{"text": " ", "label": "x"}', 'the text is " ", expected {'),
     "a text that is a number": ('{"text": 3, "label": "x"}', "the text is 3, expected {"),
     "half a character": ('{"text": "\\ud800", "label": "x"}', "the text holds half a character"),
+    "half a character in a label": ('{"text": "a", "label": "\\ud800"}', "the label holds half a character"),
     "no label": ('{"text": "a"}', "the label is null, expected {"),
     "a label that is NaN": ('{"text": "a", "label": NaN}', "the label is NaN, expected {"),
     "an empty label": ('{"text": "a", "label": ""}', 'the label is "", expected {'),
@@ -136,3 +137,8 @@ def test_what_is_not_there_or_empty_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "folder/x").mkdir(parents=True)
     with pytest.raises(UserError, match=r"folder/x: no texts in this class's folder, expected files named \*.txt"):
         load(tmp_path / "folder")
+
+
+def test_a_length_that_no_memory_holds_is_told_before_any_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r": 10 texts of 1000000000000 bytes: 9\.31e\+03 GiB, expected at most 8"):
+        load(folder_of(tmp_path), Options(length=10**12))
