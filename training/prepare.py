@@ -17,6 +17,7 @@ from training.networks import opened_network
 from training.recipe import Recipe
 from training.recipe_defaults import Facts, complete
 from training.recipe_sources import Asked, merged
+from training.remedies import remedy_of
 from training.train import torch_set_up_for
 
 _FOUND = "found by a trial with rising rates on a copy"
@@ -27,9 +28,10 @@ def prepare(asked: Asked, announce: Callable[[str], None] = lambda _: None) -> t
     told = asked.data()
     dataset = datasets.load(told.source, told.options())
     recipe = complete(asked, _facts(dataset))
-    if asked.finds_rate:
-        with torch_set_up_for(recipe), opened_network(recipe, dataset) as network:
-            rate = find_learning_rate(network, recipe, dataset.train)
+    remedy_of(recipe)
+    with torch_set_up_for(recipe), opened_network(recipe, dataset) as network:  # what does not fit is told before a run
+        rate = find_learning_rate(network, recipe, dataset.train) if asked.finds_rate else None
+    if rate is not None:
         values = recipe.model_dump()
         found = {"optimiser": {"learning_rate": rate}, "chosen": {"optimiser.learning_rate": _FOUND}}
         recipe = Recipe.model_validate(merged([values, found]))

@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,18 @@ class RunFolder:
         return self._clock() - self._saved_at_s >= self._every_s
 
     def keep(self, snapshot: Snapshot) -> None:
-        """As the run's checkpoint, of the data that `last` was given."""
+        """As the run's checkpoint, of the data that `last` was given. Raises RunRefused for a full disk, as do all that
+        write; the checkpoint before is then still there."""
         path = self.path / METRICS
-        size_bytes = path.stat().st_size if path.exists() else 0
-        values = {**snapshot.values, "metrics_bytes": size_bytes, "data": self._data}
-        checkpoint.save(self.path / CHECKPOINT, replace(snapshot, values=values))
+        with self._written():
+            size_bytes = path.stat().st_size if path.exists() else 0
+            values = {**snapshot.values, "metrics_bytes": size_bytes, "data": self._data}
+            checkpoint.save(self.path / CHECKPOINT, replace(snapshot, values=values))
         self._saved_at_s = self._clock()
 
     def tell(self, line: Mapping[str, Any]) -> None:
         """One line of metrics."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+        with self._written(), (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.listener(line)
 
@@ -137,9 +140,20 @@ class RunFolder:
 
     def finish(self, module: nn.Module, report: Mapping[str, Any]) -> None:
         """The weights, and what is known of them."""
-        checkpoint.write_whole(self.path / CURVES, curves_picture(self.metrics()).encode())
-        checkpoint.write_whole(self.path / MODEL, checkpoint.packed(module.state_dict()))
-        checkpoint.write_whole(self.path / REPORT, json.dumps(report, indent=1).encode() + b"\n")
+        with self._written():
+            checkpoint.write_whole(self.path / CURVES, curves_picture(self.metrics()).encode())
+            checkpoint.write_whole(self.path / MODEL, checkpoint.packed(module.state_dict()))
+            checkpoint.write_whole(self.path / REPORT, json.dumps(report, indent=1).encode() + b"\n")
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunRefused(
+                f"{self.path}: cannot be written: {error.strerror or error}; see to that, and go on with it: foldtrain "
+                f"resume {self.path}"
+            ) from error
 
 
 def fingerprint(dataset: Dataset) -> str:

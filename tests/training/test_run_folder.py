@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -10,6 +11,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +19,14 @@ import pytest
 import torch
 
 from tests.end_to_end.running import COMMANDS, PATIENCE_S, clean_environment, run_command
-from training import datasets
+from training import checkpoint, datasets
 from training.datasets.dataset import Dataset, Examples
 from training.errors import UserError
 from training.recipe import Recipe, Stopping
-from training.recipe_sources import find_recipe
+from training.recipe_sources import ask, find_recipe
 from training.run_folder import CHECKPOINT, CURVES, METRICS, MODEL, REPORT, RunFolder, RunRefused
 from training.train import TrainReport, train
-from training.train_run import resume, start
+from training.train_run import resume, start, start_asked
 
 SETTINGS = ["epochs=2", "architecture.options.widths=[4,4,8,8,8,8]", "batch_size=128", "minimum_test_accuracy=0"]
 STEPS = 22
@@ -247,3 +249,36 @@ def test_what_is_no_run_is_refused_in_one_line(content: str | None, reason: str,
     with pytest.raises(UserError, match=reason) as caught:
         resume(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_fit_leaves_no_folder_behind(tmp_path: Path) -> None:
+    for mistake, told in {
+        "architecture.norm=BN": "unknown normalisation 'BN'",
+        "architecture.options.width=3": "cnn6 has no such option",
+        "remedy=frozen:2": "the share of the steps is to be above 0",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            start_asked(ask("digits", overrides=[mistake]), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("write", ["tell", "keep", "finish"])
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(
+    write: str, small: Recipe, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run", every_s=0)
+    run.begin(small)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json if write == "tell" else checkpoint, "dumps" if write == "tell" else "write_whole", full)
+    work: dict[str, Callable[[], object]] = {
+        "tell": lambda: run.tell({"epoch": 1}),
+        "keep": lambda: train(small, few, run=run),
+        "finish": lambda: run.finish(torch.nn.Linear(1, 1), {}),
+    }
+    with pytest.raises(
+        RunRefused, match=r"run: cannot be written: No space left on device; .*: foldtrain resume .*run$"
+    ):
+        work[write]()
