@@ -145,7 +145,8 @@ def _zoo(spec: str, package: str, shim: bool) -> Any:
         if not shim:
             raise SourceRefused(
                 f"{spec}: torchvision does not import beside this build of torch ({first_line(error)}); install one "
-                f"that was built for it, or add --torchvision-shim, which declares what is missing as empty operators"
+                f"that was built for it, or add --torchvision-shim (of a recipe: --set "
+                f"architecture.torchvision_shim=true), which declares what is missing as empty operators"
             ) from error
     for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", package)]:
         del sys.modules[name]  # half imported

@@ -262,7 +262,9 @@ def _read(path: Path) -> Mapping[Any, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _require_one_of_each(path, yaml.compose(text, Loader=yaml.SafeLoader))
+        found = yaml.safe_load(text)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -272,6 +274,19 @@ def _read(path: Path) -> Mapping[Any, Any]:
     if found is not None and not isinstance(found, Mapping):
         raise RecipeError(f"{path}: expected keys and values, as in 'epochs: 10'; found {type(found).__name__}")
     return found or {}
+
+
+def _require_one_of_each(path: Path, node: Any) -> None:
+    """YAML's reader takes the last of several values in silence. node: what YAML's composer gives."""
+    seen: set[str] = set()
+    for key, value in node.value if node is not None and node.id == "mapping" else ():
+        if key.id == "scalar" and key.value in seen:
+            raise RecipeError(
+                f"{path}: line {key.start_mark.line + 1}: {key.value!r} is there twice; leave one of them"
+            )
+        if key.id == "scalar":
+            seen.add(key.value)
+        _require_one_of_each(path, value)
 
 
 def _short(text: str) -> str:

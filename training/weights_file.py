@@ -13,6 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from training.errors import UserError
 
@@ -36,6 +37,12 @@ def load_weights(module: nn.Module, path: Path) -> None:
         if found and all(name.startswith(wrapper) for name in found):
             found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
     expected = module.state_dict()
+    unmade = next((name for name, tensor in expected.items() if is_lazy(tensor) or tensor.is_meta), None)
+    if unmade is not None:
+        raise WeightsRefused(
+            f"{path}: the model's own {unmade} has no values yet (a lazy module, or the device meta), expected one to "
+            f"load weights into; let the factory give it a shape, as by a call with one batch"
+        )
     wrong = [
         f"{name} has shape {list(found[name].shape)}, expected {list(tensor.shape)}"
         for name, tensor in expected.items()

@@ -113,6 +113,8 @@ def test_a_mistake_is_one_line(spec: str, environment: dict[str, str], told: str
         ("data: {source: mnist}", "data.source: 'mnist' is not a known data source; known are"),
         ("data: {source: digits}\nbatch_size: 1", "batch_size: Input should be greater than or equal to 2"),
         ("a: [", "is no YAML (line "),
+        ("data: {source: digits}\nepochs: 3\nepochs: 4", "line 3: 'epochs' is there twice; leave one of them"),
+        ("data:\n  source: digits\n  source: digits", "line 3: 'source' is there twice"),
         ("- 3", "expected keys and values, as in 'epochs: 10'; found list"),
         ("", "data.source: Field required"),
     ],

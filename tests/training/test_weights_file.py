@@ -151,3 +151,12 @@ def test_whatever_a_damaged_pickle_makes_of_its_stack_is_one_line(tmp_path: Path
         with pytest.raises(WeightsRefused) as refused:
             load_weights(network(2), path)
         assert str(refused.value).startswith(f"{path}: ") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("unmade", [nn.Sequential(nn.LazyLinear(3)), nn.Linear(2, 3, device="meta")])
+def test_a_model_whose_weights_are_not_made_yet_is_told(tmp_path: Path, unmade: nn.Module) -> None:
+    path = save(tmp_path / "a.pt", nn.Linear(2, 3).state_dict())
+    with pytest.raises(
+        WeightsRefused, match=r"a.pt: the model's own (0\.)?weight has no values yet .*; let the factory"
+    ):
+        load_weights(unmade, path)
