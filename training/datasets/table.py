@@ -8,6 +8,7 @@ say nothing are left out, each with a note. Knows no file format.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -181,6 +182,7 @@ def _assembled(
     if categories:
         notes += (
             "words are sent as their numbers, counted from 0 in the order of `categories`; the last is any other",
+            _worked_request(inputs, names, categories, int(train[0])),
         )
     everything = Examples(inputs, labels)
     return Dataset(
@@ -195,6 +197,23 @@ def _assembled(
         origin=thing,
         notes=notes,
     )
+
+
+def _worked_request(
+    inputs: Mapping[str, npt.NDArray[Any]],
+    names: Mapping[str, str],
+    categories: Mapping[str, Sequence[str]],
+    row: int,
+) -> str:
+    """A row's words, and how the row is sent; a gap, which JSON cannot say, as a 0."""
+    words = ", ".join(f"{name!r} is {cells[row]!r}" for name, cells in categories.items())
+    tensors = []
+    for name in names.values():
+        value = inputs[name][row, 0]
+        datatype = "INT64" if value.dtype.kind == "i" else "FP32"
+        number = np.nan_to_num(value).item()
+        tensors.append({"name": name, "datatype": datatype, "shape": [1, 1], "data": [number]})
+    return f"a worked request: where {words}, send {json.dumps({'inputs': tensors})}"
 
 
 def _category_numbers(words: Sequence[str], known: Sequence[str]) -> npt.NDArray[np.int64]:

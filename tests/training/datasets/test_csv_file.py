@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,11 @@ def test_categories_are_those_of_the_training_rows_and_the_last_is_any_other(tmp
     if "rare" not in seen:
         assert (numbers["test"] == len(seen)).sum() == 1
     assert any("words are sent as their numbers" in note for note in dataset.notes)
+    words, _, request = dataset.notes[-1].removeprefix("a worked request: where 'colour' is ").partition(", send ")
+    sent = {one["name"]: one["data"][0] for one in json.loads(request)["inputs"]}
+    assert sent.keys() == dataset.train.inputs.keys()
+    told = next(one.categories for one in dataset.inputs if one.name == "colour")
+    assert words == repr(told[sent["colour"]]) or told[sent["colour"]] == OTHER
 
 
 def test_a_category_that_only_the_test_rows_hold_is_unknown(tmp_path: Path) -> None:
