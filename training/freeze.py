@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.bn.layers import norm_layers
+from training.bn.layers import frozen_layers, norm_layers
 from training.bn.population import estimate
 from training.datasets.dataset import Dataset, Examples
 from training.evaluation import EVALUATION_ROWS, measure, tensors
@@ -59,6 +59,10 @@ class FreezeReport:
             return f"running averages: {self.reason}"
         layers = self.estimate["layers"]
         shifts = [layer["mean_shift"] for layer in layers if layer["mean_shift"] is not None]
+        if not shifts:
+            return (
+                f"no data reach any of the {len(layers)} BatchNorm layers; {self.kept} statistics kept: {self.reason}"
+            )
         return (
             f"{len(layers)} BatchNorm layers measured; the running averages were off by up to {max(shifts):.2g} "
             f"standard deviations; {self.kept} statistics kept: {self.reason}"
@@ -74,8 +78,11 @@ def freeze_statistics(module: nn.Module, recipe: Recipe, dataset: Dataset) -> Fr
         running = _scores(module, dataset)
         if recipe.statistics == "running":
             return FreezeReport("running", "the recipe asks for them", running)
-        if not norm_layers(module):
+        layers = norm_layers(module)
+        if not layers:
             return FreezeReport("running", "there is no BatchNorm layer", running)
+        if {layer.name for layer in layers} <= {*frozen_layers(module)}:
+            return FreezeReport("running", f"all {len(layers)} BatchNorm layers were frozen from the start", running)
         found = estimate(module, _batches(recipe, dataset.train), mode=recipe.statistics, forward=_forward)
         population = _scores(module, dataset)
         told = found.as_dict()

@@ -73,3 +73,28 @@ def test_a_recipe_may_ask_for_the_averages(trained: nn.Module, dataset: Dataset)
     assert (report.kept, report.population, report.estimate) == ("running", None, None)
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in module.state_dict().items())
     assert report.as_text() == "running averages: the recipe asks for them"
+
+
+def test_layers_that_never_learned_stay_as_they_are(dataset: Dataset):
+    settings = recipe("architecture.norm=frozen")
+    module, _ = train(settings, dataset, show_progress=False)
+    before = copy.deepcopy(module.state_dict())
+
+    report = freeze_statistics(module, settings, dataset)
+
+    assert report.as_text() == "running averages: all 7 BatchNorm layers were frozen from the start"
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.unused = nn.Linear(64, 10), nn.BatchNorm1d(10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.linear(image.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_layers_that_no_data_reach_are_told(dataset: Dataset):
+    report = freeze_statistics(Unused().eval(), recipe(), dataset)
+    assert report.as_text().startswith("no data reach any of the 1 BatchNorm layers; population statistics kept")
