@@ -74,8 +74,8 @@ class Recalibration:
         ratios = [layer.log_variance_ratio for layer in self.estimate.layers if layer.log_variance_ratio is not None]
         own, domain = self.accuracies.own, self.accuracies.domain
         moved = (
-            f"means moved by up to {max(shifts):.2g} standard deviations, variances by a factor of up to "
-            f"{_factor(max(ratios))}"
+            f"means moved by up to {max(shifts, default=0.0):.2g} standard deviations, variances by a factor of up to "
+            f"{_factor(max(ratios, default=0.0))}"
         )
         lines = [
             f"published {self.delivered.path}",

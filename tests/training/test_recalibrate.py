@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,11 @@ def test_the_report_of_the_version_tells_what_changed(published: Recalibration, 
     assert (told["health"]["before"]["healthy"], told["health"]["after"]["healthy"]) == (False, True)
     assert told["accuracy"]["new"] is None
     assert report["verify"]["passed"] is True
+
+
+def test_layers_that_no_data_reach_have_not_moved(published: Recalibration) -> None:
+    nothing = replace(published, estimate=replace(published.estimate, layers=()))
+    assert "measured: 0 BatchNorm layers over" in nothing.as_text()
 
 
 def test_golden_samples_are_of_the_new_domain(published: Recalibration) -> None:
