@@ -53,6 +53,9 @@ DATATYPE_NAMES: Mapping[ir.DataType, str] = {
 LABELS_FILE = layout.LABELS_FILE
 """Where `Draft.labels` go: what an output's `labels` in the config must name."""
 
+LONGEST_NAME = 200
+"""Of a model: file systems have 255 bytes, of which what is written beside it takes some."""
+
 OPERATORS_KNOBS = ("max_batch_size", "scheduler", "version_policy", "traffic")
 """Fields of config.json that belong to whoever runs the service: set once, they survive later versions."""
 
@@ -192,6 +195,8 @@ def _choose(repository: Path, name: str, replace: int | None) -> Destination:
         TypeAdapter(layout.ModelName).validate_python(name)
     except ValidationError as error:
         raise PublishRefused(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    if len(name) > LONGEST_NAME:
+        raise PublishRefused(f"{name[:40]!r}... has {len(name)} letters, expected a name of {LONGEST_NAME} at most")
     directory = repository / name
     if not directory.exists() and not directory.is_symlink():
         known = []

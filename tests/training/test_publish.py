@@ -344,6 +344,13 @@ def test_an_invalid_name_is_refused_before_anything_is_written(name, tmp_path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_no_folder_can_have_is_refused_before_anything_is_written(tmp_path) -> None:
+    with pytest.raises(PublishRefused, match=r"'x{40}'\.\.\. has 300 letters, expected a name of 200 at most"):
+        check_destination(tmp_path, "x" * 300)
+    check_destination(tmp_path, "x" * 200)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_version_that_does_not_exist_cannot_be_replaced(tmp_path) -> None:
     publish(tmp_path, draft())
 
