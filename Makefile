@@ -63,7 +63,7 @@ bench-schedule: .venv/test.stamp  ## throughput without tuning, next to every st
 bench-serve: .venv/test.stamp $(BENCH)/serve-rivals.stamp  ## what the server costs, next to other servers and to none
 	$(BIN)/python -m tests.benchmarks.bench_serve --rivals $(BENCH)/serve-rivals $(ARGS)
 
-bench-train: .venv/test.stamp  ## what our loop costs a step beyond a bare one: half a minute
+bench-train: .venv/test.stamp  ## what our loop costs a step beyond a bare one: three minutes
 	$(BIN)/python -m tests.benchmarks.bench_train
 
 .venv/bin/python:

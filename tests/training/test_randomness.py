@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+import pytest
 import torch
 
 from training.randomness import generator, reseed, seed_of
@@ -17,6 +19,13 @@ def test_seeds_purposes_and_places_differ():
         )
     }
     assert len(seeds) == 5 * 4 * 50
+
+
+@pytest.mark.parametrize("place", [0, 1, 255, 256, 1000])
+def test_seeds_are_those_of_numpys_seed_sequence_whether_made_one_by_one_or_together(place: int):
+    (expected,) = np.random.SeedSequence([7, 3, place]).generate_state(1, np.uint64)
+
+    assert seed_of(7, "noise", place) == expected
 
 
 def test_the_same_place_draws_the_same_whatever_was_drawn_before():

@@ -123,8 +123,8 @@ def _inferred(node: ir.Node, operands: Sequence[Numbers | None], opset: int) -> 
     model = _one_node(node, kinds, shapes, opset)
     for place, numbers in enumerate(operands):
         if numbers is not None and numbers.array.size <= _SHOWN_ELEMENTS:
-            shown = ir.tensor(np.array(numbers.rounded()), name=_operand_name(place))
-            model.graph.initializer.append(ir.to_proto(shown))
+            shown = onnx.numpy_helper.from_array(np.array(numbers.rounded()), _operand_name(place))
+            model.graph.initializer.append(shown)
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # of several kinds
@@ -201,7 +201,7 @@ def _one_node(
     node: ir.Node, kinds: Sequence[np.dtype[np.generic] | None], shapes: Sequence[tuple[int, ...]], opset: int
 ) -> onnx.ModelProto:
     """The node alone, between inputs of these types (None: not given) and outputs that are left open."""
-    proto = ir.to_proto(node)
+    proto = ir.serde.serialize_node(node)  # `ir.to_proto` asks what it is given by eight protocols first
     names = ["" if kind is None else _operand_name(i) for i, kind in enumerate(kinds)]
     del proto.input[:], proto.output[:]
     proto.input.extend(names)

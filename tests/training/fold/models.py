@@ -28,7 +28,7 @@ def build(graph: str, opset: int = 17, ir_version: int = 8, functions: str = "",
     """A model from ONNX text, `name (inputs) => (outputs) { nodes }`; `constants` become its initializers."""
     head = f'<ir_version: {ir_version}, opset_import: ["" : {opset}, "own" : 1]>'
     proto = onnx.parser.parse_model(f"{head}\n{graph}\n{functions}")
-    proto.graph.initializer.extend(ir.to_proto(ir.tensor(array, name=name)) for name, array in constants.items())
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
     return ir.from_proto(proto)
 
 
