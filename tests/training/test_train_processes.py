@@ -27,9 +27,10 @@ from training.__main__ import BAD_INPUT
 from training.datasets.dataset import Dataset
 from training.distributed import CannotDistribute, Processes
 from training.freeze import freeze_statistics
+from training.networks import opened_network
 from training.recipe import Recipe
 from training.run_folder import CHECKPOINT, MODEL, RunFolder
-from training.train import train
+from training.train import Fit, train
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -142,11 +143,11 @@ def kept_at(folder: Path) -> int:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     folder = tmp_path_factory.mktemp("processes")
-    run, begin = folder / "run", ("train", folder / "tiny.yaml", "--out")
+    run = folder / "run"
     write_what_is_learnt(folder)
     with (
-        two(*begin, run, "--checkpoint-every-s", "0") as process,
-        two(*begin, folder / "refused", "--remedy", "ghost:2") as other,
+        two("train", folder / "tiny.yaml", "--out", run, "--checkpoint-every-s", "0") as process,
+        two("build", "digits", "--repository", folder / "models") as other,
     ):
         until(lambda: kept_at(run) > EPOCH, process)
         os.kill(workers_of(process)[1], signal.SIGINT)
@@ -246,15 +247,23 @@ def test_where_one_process_is_killed_none_is_left_and_the_run_can_be_gone_on_wit
     close(found.state_dict(), expected.state_dict())
 
 
-def test_a_remedy_for_one_process_alone_is_refused_in_one_line(scene: Scene) -> None:
+def test_a_command_for_one_process_is_refused_in_one_line(scene: Scene) -> None:
     lines = [line for line in scene.refused[1].splitlines() if line.startswith("foldtrain")]
 
     assert len(lines) == 1
-    assert lines[0] == (
-        "foldtrain: error: layer 'body.used.1' is a GhostBatchNorm, whose statistics would differ between the 2 "
-        "processes; expected BatchNorm, or one process"
-    )
+    assert lines[0].startswith("foldtrain: error: only train and resume make use of several processes")
     assert f"exitcode: {BAD_INPUT}" in scene.refused[1]
+
+
+@pytest.mark.parametrize("remedy", ["ghost:2", "renorm"])
+def test_a_remedy_that_learns_from_one_process_alone_is_refused(remedy: str, scene: Scene) -> None:
+    recipe = scene.recipe.model_copy(update={"remedy": remedy})
+
+    with (
+        opened_network(recipe, scene.dataset) as network,
+        pytest.raises(CannotDistribute, match=r"layer 'body.used.1' is a .*, whose statistics would differ between"),
+    ):
+        Fit(network, recipe, scene.dataset, None, Processes(0, 2))
 
 
 def test_a_device_that_processes_do_not_share_is_refused(scene: Scene) -> None:
