@@ -13,7 +13,7 @@
 
 Exit codes: 0 done; 1 the work was done, but what came out failed its checks and nothing was written (of doctor: a
 finding is red, and the reports are written); 2 the input cannot be used, one line says why; 130 interrupted. Answers go
-to stdout, progress and errors to stderr.
+to stdout, progress and errors to stderr. Of several processes that torchrun has started one tells them.
 """
 
 from __future__ import annotations
@@ -82,6 +82,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
+    return _answer(command if _is_alone() else _among_others, options, _say)
+
+
+def _is_alone() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+def _among_others(options: argparse.Namespace) -> int:
+    """As one of several processes that torchrun has started. An error to which all come is told once."""
+    from training.distributed import joined
+
+    command = options.command if options.command in (train, resume) else _refuse_company
+    with joined() as processes:
+
+        def say(message: str, exit_code: int) -> int:
+            processes.tell(message, lambda: _say(message, exit_code))
+            return exit_code
+
+        return _answer(command, options, say)
+
+
+def _refuse_company(_: argparse.Namespace) -> int:
+    from training.distributed import CannotDistribute
+
+    raise CannotDistribute(
+        "only train and resume make use of several processes, as torchrun starts them; run this in one. A run that "
+        "several have trained is published by one, too: foldtrain recalibrate RUN --data SOURCE"
+    )
+
+
+def _answer(
+    command: Callable[[argparse.Namespace], int], options: argparse.Namespace, say: Callable[[str, int], int]
+) -> int:
     try:
         return command(options)
     except KeyboardInterrupt:
@@ -91,12 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package not in EXTRAS:
             raise
         told = f"this needs {package}, which is not installed: pip install 'foldserve[{EXTRAS[package]}]'"
-        return _say(told, BAD_INPUT)
+        return say(told, BAD_INPUT)
     except Exception as error:
         code = _exit_code(error)
         if code is None:
             raise
-        return _say(str(error), code)
+        return say(str(error), code)
 
 
 def build(options: argparse.Namespace) -> int:
@@ -250,6 +283,8 @@ def _tell(result: _Result) -> int:
 
 
 def _print(text: str) -> None:
+    if not _is_alone() and os.environ.get("RANK") != "0":
+        return
     sys.stdout.write(f"{_harmless(text)}\n")
     sys.stdout.flush()
 

@@ -18,6 +18,7 @@ from torch import nn
 from training.bn.layers import frozen_layers, norm_layers
 from training.bn.population import estimate
 from training.datasets.dataset import Dataset, Examples
+from training.distributed import ALONE, Processes
 from training.evaluation import EVALUATION_ROWS, measure, tensors
 from training.recipe import Recipe
 from training.train import torch_set_up_for
@@ -69,13 +70,16 @@ class FreezeReport:
         )
 
 
-def freeze_statistics(module: nn.Module, recipe: Recipe, dataset: Dataset) -> FreezeReport:
+def freeze_statistics(
+    module: nn.Module, recipe: Recipe, dataset: Dataset, processes: Processes = ALONE
+) -> FreezeReport:
     """Leaves the better statistics in `module`, which is in eval mode on the CPU, and stays so.
 
-    Where its weights are an average, no statistics but those measured are its own. Raises CannotEstimate.
+    Where its weights are an average, no statistics but those measured are its own. Of several processes, which hold the
+    same, each measures a part, and all come to the same. Raises CannotEstimate.
     """
     with torch_set_up_for(recipe), _on(recipe.device, module):
-        running = _scores(module, dataset)
+        running = processes.of_first(lambda: _scores(module, dataset))
         if recipe.statistics == "running":
             return FreezeReport("running", "the recipe asks for them", running)
         layers = norm_layers(module)
@@ -83,8 +87,9 @@ def freeze_statistics(module: nn.Module, recipe: Recipe, dataset: Dataset) -> Fr
             return FreezeReport("running", "there is no BatchNorm layer", running)
         if {layer.name for layer in layers} <= {*frozen_layers(module)}:
             return FreezeReport("running", f"all {len(layers)} BatchNorm layers were frozen from the start", running)
-        found = estimate(module, _batches(recipe, dataset.train), mode=recipe.statistics, forward=_forward)
-        population = _scores(module, dataset)
+        batches = _batches(recipe, dataset.train)[processes.rank :: processes.count]
+        found = estimate(module, batches, mode=recipe.statistics, forward=_forward)
+        population = processes.of_first(lambda: _scores(module, dataset))
         told = found.as_dict()
         if recipe.optimiser.average is not None:
             reason = "the running averages are those of other weights than these"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from training.datasets.dataset import Examples
+from training.distributed import ALONE, Processes
 from training.evaluation import measure
 
 
@@ -28,9 +29,11 @@ class Patience:
     def is_over(self) -> bool:
         return self.best_epoch is not None and self._epoch - self.best_epoch >= self._epochs
 
-    def judge(self, module: nn.Module, epoch: int) -> dict[str, float]:
-        """The module behind an epoch, as figures for the metrics; it is left in eval mode."""
-        found = measure(module.eval(), self._examples)
+    def judge(self, module: nn.Module, epoch: int, processes: Processes = ALONE) -> dict[str, float]:
+        """The module behind an epoch, as figures for the metrics; it is left in eval mode. Of several processes the
+        first measures, so that all stop at the same epoch."""
+        module.eval()
+        found = processes.of_first(lambda: measure(module, self._examples))
         self._epoch = epoch
         loss = found.loss if math.isfinite(found.loss) else math.inf
         if loss < self._loss or self.best_epoch is None:

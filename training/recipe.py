@@ -170,7 +170,9 @@ class Recipe(_Settings):
     optimiser: Optimiser
     stopping: Stopping = Stopping()
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2, description="rows a step; at least two, because BatchNorm needs a variance")
+    batch_size: int = Field(
+        ge=2, description="rows a step, of all processes; at least two, because BatchNorm needs a variance"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="weights, order of the examples, augmentation")
     threads: int = Field(default=1, ge=1, le=64, description="fixed, because another number rounds differently")
     statistics: Literal["sequential", "minibatch", "running"] = Field(

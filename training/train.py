@@ -25,6 +25,7 @@ from training import remedies
 from training.averages import averaged
 from training.checkpoint import Snapshot
 from training.datasets.dataset import Dataset, Examples
+from training.distributed import ALONE, CannotDistribute, Processes
 from training.engine import run_steps
 from training.errors import UserError
 from training.evaluation import EVALUATION_ROWS, measure
@@ -34,7 +35,7 @@ from training.patience import Patience
 from training.randomness import generator, reseed
 from training.recipe import Recipe
 from training.remedies import remedy_of
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, fingerprint
 
 TOOLS = ("torch", "numpy", "scikit-learn")
 _AVERAGE, _BEST = "average.", "best."
@@ -80,19 +81,24 @@ def train(
     run: RunFolder | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
+    processes: Processes = ALONE,
 ) -> tuple[nn.Module, TrainReport]:
     """Train the recipe's network on `dataset.train`; returns it in eval mode, on the CPU.
 
     show_progress: None draws the bar only when stderr is a terminal. run: where it is kept, and gone on with where it
-    stopped; the bits are those of a run that never stopped. should_stop: asked behind each step.
-    Raises TrainingFailed, and what RunFolder.last raises.
+    stopped; the bits are those of a run that never stopped. should_stop: asked behind each step. processes: that make
+    each step together, each by its part of the rows; the first one keeps the run, and any of them may stop it.
+    Raises TrainingFailed, CannotDistribute, and what RunFolder.last raises.
     """
     started, limit = clock(), recipe.stopping.time_limit_s or math.inf
+    if processes.count > 1:
+        _require_one_run(recipe, dataset, processes)
     with torch_set_up_for(recipe), opened_network(recipe, dataset) as module:
-        fit = Fit(module.to(recipe.device), recipe, dataset, run)
+        fit = Fit(module.to(recipe.device), recipe, dataset, run, processes)
         fit.go(show_progress, lambda: should_stop() or clock() - started >= limit)
         trained = fit.result().eval()
-        found = [measure(trained, part) for part in (dataset.train, dataset.test)]
+        processes.finish(trained)
+        found = processes.of_first(lambda: [measure(trained, part) for part in (dataset.train, dataset.test)])
     report = TrainReport(
         epochs=recipe.epochs,
         steps=fit.steps,
@@ -142,11 +148,20 @@ def steps_of(recipe: Recipe, dataset: Dataset) -> int:
 class Fit:
     """One run's loop. Everything in a step follows from its number and the seed; what carries over is in a snapshot.
 
-    A step is one move of the optimiser, by the gradients of one batch or of several (`accumulate`).
+    A step is one move of the optimiser, by the gradients of one batch or of several (`accumulate`). Of several
+    processes each draws the whole step and learns from its part of every batch.
     """
 
-    def __init__(self, module: nn.Module, recipe: Recipe, dataset: Dataset, run: RunFolder | None) -> None:
-        self._module, self._recipe, self._dataset, self._run = module, recipe, dataset, run
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        dataset: Dataset,
+        run: RunFolder | None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._module, self._recipe, self._dataset = module, recipe, dataset
+        self._run, self._processes = run if processes.is_first else None, processes
         examples, self._patience = _with_patience(recipe, dataset.train)
         if len(examples) < 2:
             raise TrainingFailed(
@@ -158,6 +173,7 @@ class Fit:
         self.total = self._per_epoch * recipe.epochs
         self._remedy = remedy_of(recipe)
         remedies.apply(module, self._remedy, batch_rows=recipe.batch_size, total_steps=self.total)
+        processes.prepare(module)
         self._optimiser = build_optimiser(recipe.optimiser, module)
         kept = recipe.optimiser.average
         self._average = None if kept is None else averaged(module, kept)
@@ -186,26 +202,40 @@ class Fit:
 
     def go(self, show_progress: bool | None, should_stop: Callable[[], bool]) -> None:
         """From where the run is to its end, or to where `should_stop` says so."""
-        if self._run is not None and (last := self._run.last(self._dataset)) is not None:
+        if (last := self._processes.of_first(self._last)) is not None:
             self._restore(last)
         if self.is_finished:
             return
         self._learn_on()
-        with tqdm(total=self._recipe.epochs, desc="training", unit="epoch", disable=_hidden(show_progress)) as bar:
+        hidden = _hidden(show_progress) if self._processes.is_first else True
+        with tqdm(total=self._recipe.epochs, desc="training", unit="epoch", disable=hidden) as bar:
             bar.update(self.steps // self._per_epoch)
 
             def goes_on(steps: int) -> bool:
                 self.steps = steps
+                stops = self._agreed(should_stop())
                 if steps % self._per_epoch == 0:
                     self._end_epoch()
                     bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
                     bar.update()
-                stops = should_stop() or self.is_finished
+                stops = stops or self.is_finished
                 if self._run is not None and (stops or self._run.is_due()):
                     self._run.keep(self._snapshot())
                 return not stops
 
             run_steps(self.step, first=self.steps, total=self.total, goes_on=goes_on)
+
+    def _last(self) -> Snapshot | None:
+        return None if self._run is None else self._run.last(self._dataset)
+
+    def _agreed(self, stops: bool) -> bool:
+        """Behind a step, in one message: loss and accuracy are those of all rows, and who is to stop stops all."""
+        if self._processes.count > 1:
+            own = [self._losses[-1], self._accuracies[-1], float(stops)]
+            self._losses[-1], self._accuracies[-1], stopping = self._processes.sum(own)
+            stops = stopping > 0
+        _require_finite(self._losses[-1], (self.steps - 1) // self._per_epoch + 1, self._recipe)
+        return stops
 
     def _learn_on(self) -> None:
         self._module.train()
@@ -214,8 +244,8 @@ class Fit:
 
     def _freeze(self) -> None:
         """The statistics of all that is trained on, without augmentation, from now on."""
-        pieces = zip(*(values.split(EVALUATION_ROWS) for values in self._inputs), strict=True)
-        remedies.freeze(self._module, list(pieces), self._answer)
+        pieces = list(zip(*(values.split(EVALUATION_ROWS) for values in self._inputs), strict=True))
+        remedies.freeze(self._module, pieces[self._processes.rank :: self._processes.count], self._answer)
 
     def _answer(self, module: nn.Module, batch: Sequence[torch.Tensor]) -> object:
         return module(*(values.to(self._recipe.device) for values in batch))
@@ -226,7 +256,8 @@ class Fit:
         if step == self._remedy.freezes_at(self.total):
             self._freeze()
         rows = self._rows(step)
-        reseed(recipe.seed, "noise", step)
+        # Each process draws dropout for its own rows, the first as if it were alone.
+        reseed(recipe.seed, "noise", self._processes.rank * self.total + step)
         inputs, labels = [values[rows] for values in self._inputs], self._labels[rows]
         if recipe.data.shift_pixels:
             inputs[0] = shifted(inputs[0], recipe.data.shift_pixels, generator(recipe.seed, "augmentation", step))
@@ -235,25 +266,29 @@ class Fit:
             group["lr"] = settings.learning_rate * factor
         self._optimiser.zero_grad()
         batches = max(1, min(settings.accumulate, len(rows) // recipe.batch_size))
-        found = [self._backward(piece, len(piece[-1]) / len(rows), step) for piece in _cut((*inputs, labels), batches)]
+        pieces = _cut((*inputs, labels), batches)
+        if self._processes.count > 1:
+            pieces = [[self._processes.share(values) for values in piece] for piece in pieces]
+        found = [self._backward(piece, len(piece[-1]) / len(rows)) for piece in pieces]
         self._losses.append(math.fsum(loss for loss, _ in found))
         self._accuracies.append(math.fsum(share for _, share in found))
+        self._processes.sum_gradients(self._module)
         if settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._module.parameters(), settings.clip_norm)
         self._optimiser.step()
         if self._average is not None:
             self._average.update_parameters(self._module)
 
-    def _backward(self, batch: Sequence[torch.Tensor], share: float, step: int) -> tuple[float, float]:
+    def _backward(self, batch: Sequence[torch.Tensor], share: float) -> tuple[float, float]:
         """Adds the gradients of one batch, which is so much of the step; its part of loss and accuracy."""
         *inputs, labels = (values.to(self._recipe.device) for values in batch)
         with self._precision():
             scores = self._module(*inputs)
-            loss = functional.cross_entropy(scores, labels)
-        told = _finite(loss.item(), step // self._per_epoch + 1, self._recipe)
+            # Of no rows, as another process may have them all, the mean is no number.
+            loss = functional.cross_entropy(scores, labels, reduction="mean" if len(labels) else "sum")
         (loss if share == 1.0 else loss * share).backward()
-        hits = (scores.detach().argmax(dim=1) == labels).sum().item() / labels.numel()
-        return told * share, hits * share
+        hits = (scores.detach().argmax(dim=1) == labels).sum().item() / max(1, labels.numel())
+        return loss.item() * share, hits * share
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self._recipe.precision == "float32":
@@ -268,6 +303,7 @@ class Fit:
         return self._order[1][place]
 
     def _end_epoch(self) -> None:
+        self._processes.require_same_bits(self._module)
         epoch = self.steps // self._per_epoch
         self.loss, accuracy = (math.fsum(values) / len(values) for values in (self._losses, self._accuracies))
         self._losses, self._accuracies = [], []
@@ -279,7 +315,7 @@ class Fit:
         }
         if self._patience is not None:
             shown = self._module if self._average is None else self._average.module
-            line |= self._patience.judge(shown, epoch)
+            line |= self._patience.judge(shown, epoch, self._processes)
             self._learn_on()
         if self._run is not None:
             self._run.tell(line)
@@ -333,9 +369,18 @@ def _hidden(show_progress: bool | None) -> bool | None:
     return None if show_progress is None else not show_progress  # tqdm: None hides the bar when stderr is no terminal
 
 
-def _finite(loss: float, epoch: int, recipe: Recipe) -> float:
+def _require_one_run(recipe: Recipe, dataset: Dataset, processes: Processes) -> None:
+    if recipe.device != "cpu":
+        raise CannotDistribute(
+            f"device={recipe.device}: {processes.count} processes learn together on the CPU only; train with --set "
+            f"device=cpu, or with one process"
+        )
+    processes.require_same(fingerprint(dataset), "training data")
+
+
+def _require_finite(loss: float, epoch: int, recipe: Recipe) -> None:
     if math.isfinite(loss):
-        return loss
+        return
     rate = recipe.optimiser.learning_rate
     raise TrainingFailed(
         f"recipe {recipe.name!r}: the loss became {loss} in epoch {epoch} of {recipe.epochs}; nothing was published. "

@@ -1,7 +1,8 @@
 """The work of `foldtrain train` and `foldtrain resume`: a run in a folder, begun or gone on with, to its end or Ctrl-C.
 
 Ctrl-C finishes the step, keeps a checkpoint, and leaves weights with population statistics as any end does; a second
-one ends at once, and the run is as of its last checkpoint.
+one ends at once, and the run is as of its last checkpoint. Of several processes that are joined (distributed.py) only
+the first reads and writes the folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import FrameType
 
 from training import datasets
 from training.datasets.dataset import Dataset
+from training.distributed import present
 from training.freeze import FreezeReport, freeze_statistics
 from training.prepare import prepare
 from training.recipe import Recipe
@@ -55,7 +57,7 @@ class RunResult:
 def start(recipe: Recipe, folder: Path, *, every_s: float = CHECKPOINT_EVERY_S) -> RunResult:
     """Begins a run in a folder that is empty or not there. Raises RunRefused, TrainingFailed."""
     run = RunFolder(folder, every_s=every_s)
-    run.begin(recipe)
+    present().of_first(lambda: run.begin(recipe))
     return _to_its_end(run, recipe, datasets.load(recipe.data.source, recipe.data.options()))
 
 
@@ -68,27 +70,32 @@ def start_asked(
 ) -> RunResult:
     """The same of what was said; `announce` is told what was chosen. Raises UserError."""
     run = RunFolder(folder, every_s=every_s)
-    run.check_free()
-    recipe, dataset = prepare(asked, announce)
-    run.begin(recipe)
+    processes = present()
+    processes.of_first(run.check_free)
+    found, dataset = prepare(asked, announce)
+    recipe = processes.of_first(lambda: found)  # on other machines other things may have been chosen
+    processes.of_first(lambda: run.begin(recipe))
     return _to_its_end(run, recipe, dataset)
 
 
 def resume(folder: Path, *, every_s: float = CHECKPOINT_EVERY_S) -> RunResult:
     """Goes on from the last checkpoint. Raises RunRefused, CheckpointRefused, TrainingFailed."""
     run = RunFolder(folder, every_s=every_s)
-    recipe = run.recipe()
+    recipe = present().of_first(run.recipe)
     return _to_its_end(run, recipe, datasets.load(recipe.data.source, recipe.data.options()))
 
 
 def _to_its_end(run: RunFolder, recipe: Recipe, dataset: Dataset) -> RunResult:
-    with _stopped_by_ctrl_c() as stop, writing(run.path) if recipe.tensorboard else nullcontext() as listener:
+    processes = present()
+    listens = recipe.tensorboard and processes.is_first
+    with _stopped_by_ctrl_c() as stop, writing(run.path) if listens else nullcontext() as listener:
         if listener is not None:
             run.listener = listener
-        module, report = train(recipe, dataset, run=run, should_stop=stop.is_asked)
-    freeze = freeze_statistics(module, recipe, dataset)
-    told = {key: value for key, value in report.as_dict().items() if key != "seconds"}
-    run.finish(module, {"train": told, "freeze": freeze.as_dict()})
+        module, report = train(recipe, dataset, run=run, should_stop=stop.is_asked, processes=processes)
+    freeze = freeze_statistics(module, recipe, dataset, processes)
+    if processes.is_first:
+        told = {key: value for key, value in report.as_dict().items() if key != "seconds"}
+        run.finish(module, {"train": told, "freeze": freeze.as_dict()})
     return RunResult(run.path, report, freeze)
 
 

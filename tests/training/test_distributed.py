@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed import HashStore
 
 from tests.training.two_processes import STEPS, network, work
 from training.bn.replacing import replace
@@ -71,6 +72,28 @@ def test_both_processes_hold_the_same_bits_also_in_the_exported_file(two: list[d
     assert all(torch.equal(left["end"][name], right["end"][name]) for name in left["end"])
     assert left["exported"] == right["exported"]
     assert (left["norms left"], right["norms left"]) == (0, 0)
+
+
+def test_the_first_process_speaks_for_all_and_what_all_say_is_added_up(
+    one: dict[str, Any], two: list[dict[str, Any]]
+) -> None:
+    assert one["agreed"] == {"of first": 0, "sum": [1.0, 0.5], "refused": "process 0 refuses", "not the same": ""}
+    for each in two:
+        assert each["agreed"] == {
+            "of first": 0,
+            "sum": [3.0, 1.0],
+            "refused": "process 0 refuses",
+            "not the same": "process 1 holds other rank than process 0, expected the same in all",
+        }
+
+
+def test_a_line_to_which_several_come_is_told_by_the_first_of_them() -> None:
+    store, said = HashStore(), []
+    for rank, line in [(1, "no disk"), (0, "no disk"), (0, "no data"), (2, "no disk")]:
+        Processes(rank, 3, store).tell(line, lambda rank=rank, line=line: said.append((rank, line)))
+    Processes().tell("alone", lambda: said.append((0, "alone")))
+
+    assert said == [(1, "no disk"), (0, "no data"), (0, "alone")]
 
 
 def test_alone_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

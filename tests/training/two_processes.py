@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from training.bn.population import estimate
 from training.distributed import Processes, joined
+from training.errors import UserError
 from training.export import export
 from training.fold import fold
 
@@ -36,6 +38,28 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     rows = 3 * torch.randn(ROWS, FEATURES, generator=generator) + 5
     return rows, torch.randint(CLASSES, (ROWS,), generator=generator)
+
+
+def agreed(processes: Processes) -> dict[str, object]:
+    """What the processes say to each other beside gradients."""
+
+    def refuse() -> None:
+        raise UserError(f"process {processes.rank} refuses")
+
+    return {
+        "of first": processes.of_first(lambda: processes.rank),
+        "sum": processes.sum([1.0 + processes.rank, 0.5]),
+        "refused": refusal(lambda: processes.of_first(refuse)),
+        "not the same": refusal(lambda: processes.require_same(str(processes.rank), "rank")),
+    }
+
+
+def refusal(ask: Callable[[], None]) -> str:
+    try:
+        ask()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def work(processes: Processes, folder: Path) -> None:
@@ -60,7 +84,8 @@ def work(processes: Processes, folder: Path) -> None:
     exported = hashlib.sha256(ir.to_proto(folded).SerializeToString()).hexdigest()
     left = sum("Norm" in node.op_type for node in folded.graph.all_nodes())
     torch.save(
-        {"found": found, "end": dict(module.state_dict()), "exported": exported, "norms left": left},
+        {"found": found, "end": dict(module.state_dict()), "exported": exported, "norms left": left}
+        | {"agreed": agreed(processes)},
         folder / f"{processes.rank}-of-{processes.count}.pt",
     )
 

@@ -163,7 +163,9 @@ class SyncBatchNorm(_Variant):
         self.group = group
 
     def _by_batch(self, values: torch.Tensor) -> torch.Tensor:
-        over = [0, *range(2, values.dim())]
+        given, over = values.dtype, [0, *range(2, values.dim())]
+        if given in (torch.bfloat16, torch.float16):
+            values = values.float()  # neither their number nor their sum fits into so few bits
         count = torch.tensor([float(values.numel() // values.shape[1])], dtype=values.dtype, device=values.device)
         together = _sum_of_all(torch.cat([count, values.sum(over)]), self.group)
         total = together[0].detach()
@@ -175,7 +177,7 @@ class SyncBatchNorm(_Variant):
         variance = _sum_of_all(centred.square().sum(over), self.group) / total
         answer = self._affine(centred / _across((variance + self.eps).sqrt(), values))
         self._learn(mean, variance, total)
-        return answer
+        return answer.to(given)
 
 
 class _SumOfAll(torch.autograd.Function):

@@ -10,7 +10,7 @@ small difference of large ones, and half a unit in the last place of those would
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ Coefficient = Wide | Float64s | float
 _NOTHING = 1e-13  # a coefficient this small beside those it came from is a rounding error
 _SAME = 1e-14  # of the largest number that is summed up, which was rounded to 1e-16; what is let pass is an error
 _PIVOT = 1e-6  # a pivot smaller than this beside the largest coefficient would blow errors up
+_LEFT = 1 / 16  # of what a coefficient was made from: where less is left, two maps are nearly alike
 
 
 class _Form(NamedTuple):
@@ -51,12 +52,24 @@ class Shifts:
 
     def equation(self, terms: Iterable[tuple[int, Coefficient]], constant: Coefficient = 0.0) -> bool:
         """Let `sum c b = constant`; False, and nothing said, where that contradicts, or cannot be solved safely."""
-        form = self._substituted(terms, self._nothing.constant - constant)
+        form, _ = self._substituted(terms, self._nothing.constant - constant)
+        return self._hold(form, ())
+
+    def wish(self, terms: Iterable[tuple[int, Coefficient]], constant: Coefficient = 0.0) -> bool:
+        """`equation`, but where a small difference of coefficients would have to be the pivot: a shift would come out
+        that is many times what it was made from, only to be taken away again elsewhere, and digits with it."""
+        form, made_of = self._substituted(terms, self._nothing.constant - constant)
+        left = form.terms
+        small = (p for p, size in made_of.items() if p in left and np.any(_magnitude(left[p]) < _LEFT * size))
+        return self._hold(form, [*small] if form.constant.any() else ())
+
+    def _hold(self, form: _Form, spared: Collection[int]) -> bool:
+        """Let the form be 0, with a pivot that is not `spared`."""
         if not np.isfinite(form.constant).all():
             return False
         if not form.terms:
             return bool((np.abs(form.constant) <= _SAME * form.size).all())
-        pivot = self._pivot(form)
+        pivot = self._pivot(form, spared)
         if pivot is None:
             return False
         scale = -1.0 / form.terms[pivot]
@@ -95,9 +108,12 @@ class Shifts:
             found[place] = form.constant.astype(np.float64)
         return found
 
-    def _substituted(self, terms: Iterable[tuple[int, Coefficient]], constant: Wide) -> _Form:
+    def _substituted(
+        self, terms: Iterable[tuple[int, Coefficient]], constant: Wide
+    ) -> tuple[_Form, dict[int, Coefficient]]:
+        """And of coefficients that several numbers were summed up to, what their sizes sum up to."""
         total: dict[int, Coefficient] = {}
-        grown: dict[int, Coefficient] = {}  # of places that were met more than once: what their coefficient is made of
+        grown: dict[int, Coefficient] = {}
         size = np.abs(constant)
         for place, c in terms:
             form = self._forms.get(place)
@@ -113,9 +129,9 @@ class Shifts:
         for place, made_of in grown.items():
             if not np.any(_magnitude(total[place]) > _NOTHING * made_of):
                 del total[place]
-        return _Form(total, constant, size)
+        return _Form(total, constant, size), grown
 
-    def _pivot(self, form: _Form) -> int | None:
+    def _pivot(self, form: _Form, spared: Collection[int]) -> int | None:
         """The place in the fewest relations whose coefficient is large enough in every strand."""
         numbers = {place: abs(c) for place, c in form.terms.items() if isinstance(c, float)}
         if len(numbers) == len(form.terms):  # the same in every strand, as most are
@@ -124,6 +140,8 @@ class Shifts:
             sizes = {place: np.abs(c) for place, c in form.terms.items()}
             largest = functools.reduce(np.maximum, sizes.values())
             fit = [place for place, size in sizes.items() if np.all(size > _PIVOT * largest)]
+        if spared:
+            fit = [place for place in fit if place not in spared]
         if len(fit) == 1:
             return fit[0]
         degree = self._degree

@@ -203,7 +203,7 @@ class _Attempt:
         law = self.problem.lift(instance.tag)
         x, y = instance.places
         constant = self.A[number][y].astype(np.longdouble) * law.shift[instance.entries]
-        return self.shifts[number].equation([(x, 1.0), (y, -1.0)], constant)
+        return self.shifts[number].wish([(x, 1.0), (y, -1.0)], constant)
 
     def _to_mul(self, number: int, instance: Instance) -> bool:
         """`y' = m x'`, `m = A_y s / A_x`: `b_y - m b_x = - A_y t`. Of a dead channel stored as `b_x`, m is 1."""
@@ -211,7 +211,8 @@ class _Attempt:
         x, y = instance.places
         A_x, A_y = (self.A[number][place].astype(np.longdouble) for place in (x, y))
         m = np.divide(A_y * law.scale[instance.entries], A_x, out=np.ones_like(A_x), where=A_x != 0)
-        return self.shifts[number].equation([(y, 1.0), (x, -m)], -A_y * law.shift[instance.entries])
+        say = self.shifts[number].wish if law.holds_shift else self.shifts[number].equation
+        return say([(y, 1.0), (x, -m)], -A_y * law.shift[instance.entries])
 
     def _to_zero(self, number: int, instance: Instance) -> bool:
         return self.shifts[number].zero(instance.places[0])

@@ -233,6 +233,18 @@ def one_of_two(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+def test_values_of_half_the_bits_are_summed_in_all_of_them():
+    """bfloat16 knows no number between 256 and 258."""
+    values = (numbers(257, 3) + 5).bfloat16()
+    layer, torchs = SyncBatchNorm(3), nn.BatchNorm1d(3)
+
+    answer = layer(values)
+
+    assert answer.dtype == torch.bfloat16
+    torch.testing.assert_close(answer, torchs(values))
+    torch.testing.assert_close(dict(layer.named_buffers()), dict(torchs.named_buffers()))
+
+
 def test_two_processes_of_uneven_batches_are_one_of_both(tmp_path: Path):
     spawn(one_of_two, (str(tmp_path),), nprocs=2)
     model = network()

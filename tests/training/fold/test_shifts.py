@@ -58,6 +58,24 @@ def test_a_coefficient_that_vanishes_in_one_strand_is_no_pivot():
     assert shifts.equation([(0, np.array([1.0, 0.0])), (1, 1.0)], 1.0)
 
 
+def test_a_wish_is_not_granted_by_shifts_that_are_many_times_what_was_asked_for():
+    """Two branches that are scaled nearly alike: a shift of 1 would be made of 1000 and -1000."""
+    shifts, alike = Shifts(1), np.array([1.001])
+    assert shifts.equation([(0, 1.0), (1, 1.0)])
+
+    assert not shifts.wish([(0, 1.0), (1, alike)], 1.0)
+    assert shifts.wish([(0, 1.0), (1, alike)], 0.0)
+    assert shifts.solution(2).tolist() == [[0.0], [0.0]]
+
+
+def test_what_must_hold_is_solved_however_alike_two_branches_are():
+    shifts = Shifts(1)
+    assert shifts.equation([(0, 1.0), (1, 1.0)])
+
+    assert shifts.equation([(0, 1.0), (1, np.array([1.001]))], 1.0)
+    np.testing.assert_allclose(shifts.solution(2)[:, 0], [-1000.0, 1000.0])
+
+
 rows = st.lists(
     st.tuples(
         st.lists(st.tuples(st.integers(0, 7), st.sampled_from([-2.0, -1.0, 1.0, 3.0])), max_size=4), st.integers(-5, 5)
