@@ -167,7 +167,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 def write_what_is_learnt(folder: Path) -> None:
     chance = np.random.default_rng(0)
     labels = chance.integers(0, 3, 57)
-    images = (chance.integers(0, 128, (57, 8, 8, 1)) + 40 * labels[:, None, None, None]).astype(np.uint8)
+    images = (chance.integers(0, 128, (57, 1, 8, 8)) + 40 * labels[:, None, None, None]).astype(np.float32)
     np.savez(folder / "data.npz", x=images, y=labels)
     (folder / "net.py").write_text(NETWORK)
     (folder / "tiny.yaml").write_text(SETTINGS.replace("FOLDER", str(folder)))
