@@ -1,12 +1,15 @@
 """Which statistics are frozen: the running averages that training left, or those of the whole training data.
 
-These are measured (bn/population.py) over the examples as clients send them, without the augmentation that the averages
-have seen. Kept is whichever gives the lower loss on the training examples; those held out for the test decide nothing,
-their accuracy with either is told. Knows no ONNX and no repository.
+These are measured (bn/population.py) over the examples as clients send them, without the augmentation that the
+averages have seen. Kept is whichever gives the lower loss on the training examples; but averages so far off that the
+doctor would refuse them only where they are worth `WORTH` in accuracy, too, which means that something else is wrong,
+and the doctor tells. Examples held out for the test decide nothing, their accuracy with either is told. Knows no ONNX
+and no repository.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,13 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.bn.health import LOG_RATIO, RED_DRIFT, SHIFT
 from training.bn.layers import frozen_layers, norm_layers
-from training.bn.population import estimate
+from training.bn.population import Estimate, estimate
 from training.datasets.dataset import Dataset, Examples
 from training.distributed import ALONE, Processes
 from training.evaluation import EVALUATION_ROWS, measure, tensors
 from training.recipe import Recipe
 from training.train import torch_set_up_for
+
+WORTH = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +103,26 @@ def freeze_statistics(
         if population.train_loss <= running.train_loss:
             reason = f"the training loss is {population.train_loss:.4g}, {running.train_loss:.4g} with running averages"
             return FreezeReport("population", reason, running, population, told)
+        if _is_far_off(found) and population.train_accuracy > running.train_accuracy - WORTH:
+            reason = (
+                f"the running averages are too far off to be trusted, though the training loss is "
+                f"{population.train_loss:.4g}, {running.train_loss:.4g} with them"
+            )
+            return FreezeReport("population", reason, running, population, told)
         found.undo()
         reason = f"the training loss is {running.train_loss:.4g}, {population.train_loss:.4g} with those measured"
         return FreezeReport("running", reason, running, population, told)
+
+
+def _is_far_off(found: Estimate) -> bool:
+    """As the doctor judges drift; a variance of 0, before or now, is not for this to judge."""
+    shifts = [layer.mean_shift or 0.0 for layer in found.layers]
+    ratios = [layer.log_variance_ratio or 0.0 for layer in found.layers]
+    return any(
+        RED_DRIFT * limit < value < math.inf
+        for limit, values in ((SHIFT, shifts), (LOG_RATIO, ratios))
+        for value in values
+    )
 
 
 def _batches(recipe: Recipe, examples: Examples) -> list[tuple[torch.Tensor, ...]]:

@@ -45,21 +45,21 @@ def opened_network(recipe: Recipe, dataset: Dataset) -> Iterator[Network]:
 
 
 def _check_augmentation(recipe: Recipe, dataset: Dataset) -> None:
-    """What is moved are the last two axes of an image, and no labels with it. Raises UserError."""
+    """What is moved is an image, and no labels with it. Raises UserError."""
     front = dataset.front
     if not recipe.data.shift_pixels:
         return
     found = None
     if not isinstance(front, Pixels):
         found = f"rows of {type(front).__name__.lower()}"
-    elif front.channels_last:
-        found = "images with their channels last"
+    elif dataset.train.only.ndim != 4:
+        found = f"arrays of {dataset.train.only.ndim - 1} axes a row"
     elif dataset.task is not Task.CLASSIFY:
         found = "a class a pixel, which would have to move, too"
     if found is not None:
         raise UserError(
             f"data.shift_pixels={recipe.data.shift_pixels}: {recipe.data.source} gives {found}, expected images "
-            f"[rows, channels, height, width] with one class each; leave it at 0"
+            f"with one class each; leave it at 0"
         )
 
 

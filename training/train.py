@@ -24,7 +24,7 @@ from tqdm import tqdm
 from training import remedies
 from training.averages import averaged
 from training.checkpoint import Snapshot
-from training.datasets.dataset import Dataset, Examples
+from training.datasets.dataset import Dataset, Examples, Pixels
 from training.distributed import ALONE, CannotDistribute, Processes
 from training.engine import run_steps
 from training.errors import UserError
@@ -126,10 +126,17 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return max(1, rows // batch_size)
 
 
-def shifted(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:
-    """Each image [rows, channels, height, width] moved by up to `pixels` along both axes, zeros moving in."""
+def shifted(
+    images: torch.Tensor, pixels: int, generator: torch.Generator, *, channels_last: bool = False
+) -> torch.Tensor:
+    """Each image [rows, channels, height, width] moved by up to `pixels` along both axes, zeros moving in.
+
+    channels_last: each is [rows, height, width, channels].
+    """
     if pixels == 0:
         return images
+    if channels_last:
+        return shifted(images.permute(0, 3, 1, 2), pixels, generator).permute(0, 2, 3, 1)
     rows, _, height, width = images.shape
     padded = functional.pad(images, (pixels, pixels, pixels, pixels))
     down, right = torch.randint(0, 2 * pixels + 1, (2, rows, 1), generator=generator)
@@ -169,6 +176,7 @@ class Fit:
             )
         self._inputs = [torch.from_numpy(values) for values in examples.inputs.values()]
         self._labels = torch.from_numpy(examples.labels)
+        self._channels_last = isinstance(dataset.front, Pixels) and dataset.front.channels_last
         self._per_epoch = steps_per_epoch(len(examples), recipe.batch_size * recipe.optimiser.accumulate)
         self.total = self._per_epoch * recipe.epochs
         self._remedy = remedy_of(recipe)
@@ -260,7 +268,8 @@ class Fit:
         reseed(recipe.seed, "noise", self._processes.rank * self.total + step)
         inputs, labels = [values[rows] for values in self._inputs], self._labels[rows]
         if recipe.data.shift_pixels:
-            inputs[0] = shifted(inputs[0], recipe.data.shift_pixels, generator(recipe.seed, "augmentation", step))
+            source = generator(recipe.seed, "augmentation", step)
+            inputs[0] = shifted(inputs[0], recipe.data.shift_pixels, source, channels_last=self._channels_last)
         factor = learning_rate_factor(step, self.total, settings.warmup_fraction)
         for group in self._optimiser.param_groups:
             group["lr"] = settings.learning_rate * factor

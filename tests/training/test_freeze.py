@@ -54,7 +54,7 @@ def test_averages_that_serve_better_stay_bit_for_bit(trained: nn.Module, dataset
     last = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d)][-1]
     assert last.running_var is not None
     with torch.no_grad():
-        last.running_var *= 0.25
+        last.running_var *= 0.7
         better = copy.deepcopy(module.state_dict())
 
     report = freeze_statistics(module, recipe(), dataset)
@@ -63,6 +63,26 @@ def test_averages_that_serve_better_stay_bit_for_bit(trained: nn.Module, dataset
     assert report.scores == report.running
     assert all(torch.equal(value, better[name]) for name, value in module.state_dict().items())
     assert "running statistics kept: the training loss is" in report.as_text()
+
+
+def test_averages_that_the_doctor_would_refuse_are_replaced_though_the_loss_is_a_little_lower(
+    trained: nn.Module, dataset: Dataset
+):
+    module = copy.deepcopy(trained)
+    freeze_statistics(module, recipe(), dataset)
+    good = copy.deepcopy(module.state_dict())
+    last = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d)][-1]
+    assert last.running_var is not None
+    with torch.no_grad():
+        last.running_var *= 0.25
+
+    report = freeze_statistics(module, recipe(), dataset)
+
+    assert report.population is not None
+    assert report.population.train_loss > report.running.train_loss
+    assert report.kept == "population"
+    assert "population statistics kept: the running averages are too far off to be trusted" in report.as_text()
+    torch.testing.assert_close(module.state_dict(), good)
 
 
 def test_a_recipe_may_ask_for_the_averages(trained: nn.Module, dataset: Dataset):

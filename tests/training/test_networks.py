@@ -113,13 +113,12 @@ def test_a_layer_that_learns_its_size_from_its_inputs_is_trained(digits: Dataset
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"front": Pixels((0.0,), (16.0,), channels_last=True)}, "images with their channels last"),
         ({"front": Columns((0.0,))}, "rows of columns"),
         ({"task": Task.SEGMENT}, "a class a pixel"),
     ],
 )
 def test_what_the_augmentation_would_spoil_is_refused(digits: Dataset, change: dict[str, Any], told: str) -> None:
-    """It moves the last two axes: of bytes as a decoder gives them these are columns and colours, of a mask none."""
+    """It moves images, whose class stays what it is."""
     with (
         pytest.raises(UserError, match=rf"^data\.shift_pixels=1: digits gives {told}.*; leave it at 0$"),
         opened_network(find_recipe("digits"), dataclasses.replace(digits, **change)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from training import datasets, train
-from training.datasets.dataset import Dataset
+from training.datasets.dataset import Dataset, Pixels
 from training.errors import UserError
 from training.evaluation import accuracy
 from training.recipe import Recipe
@@ -121,6 +122,40 @@ def test_shifted_images_are_the_images_moved_with_zeros_moving_in() -> None:
 
     assert moved.shape == (500, 1, 3, 3)
     assert {np.ascontiguousarray(row).tobytes() for row in moved.numpy()} == windows
+
+
+def test_images_with_their_channels_last_are_moved_along_height_and_width_alike() -> None:
+    images = torch.arange(1, 2 * 4 * 5 * 3 + 1, dtype=torch.uint8).reshape(2, 4, 5, 3)
+    first, last = (torch.Generator().manual_seed(3) for _ in range(2))
+
+    moved = train.shifted(images, 2, last, channels_last=True)
+
+    assert moved.dtype == torch.uint8
+    assert torch.equal(moved, train.shifted(images.permute(0, 3, 1, 2), 2, first).permute(0, 2, 3, 1))
+
+
+def test_the_loop_moves_pixels_and_not_colours(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image is one colour: moving it leaves at most that colour and black in each of its pixels."""
+    some = first(digits, 64)
+    colours = np.random.default_rng(0).integers(1, 255, (64, 1, 1, 3))
+    flat = np.broadcast_to(colours, (64, 8, 8, 3)).astype(np.uint8)
+    part = dataclasses.replace(some.train, inputs={"image": flat})
+    front = Pixels((0.0,) * 3, (255.0,) * 3, channels_last=True)
+    seen: list[np.ndarray] = []
+    shifted = train.shifted
+
+    def noted(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        moved = shifted(*arguments, **keywords)
+        if keywords:
+            seen.append(moved.numpy())
+        return moved
+
+    monkeypatch.setattr(train, "shifted", noted)
+    train.train(quick("data.shift_pixels=2"), dataclasses.replace(some, train=part, test=part, front=front))
+
+    pixels = np.concatenate(seen).reshape(-1, 3)
+    known = {(0, 0, 0), *map(tuple, colours.reshape(-1, 3).tolist())}
+    assert set(map(tuple, pixels.tolist())) == known
 
 
 def test_no_shift_leaves_the_images_alone() -> None:
