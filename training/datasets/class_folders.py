@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.errors import UserError
+from training.errors import UserError, check_the_path
 
 TRAIN = "train"
 HELD_OUT = ("test", "val", "valid", "validation")
@@ -48,7 +48,8 @@ def find(where: str, suffixes: Collection[str], content: str) -> Found:
             labels += [folder.name] * len(mine)
         ends.append(len(files))
     if others:
-        notes = (*notes, f"{len(others)} files are left out, because they are no {content}: {others[0]} is the first")
+        first = others[0].relative_to(where)  # notes go with the model, whose reader has no such folder
+        notes = (*notes, f"{len(others)} files are left out, because they are no {content}: {first} is the first")
     return Found(files, labels, ends[1] - ends[0] if len(ends) == 2 else None, notes)
 
 
@@ -57,12 +58,12 @@ def split_folders(where: str) -> tuple[list[Path], tuple[str, ...]]:
     folder = Path(where)
     if not folder.is_dir():
         raise UserError(
-            f"{where}: {'no folder' if folder.exists() else 'not there'}, expected a folder; check the path"
+            f"{where}: {'no folder' if folder.exists() else 'not there'}, expected a folder; {check_the_path(where)}"
         )
     held_out = [folder / name for name in HELD_OUT if (folder / name).is_dir()]
     if not (folder / TRAIN).is_dir() or not held_out:
         return [folder], ()
-    notes = tuple(f"{unused} is not used: {held_out[0].name} is what is held out" for unused in held_out[1:])
+    notes = tuple(f"{unused.name} is not used: {held_out[0].name} is what is held out" for unused in held_out[1:])
     return [folder / TRAIN, held_out[0]], notes
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from training.datasets.dataset import Dataset
 from training.datasets.options import Options
 from training.datasets.table import Cells, dataset_of, numbers_or_words
-from training.errors import UserError
+from training.errors import UserError, check_the_path
 
 _ROWS_AT_ONCE = 20_000  # as columns a table takes less memory than as rows
 
@@ -38,7 +38,7 @@ def _columns(path: Path) -> dict[str, list[str]]:
                 for column, values in zip(columns, zip(*rows, strict=True), strict=True):
                     column.extend(values)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}, expected a csv file") from error
+        raise UserError(f"{path}: {error.strerror}, expected a csv file; {check_the_path(path)}") from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: {_first_odd_byte(path)} is no UTF-8, expected a csv file in UTF-8; save it as such"

@@ -18,7 +18,7 @@ from training.datasets.class_folders import HELD_OUT, TRAIN
 from training.datasets.dataset import Dataset
 from training.datasets.options import Options
 from training.datasets.pictures import Picture
-from training.errors import UserError
+from training.errors import UserError, check_the_path
 
 
 def load(where: str, options: Options) -> Dataset:
@@ -59,7 +59,7 @@ def _library(where: str) -> Any:
 
 def _parts(where: str, library: Any) -> list[Any]:
     if not Path(where).is_dir():
-        raise UserError(f"{where}: not there, expected a folder that save_to_disk has written; check the path")
+        raise UserError(f"{where}: not there, expected a folder that save_to_disk has written; {check_the_path(where)}")
     try:
         saved = library.load_from_disk(where)
     except Exception as error:  # the library's own reasons, Arrow's and JSON's

@@ -25,7 +25,7 @@ from training.datasets.pictures import (
     size_of,
 )
 from training.datasets.splitting import require_classes, shuffled
-from training.errors import UserError
+from training.errors import UserError, check_the_path
 
 
 def load(where: str, options: Options) -> Dataset:
@@ -70,7 +70,9 @@ def _pairs(part: Path) -> list[tuple[Picture, Picture]]:
 
 def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: not there, expected the folders images and masks beside each other; check the path")
+        raise UserError(
+            f"{folder}: not there, expected the folders images and masks beside each other; {check_the_path(folder)}"
+        )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):

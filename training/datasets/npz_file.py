@@ -12,7 +12,7 @@ import numpy as np
 from training.datasets.arrays import Array, dataset_of
 from training.datasets.dataset import Dataset
 from training.datasets.options import Options
-from training.errors import UserError
+from training.errors import UserError, check_the_path
 
 MOST_BYTES = 8 << 30
 _KNOWN = ("x", "y", "x_test", "y_test", "classes")
@@ -53,7 +53,7 @@ def _read(path: Path) -> dict[str, Array]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path}: {error.strerror}, expected an npz file; check the path") from error
+        raise UserError(f"{path}: {error.strerror}, expected an npz file; {check_the_path(path)}") from error
     except Exception as error:  # a damaged archive raises from zipfile, zlib, struct and NumPy alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: unreadable, expected arrays of numbers by np.savez ({reason})") from error

@@ -16,7 +16,7 @@ from training.datasets import table
 from training.datasets.dataset import Dataset
 from training.datasets.options import Options
 from training.datasets.table import Cells
-from training.errors import UserError
+from training.errors import UserError, check_the_path
 
 
 def load(where: str, options: Options) -> Dataset:
@@ -30,7 +30,7 @@ def load(where: str, options: Options) -> Dataset:
     path = Path(where)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "not there"
-        raise UserError(f"{where}: {found}, expected a parquet file; check the path")
+        raise UserError(f"{where}: {found}, expected a parquet file; {check_the_path(where)}")
     try:
         content = parquet.ParquetFile(path).read()
     except Exception as error:  # a damaged file raises from Arrow, Thrift and the codecs alike

@@ -18,7 +18,7 @@ from training.datasets.class_folders import find
 from training.datasets.dataset import Dataset, Examples, InputDescription, Tokens
 from training.datasets.options import Options
 from training.datasets.splitting import numbered, stratified
-from training.errors import UserError
+from training.errors import UserError, check_the_path
 
 LONGEST = 1024
 """What is chosen from the data at most; data.length may say more."""
@@ -109,7 +109,7 @@ def _lines(path: Path) -> tuple[list[bytes], list[str]]:
                     texts.append(text)
                     labels.append(label)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}, expected a file of JSON lines; check the path") from error
+        raise UserError(f"{path}: {error.strerror}, expected a file of JSON lines; {check_the_path(path)}") from error
     return texts, labels
 
 

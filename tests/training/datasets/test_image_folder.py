@@ -106,15 +106,27 @@ def test_folders_of_parts_are_the_split(tmp_path: Path, held_out: str) -> None:
     assert dataset.test.labels.tolist() == [0, 1]
 
 
-def test_what_is_not_used_is_noted(tmp_path: Path) -> None:
+def test_what_is_not_used_is_noted_without_the_machines_own_path(tmp_path: Path) -> None:
     for part in ("train", "test", "val"):
         folder_of(tmp_path / part, per_class=2)
     (tmp_path / "train/cat/Thumbs.db").write_bytes(b"")
     (tmp_path / "train/.hidden").mkdir()
     notes = load(tmp_path).notes
 
-    assert notes[0] == f"{tmp_path}/val is not used: test is what is held out"
-    assert notes[1] == f"1 files are left out, because they are no images: {tmp_path}/train/cat/Thumbs.db is the first"
+    assert notes[0] == "val is not used: test is what is held out"
+    assert notes[1] == "1 files are left out, because they are no images: train/cat/Thumbs.db is the first"
+
+
+def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"^parts: not there, .*; check the path, which is looked for from {tmp_path}$"
+    ):
+        load(Path("parts"))
+    with pytest.raises(UserError, match=r"; check the path$"):
+        load(tmp_path / "parts")
 
 
 def test_the_seed_alone_decides_the_split(tmp_path: Path) -> None:
