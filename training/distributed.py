@@ -55,6 +55,7 @@ def joined(backend: str = "gloo") -> Iterator[Processes]:
     try:
         store, _, _ = next(rendezvous("env://", rank, count))
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count)
+        distributed.barrier()  # nobody goes on, and perhaps ends at once, while others are still connecting
     except (RuntimeError, ValueError) as error:
         raise CannotDistribute(f"the {count} processes of this run do not meet: {error}") from error
     try:

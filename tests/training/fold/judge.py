@@ -35,7 +35,8 @@ def judge(model: ir.Model, profile: Profile, seed: int = 0, widen: bool = False)
     folded, report = fold(model, profile, widen)
     assert serialized(model) == before, "the source was changed"
     assert interface(model) == interface(folded), "inputs or outputs changed"
-    assert report.summary()["found"] == batchnorms(model), "a BatchNormalization is not told of"
+    if not model.functions:  # there a BatchNormalization may be called more than once
+        assert report.summary()["found"] == batchnorms(model), "a BatchNormalization is not told of"
     if not report.changed:
         assert serialized(folded) == before, "nothing was folded, but the graph differs"
         return Judged(folded, report)
