@@ -134,6 +134,10 @@ def _answer(
 
 def build(options: argparse.Namespace) -> int:
     asked = _asked(options)
+    if asked.name is not None:  # before torch is imported and data are read, which takes seconds or more
+        from training.publish import check_destination
+
+        check_destination(options.repository, asked.name, options.replace)
     if not asked.base:
         _announce(f"read     {options.spec}")
     from training import pipeline

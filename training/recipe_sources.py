@@ -55,6 +55,12 @@ class Asked:
         return self.recipe(_STAND_INS).data
 
     @property
+    def name(self) -> str | None:
+        """Of the model; None where it is still to be chosen."""
+        name = self.said.get("name", self.base.get("name"))
+        return name if isinstance(name, str) else None
+
+    @property
     def preset(self) -> Preset | None:
         """That was named."""
         name = self.said.get("architecture", {}).get("preset")

@@ -137,6 +137,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, told, tmp_path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("arguments", [["--repository", "file"], ["--set", "name=../x"]], ids=["place", "name"])
+def test_a_place_that_nothing_can_be_published_at_is_told_before_torch_is_imported(arguments, tmp_path) -> None:
+    (tmp_path / "file").write_text("no directory")
+
+    ran = run("build", "digits", *arguments, code="import sys; sys.modules['torch'] = None", cwd=tmp_path)
+
+    assert ran.returncode == 2
+    assert "torch" not in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("missing", "arguments", "extra"),
     [

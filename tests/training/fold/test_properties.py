@@ -25,7 +25,7 @@ _GRAPHS = 2000
 
 def test_no_fold_is_wrong_and_none_changes_anything_the_second_time():
     context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
+    with context.Pool(2, fuzz.prepare) as pool:
         results = pool.map(fuzz.run, fuzz.chunks(1_000_000, _GRAPHS), chunksize=1)
 
     counts = sum((counts for _, counts in results), Counter[str]())

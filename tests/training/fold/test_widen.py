@@ -558,7 +558,7 @@ def test_the_report_counts_it_and_names_the_convolutions() -> None:
 def test_random_graphs() -> None:
     """Every other one is of convolutions, made for this (random_convolutions.py)."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
+    with context.Pool(2, fuzz.prepare) as pool:
         results = pool.map(partial(fuzz.run, widen=True), [range(first, first + 75) for first in range(0, 300, 75)])
 
     assert [failure for failures, _ in results for failure in failures] == []
