@@ -19,6 +19,8 @@ from service.knobs import SettingsError
 from service.logs import ConsoleFormatter
 from service.settings import Settings
 from tests.service.fakes import fake_registry
+from tests.service.handmade import DOUBLE, save_version
+from tests.service.waiting_for import wait_until_ready
 
 KEY = "infer-key-0123456789"
 SHOWN = {"Authorization": f"Bearer {KEY}"}
@@ -34,9 +36,10 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(key_file: Path, tmp_path: Path) -> Iterator[TestClient]:
-    (tmp_path / "models").mkdir()
+    save_version(tmp_path / "models", "m", DOUBLE)
     settings = Settings(model_repository=tmp_path / "models", api_key_file=key_file, root_path="/base")
     with TestClient(create_app(settings)) as opened:
+        wait_until_ready(opened, **SHOWN)
         yield opened
 
 

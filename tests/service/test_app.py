@@ -5,7 +5,6 @@ import logging
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from service.protocol import SERVER_EXTENSIONS
 from service.settings import Settings
 from tests.service.fakes import EchoModel, FakeRegistry, fake_registry
 from tests.service.handmade import DOUBLE, TEXT, save_model, save_version
+from tests.service.waiting_for import wait_until_ready
 
 HALF = "g (float16[N,2] x) => (float16[N,2] y) { y = Add(x, x) }"
 WIDE = "g (bool[N] b, int64[N] i) => (bool[N] nb, int64[N] j) { nb = Not(b) j = Add(i, i) }"
-PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +36,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         save_version(repository, name, graph)
     save_version(repository, "double", DOUBLE, version=2)
     with TestClient(create_app(Settings(model_repository=repository))) as opened:
-        wait_until_ready(opened, "/v2/health/ready")
+        wait_until_ready(opened)
         yield opened
-
-
-def wait_until_ready(client: TestClient, path: str) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while client.get(path).status_code != 200:
-        assert time.monotonic() < give_up, client.get(path).text
-        time.sleep(0.01)
 
 
 def fake_client(**models: EchoModel | str) -> TestClient:

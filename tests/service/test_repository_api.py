@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.settings import Settings
 from tests.service.handmade import DOUBLE, save_model, save_version
+from tests.service.waiting_for import wait_until_ready
 
 INDEX = "/v2/repository/index"
 LOAD = "/v2/repository/models/m/load"
@@ -30,10 +30,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     save_version(repository, "m", DOUBLE)
     save_version(tmp_path, "outside", DOUBLE)
     with TestClient(create_app(Settings(model_repository=repository))) as opened:
-        give_up = time.monotonic() + 60
-        while opened.get("/v2/health/ready").status_code != 200:
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
+        wait_until_ready(opened)
         save_version(repository, "late", DOUBLE)
         yield opened
 
@@ -235,10 +232,7 @@ def test_a_model_called_stats_or_config_is_reached_as_far_as_in_triton(tmp_path:
     for name in ("stats", "config"):
         save_version(tmp_path, name, DOUBLE)
     with TestClient(create_app(Settings(model_repository=tmp_path))) as client:
-        give_up = time.monotonic() + 60
-        while client.get("/v2/health/ready").status_code != 200:
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
+        wait_until_ready(client)
         assert list(client.get("/v2/models/stats").json()) == ["model_stats"]
         assert client.get("/v2/models/config").json()["name"] == "config"
         for name in ("stats", "config"):
