@@ -97,9 +97,15 @@ def describe(shape: tuple[int, ...], asked: tuple[int, int] | None) -> tuple[str
     height, width, channels = shape
     kind = "grey" if channels == 1 else "red, green, blue"
     scaling = "" if asked is None else f"scale an image to {height}x{width} (height x width; here: Pillow, bilinear); "
+    resized = "" if asked is None else f".resize(({width}, {height}), Image.Resampling.BILINEAR)"
+    made = f'numpy.asarray(Image.open(path).convert("{"L" if channels == 1 else "RGB"}"){resized})'
+    tensor = f'"name": "image", "datatype": "UINT8", "shape": [1, {height}, {width}, {channels}]'
     return (
         f"pixels from the top left, {kind}, 0 to 255",
-        (f"{scaling}decode a file to its {kind} bytes as it is stored; the network's first part normalises",),
+        (
+            f"{scaling}decode a file to its {kind} bytes as it is stored; the network's first part normalises",
+            f'a worked request, in Python, with Pillow: {{"inputs": [{{{tensor}, "data": {made}.ravel().tolist()}}]}}',
+        ),
     )
 
 

@@ -64,7 +64,7 @@ def dataset_of(
         train=everything.at(train),
         test=everything.at(test),
         origin=thing,
-        notes=(*notes, padding_note(length)),
+        notes=(*notes, padding_note(length), _worked_request(length)),
     )
 
 
@@ -76,8 +76,18 @@ def as_rows(texts: Sequence[bytes], length: int) -> npt.NDArray[np.uint8]:
 
 def padding_note(length: int) -> str:
     """What no graph can do for a client."""
-    how = f'text.encode()[:{length}].ljust({length}, b"\\0")'
-    return f"encode a text as UTF-8, keep its first {length} bytes, and fill up with zeros to as many: {how}"
+    return (
+        f"encode a text as UTF-8, keep its first {length} bytes, and fill up with zeros to as many: {_padded(length)}"
+    )
+
+
+def _worked_request(length: int) -> str:
+    tensor = f'"name": "text", "datatype": "UINT8", "shape": [1, {length}], "data": list({_padded(length)})'
+    return f'a worked request, in Python: {{"inputs": [{{{tensor}}}]}}'
+
+
+def _padded(length: int) -> str:
+    return f'text.encode()[:{length}].ljust({length}, b"\\0")'
 
 
 def _usual_length(lengths: Sequence[int]) -> int:

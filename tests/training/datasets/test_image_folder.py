@@ -95,6 +95,23 @@ def test_images_are_scaled_where_a_size_is_asked_for_and_clients_are_told(tmp_pa
     assert dataset.notes[0].startswith("scale an image to 8x5 (height x width; here: Pillow, bilinear)")
 
 
+@pytest.mark.parametrize(("mode", "size"), [("RGB", None), ("L", None), ("RGB", (8, 5))])
+def test_a_client_that_asks_as_the_note_says_sends_what_was_learned_from(
+    tmp_path: Path, mode: str, size: tuple[int, int] | None
+) -> None:
+    dataset = load(folder_of(tmp_path, mode), Options(size=size))
+    code = dataset.notes[-1].partition(": ")[2]
+
+    sent = set()
+    for path in tmp_path.rglob("*.png"):
+        (tensor,) = eval(code, {"Image": Image, "numpy": np, "path": path})["inputs"]
+        assert (tensor["name"], tensor["datatype"]) == (dataset.inputs[0].name, "UINT8")
+        assert tensor["shape"] == [1, *dataset.train.only.shape[1:]]
+        sent.add(bytes(tensor["data"]))
+
+    assert {row.tobytes() for part in (dataset.train, dataset.test) for row in part.only} == sent
+
+
 @pytest.mark.parametrize("held_out", ["test", "val"])
 def test_folders_of_parts_are_the_split(tmp_path: Path, held_out: str) -> None:
     folder_of(tmp_path / "train", per_class=3)

@@ -63,9 +63,15 @@ def test_the_length_is_that_of_the_long_ones_in_steps_of_sixteen_or_what_is_aske
 
 def test_a_client_that_does_as_the_note_says_sends_what_was_learned_from(tmp_path: Path) -> None:
     dataset = load(folder_of(tmp_path))
-    code = dataset.notes[-1].rpartition(": ")[2]
-    sent = {eval(code, {"text": text}) for text in TEXTS}
+    padding, request = dataset.notes[-2].rpartition(": ")[2], dataset.notes[-1].partition(": ")[2]
+    sent = {eval(padding, {"text": text}) for text in TEXTS}
     assert {row.tobytes() for row in dataset.train.only} < sent
+
+    tensors = [eval(request, {"text": text})["inputs"][0] for text in TEXTS]
+    assert {bytes(tensor.pop("data")) for tensor in tensors} == sent
+    (described,) = dataset.inputs
+    length = dataset.train.only.shape[1]
+    assert all(one == {"name": described.name, "datatype": "UINT8", "shape": [1, length]} for one in tensors)
 
 
 def test_labels_may_be_numbers(tmp_path: Path) -> None:
