@@ -27,8 +27,8 @@ from training import datasets
 from training.bn.population import estimate
 from training.export import export
 from training.fold import fold
+from training.optimiser import learning_rate_factor, parameter_groups
 from training.remedies import Remedy, apply, choose_remedy, freeze, parse_remedy
-from training.train import learning_rate_factor, parameter_groups
 
 SEEDS, EPOCHS, WIDTH, DEPTH = (0, 1, 2), 8, 100, 3
 SMALL, USUAL = 2, 32
