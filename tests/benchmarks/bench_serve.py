@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def main() -> int:
         rounds = arguments.rounds or pace.rounds
         for number in range(rounds):
             bench.round(number, chosen, contenders)
-        paired = bench.paired([each for each in NOT_BELOW_ONE_PROCESS if each in chosen and ONE_PROCESS in contenders])
+        asked = [each for each in NOT_BELOW_ONE_PROCESS if each in chosen and ONE_PROCESS in contenders]
+        paired = bench.paired(asked, contenders)
     names = [name for name in contenders if any((workload, name) in bench.found for workload in chosen)]
     print(table(bench.found, paired, names))
     print(f"\n{LEGEND}\nMedians of {rounds} rounds, {(time.monotonic() - begin) / 60:.0f} minutes.")
@@ -163,32 +165,31 @@ class Bench:
                 elif self._served[model].is_small or not contender.only_small:
                     self._with_server(contender, model, workloads)
 
-    def paired(self, workloads: Sequence[Workload]) -> dict[Workload, Ratio]:
+    def paired(
+        self, workloads: Sequence[Workload], contenders: Mapping[str, Contender | None]
+    ) -> dict[Workload, Ratio]:
         """How many times the rate of one process ours is."""
         rng = np.random.default_rng(0)
+        pair = [contender for name in (OURS, ONE_PROCESS) if (contender := contenders.get(name)) is not None]
         seconds: dict[tuple[Workload, str], Times] = {}
         for _ in range(OPENINGS if workloads else 0):
-            for place, turns in self._opening(workloads, rng).items():
+            for place, turns in self._opening(workloads, pair, rng).items():
                 seconds.setdefault(place, []).append(np.array(turns))
         return {each: ratio(seconds[each, ONE_PROCESS], seconds[each, OURS], rng) for each in workloads}
 
     def _opening(
-        self, workloads: Sequence[Workload], rng: np.random.Generator
+        self, workloads: Sequence[Workload], pair: Sequence[Contender], rng: np.random.Generator
     ) -> dict[tuple[Workload, str], list[float]]:
         """Seconds an answer in each turn, of servers that are started for it. Raises what one of them raises."""
-        ours_as_chosen, one_process = ours(), ours(ONE_PROCESS, "--workers", "1")
         served = self._served[workloads[0].model]
         found: dict[tuple[Workload, str], list[float]] = {}
-        with (
-            running(ours_as_chosen, served, THREADS[served.name]) as chosen_port,
-            running(one_process, served, THREADS[served.name]) as one_port,
-        ):
-            contenders = ((ours_as_chosen, chosen_port), (one_process, one_port))
+        with ExitStack() as started:
+            ports = [started.enter_context(running(each, served, THREADS[served.name])) for each in pair]
             for workload in workloads:
                 for _ in range(self._pace.pairs):
-                    for contender, port in rng.permutation(np.array(contenders, dtype=object)):
-                        per_s = self._closed(contender, served, port, workload, PAIRED_S).per_s
-                        found.setdefault((workload, contender.name), []).append(1 / per_s)
+                    for turn in rng.permutation(len(pair)):
+                        per_s = self._closed(pair[turn], served, ports[turn], workload, PAIRED_S).per_s
+                        found.setdefault((workload, pair[turn].name), []).append(1 / per_s)
         return found
 
     def _with_server(self, contender: Contender, model: str, workloads: Sequence[Workload]) -> None:
