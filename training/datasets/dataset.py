@@ -14,6 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+MOST_BYTES = 8 << 30
+"""Of one array in memory: a source that would need more says so."""
+
 
 class Task(StrEnum):
     """What is learned. classify: one class a row. segment: one class a pixel of each row."""

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from training.datasets.arrays import Array, dataset_of
-from training.datasets.dataset import Dataset
+from training.datasets.dataset import MOST_BYTES, Dataset
 from training.datasets.options import Options
 from training.errors import UserError, check_the_path
 
-MOST_BYTES = 8 << 30
 _KNOWN = ("x", "y", "x_test", "y_test", "classes")
 
 

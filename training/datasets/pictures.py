@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.datasets.dataset import Pixels
+from training.datasets.dataset import MOST_BYTES, Pixels
 from training.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-MOST_BYTES = 8 << 30
 _GREY = frozenset({"1", "L", "LA"})
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L"})
 

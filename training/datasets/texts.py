@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.datasets.class_folders import find
-from training.datasets.dataset import Dataset, Examples, InputDescription, Tokens
+from training.datasets.dataset import MOST_BYTES, Dataset, Examples, InputDescription, Tokens
 from training.datasets.options import Options
 from training.datasets.splitting import numbered, stratified
 from training.errors import UserError, check_the_path
@@ -23,7 +23,6 @@ from training.errors import UserError, check_the_path
 LONGEST = 1024
 """What is chosen from the data at most; data.length may say more."""
 STEP = 16
-MOST_BYTES = 8 << 30
 
 
 def load(where: str, options: Options) -> Dataset:
